@@ -1,0 +1,88 @@
+//! What `status` answers. Fields are only ever added.
+
+use serde::{Deserialize, Serialize};
+
+/// The daemon at a glance.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Status {
+    /// `lapce-ai 0.1.0`.
+    pub name: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since the start.
+    pub uptime_secs: u64,
+    /// Path of the socket.
+    pub socket: String,
+    /// Path of the configuration file, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// The daemon stops by itself after so many seconds without a client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stops_when_idle_secs: Option<u64>,
+    /// Who is connected.
+    pub connections: Vec<ConnectionStatus>,
+    /// Which providers are usable.
+    pub providers: Vec<ProviderStatus>,
+    /// Where requests without a model go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_model: Option<String>,
+    /// Counters since the start.
+    pub counters: Counters,
+}
+
+/// A client that is connected.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConnectionStatus {
+    /// The connection's number.
+    pub id: u64,
+    /// What the client calls itself.
+    pub name: String,
+    /// Its process id, from the kernel.
+    pub pid: i32,
+    /// Its user id, from the kernel.
+    pub uid: u32,
+    /// `shared memory` or `socket`.
+    pub transport: String,
+    /// Requests taken since it connected.
+    pub requests: u64,
+    /// Requests under way.
+    pub in_flight: u64,
+    /// Seconds since it connected.
+    pub connected_secs: u64,
+}
+
+/// A provider that the daemon knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProviderStatus {
+    /// Its name in the daemon.
+    pub name: String,
+    /// Where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_url: Option<String>,
+    /// How the daemon came to know it: `configuration`, `environment`, `discovered`, `built in`.
+    pub source: String,
+    /// Its default model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_model: Option<String>,
+}
+
+/// What happened since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Counters {
+    /// Connections taken.
+    pub connections: u64,
+    /// Connections refused: uid, limit, version.
+    pub refused: u64,
+    /// Requests taken.
+    pub requests: u64,
+    /// Requests that ended with an error.
+    pub failed: u64,
+    /// Requests cancelled.
+    pub cancelled: u64,
+    /// Connections cut for a fault.
+    pub faults: u64,
+}

@@ -1,0 +1,28 @@
+//! Connections that carry frames, over shared memory or over a socket, and the buffers behind them.
+//!
+//! | stop on the path | here |
+//! |---|---|
+//! | finding each other | [`RuntimeDir`], [`Listener`], [`connect`] |
+//! | handshake | [`Handshake`] on the daemon's side, inside [`connect`] on the client's |
+//! | bytes -> frames, frames -> bytes | [`Reader`], [`Writer`], the two halves of a [`Connection`] |
+//! | payload bytes that outlive a frame | [`BufferPool`], [`Buffer`] |
+//!
+//! A connection works the same over both carriers; one conformance suite (`tests/conformance.rs`) runs over both.
+//! Nothing here blocks: callers wait on the connection's socket, with whatever waits best where they are.
+#![forbid(unsafe_code)]
+
+mod connect;
+mod connection;
+mod error;
+mod handshake;
+mod listener;
+mod pool;
+mod runtime_dir;
+
+pub use connect::{ConnectError, ConnectOptions, connect};
+pub use connection::{CONTROL_ROOM, Connection, Peer, Reader, Writer, flush};
+pub use error::TransportError;
+pub use handshake::{Handshake, Progress, ServerTerms};
+pub use listener::{BindError, Listener};
+pub use pool::{Buffer, BufferPool, PoolOptions, PoolStats};
+pub use runtime_dir::{RuntimeDir, RuntimeDirError};
