@@ -61,7 +61,11 @@ pub struct AIRequest {
 impl AIRequest {
     /// A request with nothing but a conversation.
     pub fn new(model: impl Into<String>, messages: Vec<Message>) -> Self {
-        Self { model: model.into(), messages, ..Self::default() }
+        Self {
+            model: model.into(),
+            messages,
+            ..Self::default()
+        }
     }
 
     /// Whether events are wanted rather than one answer.
@@ -495,7 +499,12 @@ mod tests {
         let json = r#"{"messages":[{"role":"tool","content":[{"type":"text","text":"4"}],"toolCallId":"c1","new":1}],
             "model":"m","maxTokens":5,"toolChoice":{"name":"add"},"later":{}}"#;
         let request: AIRequest = serde_json::from_str(json).unwrap();
-        assert_eq!(request.tool_choice, Some(ToolChoice::Named { name: "add".to_owned() }));
+        assert_eq!(
+            request.tool_choice,
+            Some(ToolChoice::Named {
+                name: "add".to_owned()
+            })
+        );
         assert_eq!(
             serde_json::to_string(&request).unwrap(),
             r#"{"messages":[{"role":"tool","content":[{"type":"text","text":"4"}],"toolCallId":"c1"}],"model":"m","maxTokens":5,"toolChoice":{"name":"add"}}"#
@@ -515,7 +524,10 @@ mod tests {
         };
         let json = serde_json::to_string(&event).unwrap();
         assert_eq!(json, r#"{"type":"toolCall","index":1,"arguments":"{}"}"#);
-        let usage = StreamEvent::Usage(Usage { input_tokens: 3, ..Usage::default() });
+        let usage = StreamEvent::Usage(Usage {
+            input_tokens: 3,
+            ..Usage::default()
+        });
         let json = serde_json::to_string(&usage).unwrap();
         assert_eq!(json, r#"{"type":"usage","inputTokens":3,"outputTokens":0}"#);
         assert_eq!(serde_json::from_str::<StreamEvent>(&json).unwrap(), usage);
@@ -525,7 +537,9 @@ mod tests {
         );
         assert_eq!(
             serde_json::from_str::<StreamEvent>(r#"{"type":"finish","reason":"boredom"}"#).unwrap(),
-            StreamEvent::Finish { reason: FinishReason::Other }
+            StreamEvent::Finish {
+                reason: FinishReason::Other
+            }
         );
     }
 }

@@ -166,7 +166,10 @@ impl ClientState {
             ..Stream::default()
         };
         self.streams.insert(self.last_id, stream);
-        Ok(Opening { id: self.last_id, whole })
+        Ok(Opening {
+            id: self.last_id,
+            whole,
+        })
     }
 
     /// Request bytes of a stream that may be sent now in DATA or END; `None` once the stream has ended or was cancelled.
@@ -218,18 +221,27 @@ impl ClientState {
         let id = frame.id;
         match frame.kind {
             Kind::Data | Kind::End => self.on_piece(frame),
-            Kind::Error if id == 0 => {
-                Ok(ClientEvent::Closed(ErrorBody::read(frame.ty, frame.payload)))
-            }
+            Kind::Error if id == 0 => Ok(ClientEvent::Closed(ErrorBody::read(
+                frame.ty,
+                frame.payload,
+            ))),
             Kind::Error => {
                 let known = self.answered(id)?;
                 self.remove(id);
                 let body = ErrorBody::read(frame.ty, frame.payload);
-                Ok(if known { ClientEvent::Failed { id, body } } else { ClientEvent::Nothing })
+                Ok(if known {
+                    ClientEvent::Failed { id, body }
+                } else {
+                    ClientEvent::Nothing
+                })
             }
             Kind::Accepted => {
                 let known = self.answered(id)?;
-                Ok(if known { ClientEvent::Accepted { id } } else { ClientEvent::Nothing })
+                Ok(if known {
+                    ClientEvent::Accepted { id }
+                } else {
+                    ClientEvent::Nothing
+                })
             }
             Kind::Credit => {
                 if !self.answered(id)? {
@@ -300,14 +312,19 @@ impl ClientState {
             }
             (&frame.payload[ITEM_PREFIX_LEN..], length)
         } else {
-            (frame.payload, stream.item_left.unwrap_or(frame.payload.len() as u64))
+            (
+                frame.payload,
+                stream.item_left.unwrap_or(frame.payload.len() as u64),
+            )
         };
         let len = bytes.len() as u32;
         if len > stream.granted {
             return Err(Fault::CreditExceeded);
         }
         stream.granted -= len;
-        let left = item_length.checked_sub(u64::from(len)).ok_or(Fault::LengthMismatch)?;
+        let left = item_length
+            .checked_sub(u64::from(len))
+            .ok_or(Fault::LengthMismatch)?;
         if !more && left != 0 {
             return Err(Fault::LengthMismatch);
         }
@@ -363,7 +380,9 @@ impl ClientState {
             return Some(Control::Pong(bytes));
         }
         while let Some(id) = self.to_say.pop_front() {
-            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            let Some(stream) = self.streams.get_mut(&id) else {
+                continue;
+            };
             stream.queued = false;
             let grant = std::mem::take(&mut stream.grant);
             if stream.cancel {

@@ -91,7 +91,11 @@ impl ErrorCode {
 
     /// The code with this number; an unknown number counts as [`ErrorCode::Internal`].
     pub fn from_number(number: u16) -> Self {
-        Self::ALL.iter().copied().find(|code| code.number() == number).unwrap_or(Self::Internal)
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|code| code.number() == number)
+            .unwrap_or(Self::Internal)
     }
 
     /// The stable name.
@@ -246,6 +250,9 @@ mod tests {
     #[test]
     fn a_body_that_is_not_json_is_kept() {
         let body = ErrorBody::read(9999, b"gone");
-        assert_eq!((body.code, body.message.as_str()), (ErrorCode::Internal, "gone"));
+        assert_eq!(
+            (body.code, body.message.as_str()),
+            (ErrorCode::Internal, "gone")
+        );
     }
 }

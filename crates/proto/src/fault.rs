@@ -88,27 +88,49 @@ impl Fault {
     fn row(self) -> (&'static str, &'static str) {
         match self {
             Self::BadMagic => ("bad_magic", "the header does not start with the magic"),
-            Self::BadVersion => ("bad_version", "the header's version is not the negotiated one"),
-            Self::BadKind => ("bad_kind", "the kind is unknown, or not for this side to send"),
+            Self::BadVersion => (
+                "bad_version",
+                "the header's version is not the negotiated one",
+            ),
+            Self::BadKind => (
+                "bad_kind",
+                "the kind is unknown, or not for this side to send",
+            ),
             Self::BadFlags => ("bad_flags", "a flag that this kind does not have"),
             Self::BadType => ("bad_type", "a type field that must be 0 is not"),
-            Self::BadId => ("bad_id", "an id of 0 where a stream is meant, or the reverse"),
-            Self::IdReused => ("id_reused", "an OPEN whose id is not above every earlier one"),
+            Self::BadId => (
+                "bad_id",
+                "an id of 0 where a stream is meant, or the reverse",
+            ),
+            Self::IdReused => (
+                "id_reused",
+                "an OPEN whose id is not above every earlier one",
+            ),
             Self::FrameTooLarge => ("frame_too_large", "a payload over max_frame_payload"),
             Self::TornFrame => ("torn_frame", "a ring ended inside a frame"),
             Self::CrcMissing => ("crc_missing", "the CRC is on and the frame has none"),
             Self::CrcUnexpected => ("crc_unexpected", "the CRC is off and the frame has one"),
             Self::CrcMismatch => ("crc_mismatch", "the CRC does not match"),
-            Self::BadPayload => ("bad_payload", "a payload of the wrong size or form for its kind"),
-            Self::LengthMismatch => ("length_mismatch", "the fragments do not add up to total_length"),
+            Self::BadPayload => (
+                "bad_payload",
+                "a payload of the wrong size or form for its kind",
+            ),
+            Self::LengthMismatch => (
+                "length_mismatch",
+                "the fragments do not add up to total_length",
+            ),
             Self::CreditExceeded => ("credit_exceeded", "more bytes than credit was given for"),
             Self::CreditOverflow => ("credit_overflow", "credit beyond 2^31 - 1"),
             Self::WindowExceeded => ("window_exceeded", "more OPEN payload than inline_window"),
-            Self::TooManyStreams => ("too_many_streams", "more unanswered requests than max_streams"),
+            Self::TooManyStreams => (
+                "too_many_streams",
+                "more unanswered requests than max_streams",
+            ),
             Self::RingCorrupt => ("ring_corrupt", "positions in a ring that cannot be"),
-            Self::UnexpectedFrame => {
-                ("unexpected_frame", "a frame that has no place here, such as a second HELLO")
-            }
+            Self::UnexpectedFrame => (
+                "unexpected_frame",
+                "a frame that has no place here, such as a second HELLO",
+            ),
         }
     }
 }

@@ -128,7 +128,10 @@ pub struct Codec {
 
 impl Codec {
     /// The rules before the handshake: no CRC, payloads of at most 4 KiB.
-    pub const HANDSHAKE: Self = Self { crc: false, max_payload: 4096 };
+    pub const HANDSHAKE: Self = Self {
+        crc: false,
+        max_payload: 4096,
+    };
 
     /// Reads the frame at the start of `bytes`, which are private to the reader, and says how many bytes it took.
     /// `None`: the frame is not complete yet.
@@ -167,7 +170,10 @@ impl Codec {
             return Err(Fault::FrameTooLarge);
         }
         let id = u64::from(word(12)) | u64::from(word(16)) << 32;
-        if kind.of_stream().is_some_and(|of_stream| of_stream != (id != 0)) {
+        if kind
+            .of_stream()
+            .is_some_and(|of_stream| of_stream != (id != 0))
+        {
             return Err(Fault::BadId);
         }
         let crc = word(20);
@@ -183,7 +189,13 @@ impl Codec {
         if self.crc && checksum(header, &[payload]) != crc {
             return Err(Fault::CrcMismatch);
         }
-        let frame = Frame { kind, flags: flags & !CRC, ty, id, payload };
+        let frame = Frame {
+            kind,
+            flags: flags & !CRC,
+            ty,
+            id,
+            payload,
+        };
         check_size(&frame)?;
         Ok(Some((frame, HEADER_LEN + payload.len())))
     }
@@ -262,7 +274,11 @@ fn check_size(frame: &Frame<'_>) -> Result<(), Fault> {
         Kind::GoAway => len == 16,
         Kind::Ping => len == 8,
     };
-    if right { Ok(()) } else { Err(Fault::BadPayload) }
+    if right {
+        Ok(())
+    } else {
+        Err(Fault::BadPayload)
+    }
 }
 
 #[cfg(test)]
@@ -270,7 +286,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PLAIN: Codec = Codec { crc: false, max_payload: 1 << 16 };
+    const PLAIN: Codec = Codec {
+        crc: false,
+        max_payload: 1 << 16,
+    };
     const CHECKED: Codec = Codec { crc: true, ..PLAIN };
 
     #[test]

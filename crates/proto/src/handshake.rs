@@ -24,7 +24,10 @@ impl Features {
 
     /// Unknown bits are dropped: the daemon leaves off what it does not know.
     fn from_bits(bits: u32) -> Self {
-        Self { shared_memory: bits & 1 != 0, crc: bits & 2 != 0 }
+        Self {
+            shared_memory: bits & 1 != 0,
+            crc: bits & 2 != 0,
+        }
     }
 }
 
@@ -203,12 +206,23 @@ mod tests {
 
     #[test]
     fn both_frames_survive_the_wire() {
-        let hello = Hello::new(&"é".repeat(40), 7 << 100, Features { shared_memory: true, crc: true }, 9);
+        let hello = Hello::new(
+            &"é".repeat(40),
+            7 << 100,
+            Features {
+                shared_memory: true,
+                crc: true,
+            },
+            9,
+        );
         assert_eq!(hello.name.len(), 64);
         assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
         let welcome = Welcome {
             version: VERSION,
-            features: Features { shared_memory: false, crc: true },
+            features: Features {
+                shared_memory: false,
+                crc: true,
+            },
             instance: u128::MAX - 3,
             connection: 12,
             limits: Limits {

@@ -57,8 +57,9 @@ impl OpenPrefix {
     /// # Errors
     /// [`Fault::BadPayload`] for fewer than 32 bytes or an unknown class.
     pub fn split(payload: &[u8]) -> Result<(Self, &[u8]), Fault> {
-        let (bytes, body) =
-            payload.split_first_chunk::<OPEN_PREFIX_LEN>().ok_or(Fault::BadPayload)?;
+        let (bytes, body) = payload
+            .split_first_chunk::<OPEN_PREFIX_LEN>()
+            .ok_or(Fault::BadPayload)?;
         let class = match bytes[12] {
             0 => Class::ByType,
             1 => Class::Interactive,

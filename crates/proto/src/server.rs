@@ -121,7 +121,11 @@ impl ServerState {
     /// Response bytes that a stream opened with `prefix` may send before the first CREDIT.
     #[inline]
     pub fn window(&self, prefix: &OpenPrefix) -> u32 {
-        if prefix.response_window == 0 { self.window } else { prefix.response_window }
+        if prefix.response_window == 0 {
+            self.window
+        } else {
+            prefix.response_window
+        }
     }
 
     /// Streams that have no terminal frame yet.
@@ -141,8 +145,15 @@ impl ServerState {
             Kind::End => self.on_piece(frame, true),
             Kind::Cancel => {
                 self.known(frame.id)?;
-                let live = self.streams.get(&frame.id).is_some_and(|s| s.error.is_none());
-                Ok(if live { ServerEvent::Cancel { id: frame.id } } else { ServerEvent::Nothing })
+                let live = self
+                    .streams
+                    .get(&frame.id)
+                    .is_some_and(|s| s.error.is_none());
+                Ok(if live {
+                    ServerEvent::Cancel { id: frame.id }
+                } else {
+                    ServerEvent::Nothing
+                })
             }
             Kind::Credit => {
                 self.known(frame.id)?;
@@ -165,7 +176,11 @@ impl ServerState {
     }
 
     fn known(&self, id: u64) -> Result<(), Fault> {
-        if id > self.last_id { Err(Fault::BadId) } else { Ok(()) }
+        if id > self.last_id {
+            Err(Fault::BadId)
+        } else {
+            Ok(())
+        }
     }
 
     #[inline]
@@ -180,7 +195,13 @@ impl ServerState {
             OpenPrefix::split(frame.payload)?
         } else if whole {
             let total_length = frame.payload.len() as u64;
-            (OpenPrefix { total_length, ..OpenPrefix::default() }, frame.payload)
+            (
+                OpenPrefix {
+                    total_length,
+                    ..OpenPrefix::default()
+                },
+                frame.payload,
+            )
         } else {
             return Err(Fault::BadFlags);
         };
@@ -208,13 +229,27 @@ impl ServerState {
             return Ok(ServerEvent::Nothing);
         }
         if whole {
-            return Ok(ServerEvent::Request { id, ty, prefix, body });
+            return Ok(ServerEvent::Request {
+                id,
+                ty,
+                prefix,
+                body,
+            });
         }
         self.track(id, &prefix, body.len())?;
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.upload = Some(Upload { total: prefix.total_length, received, granted: false });
+            stream.upload = Some(Upload {
+                total: prefix.total_length,
+                received,
+                granted: false,
+            });
         }
-        Ok(ServerEvent::Begin { id, ty, prefix, first: body })
+        Ok(ServerEvent::Begin {
+            id,
+            ty,
+            prefix,
+            first: body,
+        })
     }
 
     fn on_piece<'a>(&mut self, frame: &Frame<'a>, last: bool) -> Result<ServerEvent<'a>, Fault> {
@@ -264,15 +299,23 @@ impl ServerState {
             return Err(Fault::WindowExceeded);
         }
         let credit = self.window(prefix);
-        let stream = Stream { inline: inline as u32, credit, ..Stream::default() };
+        let stream = Stream {
+            inline: inline as u32,
+            credit,
+            ..Stream::default()
+        };
         self.streams.insert(id, stream);
         Ok(())
     }
 
     /// The rest of the request may be sent: its bytes are reserved.
     pub fn grant(&mut self, id: u64) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        let Some(upload) = &mut stream.upload else { return };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        let Some(upload) = &mut stream.upload else {
+            return;
+        };
         upload.granted = true;
         // Lengths are bounded by max_message_size, which the daemon keeps below 2^31.
         stream.grant = u32::try_from(upload.total - upload.received).unwrap_or(i32::MAX as u32);
@@ -301,7 +344,10 @@ impl ServerState {
 
     /// Response bytes that may be sent now; `None` once the stream has ended or failed.
     pub fn credit(&self, id: u64) -> Option<u32> {
-        self.streams.get(&id).filter(|stream| stream.error.is_none()).map(|stream| stream.credit)
+        self.streams
+            .get(&id)
+            .filter(|stream| stream.error.is_none())
+            .map(|stream| stream.credit)
     }
 
     /// A DATA frame with `bytes` of payload, prefix not counted, has been written.
@@ -323,7 +369,11 @@ impl ServerState {
     /// No new requests: says GOAWAY, and refuses what is opened from now on.
     pub fn go_away(&mut self, code: ErrorCode, drain_ms: u32) {
         if self.goaway.is_none() {
-            self.goaway = Some(GoAway { last_id: self.last_id, drain_ms, code });
+            self.goaway = Some(GoAway {
+                last_id: self.last_id,
+                drain_ms,
+                code,
+            });
             self.goaway_unsaid = true;
         }
     }

@@ -1,1 +1,29 @@
-//! Placeholder.
+//! The daemon's core: takes requests from connections, runs handlers, writes answers.
+//!
+//! ```no_run
+//! use lapce_ai_proto::MessageType;
+//! use lapce_ai_server::{Options, Server};
+//! use lapce_ai_transport::{Listener, RuntimeDir};
+//!
+//! let mut server = Server::new(Options::default());
+//! server.handle(MessageType::ECHO, |request, reply| reply.send_body(request.into_body()));
+//! let runtime = tokio::runtime::Runtime::new()?;
+//! server.start(Listener::bind(&RuntimeDir::default_for_user())?, runtime.handle())?.join();
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! One thread, the *reactor*, owns every connection's reading half and the [sync](Server::handle) handlers: it polls the
+//! rings of connections that talk and sleeps on the sockets of those that do not. [Async](Server::handle_async)
+//! handlers run on a tokio runtime and write their answers straight into the connection's ring, under a lock that is
+//! held for the copy and never across an await.
+#![forbid(unsafe_code)]
+
+mod handler;
+mod options;
+mod reactor;
+mod server;
+mod session;
+
+pub use handler::{Body, Gone, OwnedRequest, Reply, Request, Responder};
+pub use options::Options;
+pub use server::{Running, Server, ServerHandle, StartError};

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use lapce_ai_proto::{Codec, ErrorBody, Fault, Features, Hello, Kind, Welcome};
 use lapce_ai_shm::{Bell, Segment, ShmError, Woken, peer_credentials, recv_with_fd, send_with_fd};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket, socket_with,
+};
 use rustix::process::geteuid;
 
 use crate::{Connection, Peer, TransportError};
@@ -84,7 +86,10 @@ pub fn connect(
     path: &Path,
     options: &ConnectOptions,
 ) -> Result<(Connection, Welcome), ConnectError> {
-    let io_error = |source: io::Error| ConnectError::Io { path: path.to_owned(), source };
+    let io_error = |source: io::Error| ConnectError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let address = SocketAddrUnix::new(path).map_err(|errno| io_error(errno.into()))?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
@@ -94,7 +99,9 @@ pub fn connect(
         match connect_socket(&socket, &address) {
             Ok(()) => break,
             Err(Errno::NOENT | Errno::CONNREFUSED) => {
-                return Err(ConnectError::NotRunning { path: path.to_owned() });
+                return Err(ConnectError::NotRunning {
+                    path: path.to_owned(),
+                });
             }
             Err(Errno::INTR) => {}
             // The daemon's backlog is full; a Unix socket cannot be waited on for that.
@@ -107,10 +114,17 @@ pub fn connect(
     }
     let credentials = peer_credentials(&socket).map_err(io_error)?;
     if credentials.uid != geteuid().as_raw() && credentials.uid != 0 {
-        return Err(ConnectError::Untrusted { path: path.to_owned(), uid: credentials.uid });
+        return Err(ConnectError::Untrusted {
+            path: path.to_owned(),
+            uid: credentials.uid,
+        });
     }
-    let hello =
-        Hello::new(&options.name, options.instance, options.features, options.response_window);
+    let hello = Hello::new(
+        &options.name,
+        options.instance,
+        options.features,
+        options.response_window,
+    );
     let frame = Codec::HANDSHAKE.encode(Kind::Hello, 0, 0, 0, &hello.encode());
     match send_with_fd(&socket, &frame, None) {
         Ok(n) if n == frame.len() => {}
@@ -123,8 +137,10 @@ pub fn connect(
         instance: welcome.instance,
         shared_memory: welcome.features.shared_memory,
     };
-    let codec =
-        Codec { crc: welcome.features.crc, max_payload: welcome.limits.max_frame_payload };
+    let codec = Codec {
+        crc: welcome.features.crc,
+        max_payload: welcome.limits.max_frame_payload,
+    };
     let socket = Arc::new(socket);
     let connection = match (welcome.features.shared_memory, segment) {
         (true, Some(segment)) => {
@@ -140,7 +156,10 @@ pub fn connect(
 }
 
 fn timed_out(path: &Path, options: &ConnectOptions) -> ConnectError {
-    ConnectError::TimedOut { path: path.to_owned(), timeout: options.timeout }
+    ConnectError::TimedOut {
+        path: path.to_owned(),
+        timeout: options.timeout,
+    }
 }
 
 /// The daemon's answer, its descriptor, and what came behind it.
@@ -164,7 +183,10 @@ fn await_welcome(
                 if source.kind() == io::ErrorKind::WouldBlock =>
             {
                 let left = deadline.saturating_duration_since(Instant::now());
-                match Bell::new(socket).wait(Some(left)).map_err(TransportError::from)? {
+                match Bell::new(socket)
+                    .wait(Some(left))
+                    .map_err(TransportError::from)?
+                {
                     Woken::TimedOut => return Err(timed_out(path, options)),
                     // What was sent before the end is still to be read.
                     Woken::Rung | Woken::PeerGone => continue,
@@ -177,8 +199,9 @@ fn await_welcome(
                 });
             }
         }
-        let Some((frame, taken)) =
-            Codec::HANDSHAKE.decode(&received).map_err(TransportError::Fault)?
+        let Some((frame, taken)) = Codec::HANDSHAKE
+            .decode(&received)
+            .map_err(TransportError::Fault)?
         else {
             continue;
         };
@@ -189,7 +212,10 @@ fn await_welcome(
                 return Ok((welcome, segment, received));
             }
             Kind::Error => {
-                return Err(ConnectError::Refused(ErrorBody::read(frame.ty, frame.payload)));
+                return Err(ConnectError::Refused(ErrorBody::read(
+                    frame.ty,
+                    frame.payload,
+                )));
             }
             _ => return Err(TransportError::Fault(Fault::UnexpectedFrame).into()),
         }

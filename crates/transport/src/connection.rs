@@ -52,10 +52,22 @@ impl Connection {
         codec: Codec,
         peer: Peer,
     ) -> Self {
-        let reader =
-            Reader { socket: Arc::clone(&socket), source: Source::Ring(ends.0), codec };
-        let writer = Writer { socket, sink: Sink::Ring(ends.1), codec, scratch: Vec::new() };
-        Self { reader, writer, peer }
+        let reader = Reader {
+            socket: Arc::clone(&socket),
+            source: Source::Ring(ends.0),
+            codec,
+        };
+        let writer = Writer {
+            socket,
+            sink: Sink::Ring(ends.1),
+            codec,
+            scratch: Vec::new(),
+        };
+        Self {
+            reader,
+            writer,
+            peer,
+        }
     }
 
     pub(crate) fn over_socket(
@@ -64,11 +76,30 @@ impl Connection {
         codec: Codec,
         peer: Peer,
     ) -> Self {
-        let source = Source::Socket { buffer: received, start: 0 };
-        let sink = Sink::Socket { buffer: Vec::new(), start: 0 };
-        let reader = Reader { socket: Arc::clone(&socket), source, codec };
-        let writer = Writer { socket, sink, codec, scratch: Vec::new() };
-        Self { reader, writer, peer }
+        let source = Source::Socket {
+            buffer: received,
+            start: 0,
+        };
+        let sink = Sink::Socket {
+            buffer: Vec::new(),
+            start: 0,
+        };
+        let reader = Reader {
+            socket: Arc::clone(&socket),
+            source,
+            codec,
+        };
+        let writer = Writer {
+            socket,
+            sink,
+            codec,
+            scratch: Vec::new(),
+        };
+        Self {
+            reader,
+            writer,
+            peer,
+        }
     }
 }
 
@@ -84,7 +115,10 @@ pub struct Reader {
 enum Source {
     Ring(Consumer<MappedRing>),
     /// Bytes from `start` on were received and not yet read as frames.
-    Socket { buffer: Vec<u8>, start: usize },
+    Socket {
+        buffer: Vec<u8>,
+        start: usize,
+    },
 }
 
 impl Reader {
@@ -108,7 +142,10 @@ impl Reader {
         scratch: &mut [u8],
         mut on_frame: impl FnMut(Frame<'_>) -> Result<(), E>,
     ) -> Result<usize, E> {
-        assert!(scratch.len() >= self.scratch_len(), "the scratch buffer is too short");
+        assert!(
+            scratch.len() >= self.scratch_len(),
+            "the scratch buffer is too short"
+        );
         let codec = self.codec;
         let available = self.fetch(scratch).map_err(E::from)?;
         let mut frames = 0;
@@ -205,9 +242,7 @@ impl Reader {
     pub fn has_data(&mut self) -> Result<bool, TransportError> {
         match &mut self.source {
             Source::Ring(consumer) => Ok(consumer.readable()? > 0),
-            Source::Socket { buffer, start } => {
-                Ok(self.codec.decode(&buffer[*start..])?.is_some())
-            }
+            Source::Socket { buffer, start } => Ok(self.codec.decode(&buffer[*start..])?.is_some()),
         }
     }
 
@@ -287,7 +322,10 @@ pub struct Writer {
 enum Sink {
     Ring(Producer<MappedRing>),
     /// Bytes from `start` on are to be sent.
-    Socket { buffer: Vec<u8>, start: usize },
+    Socket {
+        buffer: Vec<u8>,
+        start: usize,
+    },
 }
 
 impl Writer {
@@ -431,7 +469,11 @@ fn send_all(
     start: &mut usize,
 ) -> Result<(), TransportError> {
     while *start < buffer.len() {
-        match send(socket, &buffer[*start..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        match send(
+            socket,
+            &buffer[*start..],
+            SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+        ) {
             Ok(sent) => *start += sent,
             Err(Errno::AGAIN) => {
                 if *start >= SOCKET_BUFFER {

@@ -40,7 +40,10 @@ impl TransportError {
     pub(crate) fn system(call: &'static str, errno: rustix::io::Errno) -> Self {
         match errno {
             rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => Self::PeerGone,
-            _ => Self::System { call, source: errno.into() },
+            _ => Self::System {
+                call,
+                source: errno.into(),
+            },
         }
     }
 }

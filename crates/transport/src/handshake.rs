@@ -54,9 +54,15 @@ impl Handshake {
     /// # Errors
     /// The kernel does not say who the client is.
     pub fn new(socket: OwnedFd) -> Result<Self, TransportError> {
-        let credentials = peer_credentials(&socket)
-            .map_err(|source| TransportError::System { call: "getsockopt", source })?;
-        Ok(Self { socket: Arc::new(socket), credentials, received: Vec::new() })
+        let credentials = peer_credentials(&socket).map_err(|source| TransportError::System {
+            call: "getsockopt",
+            source,
+        })?;
+        Ok(Self {
+            socket: Arc::new(socket),
+            credentials,
+            received: Vec::new(),
+        })
     }
 
     /// Who the client is, by the kernel's word.
@@ -122,7 +128,10 @@ impl Handshake {
                     let message = format!("no memory for this connection: {error}");
                     self.refuse(&ErrorBody::new(ErrorCode::Overloaded, message.as_str()));
                     let source = std::io::Error::other(error);
-                    return Err(TransportError::System { call: "memfd_create", source });
+                    return Err(TransportError::System {
+                        call: "memfd_create",
+                        source,
+                    });
                 }
             }
         } else {
@@ -146,7 +155,10 @@ impl Handshake {
         if !matches!(sent, Ok(n) if n == frame.len()) {
             return Err(TransportError::PeerGone);
         }
-        let codec = Codec { crc: features.crc, max_payload: terms.limits.max_frame_payload };
+        let codec = Codec {
+            crc: features.crc,
+            max_payload: terms.limits.max_frame_payload,
+        };
         let peer = Peer {
             credentials: self.credentials,
             name: hello.name,

@@ -26,3 +26,5 @@ pub use handshake::{Handshake, Progress, ServerTerms};
 pub use listener::{BindError, Listener};
 pub use pool::{Buffer, BufferPool, PoolOptions, PoolStats};
 pub use runtime_dir::{RuntimeDir, RuntimeDirError};
+
+pub use lapce_ai_shm::{PeerCredentials, Spin, usable_cpus};

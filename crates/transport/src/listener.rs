@@ -75,17 +75,24 @@ impl Listener {
     pub fn bind(dir: &RuntimeDir) -> Result<Self, BindError> {
         dir.prepare()?;
         let path = dir.socket();
-        let address = SocketAddrUnix::new(path)
-            .map_err(|_| BindError::PathTooLong { path: path.to_owned() })?;
+        let address = SocketAddrUnix::new(path).map_err(|_| BindError::PathTooLong {
+            path: path.to_owned(),
+        })?;
         let lock = take_lock(dir)?;
         let failed = |what| {
-            move |source: io::Error| BindError::Io { what, path: path.to_owned(), source }
+            move |source: io::Error| BindError::Io {
+                what,
+                path: path.to_owned(),
+                source,
+            }
         };
         match fs::symlink_metadata(path) {
             Ok(meta) => {
                 use std::os::unix::fs::FileTypeExt;
                 if !meta.file_type().is_socket() {
-                    return Err(BindError::NotASocket { path: path.to_owned() });
+                    return Err(BindError::NotASocket {
+                        path: path.to_owned(),
+                    });
                 }
                 fs::remove_file(path).map_err(failed("remove the stale socket"))?;
             }
@@ -97,7 +104,11 @@ impl Listener {
             .map_err(|errno| failed("make a socket for")(errno.into()))?;
         bind(&socket, &address).map_err(|errno| failed("bind")(errno.into()))?;
         listen(&socket, BACKLOG).map_err(|errno| failed("listen on")(errno.into()))?;
-        Ok(Self { dir: dir.clone(), socket, lock })
+        Ok(Self {
+            dir: dir.clone(),
+            socket,
+            lock,
+        })
     }
 
     /// The next client, if one waits. The socket does not block.
@@ -144,8 +155,13 @@ impl AsFd for Listener {
 /// so the file that was locked must still be the one that has the name.
 fn take_lock(dir: &RuntimeDir) -> Result<File, BindError> {
     let path = dir.lock();
-    let failed =
-        |what| move |source: io::Error| BindError::Io { what, path: dir.lock(), source };
+    let failed = |what| {
+        move |source: io::Error| BindError::Io {
+            what,
+            path: dir.lock(),
+            source,
+        }
+    };
     loop {
         let file = OpenOptions::new()
             .read(true)
@@ -216,6 +232,9 @@ mod tests {
     fn a_long_path_is_named() {
         let (base, _) = dir();
         let dir = RuntimeDir::for_socket(base.path().join("x".repeat(200)));
-        assert!(matches!(Listener::bind(&dir), Err(BindError::PathTooLong { .. })));
+        assert!(matches!(
+            Listener::bind(&dir),
+            Err(BindError::PathTooLong { .. })
+        ));
     }
 }

@@ -16,7 +16,10 @@ pub struct PoolOptions {
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        Self { budget: 64 << 20, keep: [100, 50, 10] }
+        Self {
+            budget: 64 << 20,
+            keep: [100, 50, 10],
+        }
     }
 }
 
@@ -82,7 +85,9 @@ impl BufferPool {
             refused: AtomicU64::new(0),
             on_release: OnceLock::new(),
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// The whole budget in bytes.
@@ -98,16 +103,25 @@ impl BufferPool {
     /// An empty buffer that may take `len` bytes, or `None` while the budget does not allow it.
     pub fn reserve(&self, len: usize) -> Option<Buffer> {
         let shared = &self.shared;
-        let taken = shared.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
-            held.checked_add(len as u64).filter(|sum| *sum <= shared.options.budget)
-        });
+        let taken = shared
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+                held.checked_add(len as u64)
+                    .filter(|sum| *sum <= shared.options.budget)
+            });
         let Ok(before) = taken else {
             shared.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         };
-        shared.peak.fetch_max(before + len as u64, Ordering::Relaxed);
+        shared
+            .peak
+            .fetch_max(before + len as u64, Ordering::Relaxed);
         let bytes = shared.take_memory(len);
-        Some(Buffer { bytes, reserved: len, shared: Arc::clone(shared) })
+        Some(Buffer {
+            bytes,
+            reserved: len,
+            shared: Arc::clone(shared),
+        })
     }
 
     /// Figures for metrics.
@@ -185,7 +199,10 @@ impl Buffer {
     /// # Panics
     /// If that is more than was reserved: callers check lengths first.
     pub fn extend(&mut self, bytes: &[u8]) {
-        assert!(self.bytes.len() + bytes.len() <= self.reserved, "more bytes than were reserved");
+        assert!(
+            self.bytes.len() + bytes.len() <= self.reserved,
+            "more bytes than were reserved"
+        );
         self.bytes.extend_from_slice(bytes);
     }
 }
@@ -200,7 +217,8 @@ impl std::ops::Deref for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.shared.give_back(std::mem::take(&mut self.bytes), self.reserved);
+        self.shared
+            .give_back(std::mem::take(&mut self.bytes), self.reserved);
     }
 }
 
@@ -217,7 +235,10 @@ mod tests {
 
     #[test]
     fn memory_is_reused_and_the_budget_holds() {
-        let pool = BufferPool::new(PoolOptions { budget: 3 << 20, keep: [1, 1, 1] });
+        let pool = BufferPool::new(PoolOptions {
+            budget: 3 << 20,
+            keep: [1, 1, 1],
+        });
         let (a, b) = (pool.reserve(100).unwrap(), pool.reserve(100).unwrap());
         drop((a, b));
         assert_eq!(pool.stats().kept, 4096, "one is kept, the other freed");
@@ -231,11 +252,18 @@ mod tests {
 
     #[test]
     fn kept_memory_counts_against_the_budget() {
-        let pool = BufferPool::new(PoolOptions { budget: 1 << 20, keep: [100, 50, 10] });
+        let pool = BufferPool::new(PoolOptions {
+            budget: 1 << 20,
+            keep: [100, 50, 10],
+        });
         drop(pool.reserve(1 << 20).unwrap());
         assert_eq!(pool.stats().kept, 1 << 20);
         drop(pool.reserve(10).unwrap());
-        assert_eq!(pool.stats().kept, 1 << 20, "a further buffer would go over the budget");
+        assert_eq!(
+            pool.stats().kept,
+            1 << 20,
+            "a further buffer would go over the budget"
+        );
     }
 
     #[test]

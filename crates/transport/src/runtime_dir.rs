@@ -65,7 +65,9 @@ impl RuntimeDir {
 
     /// The place for a socket at this path; the lock file is beside it, with the extension `lock`.
     pub fn for_socket(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self {
+            socket: socket.into(),
+        }
     }
 
     /// `$XDG_RUNTIME_DIR/lapce-ai`, and where that is not set `/tmp/lapce-ai-<uid>`.
@@ -74,7 +76,9 @@ impl RuntimeDir {
             Some(base) if Path::new(&base).is_absolute() => Path::new(&base).join("lapce-ai"),
             _ => PathBuf::from(format!("/tmp/lapce-ai-{}", geteuid().as_raw())),
         };
-        Self { socket: dir.join(Self::SOCKET) }
+        Self {
+            socket: dir.join(Self::SOCKET),
+        }
     }
 
     /// The socket's path.
@@ -96,10 +100,17 @@ impl RuntimeDir {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let io_error = |source| RuntimeDirError::Io { path: dir.to_owned(), source };
+        let io_error = |source| RuntimeDirError::Io {
+            path: dir.to_owned(),
+            source,
+        };
         match DirBuilder::new().mode(0o700).create(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                DirBuilder::new().mode(0o700).recursive(true).create(dir).map_err(io_error)?;
+                DirBuilder::new()
+                    .mode(0o700)
+                    .recursive(true)
+                    .create(dir)
+                    .map_err(io_error)?;
             }
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(io_error(error));
@@ -108,15 +119,24 @@ impl RuntimeDir {
         }
         let meta = fs::symlink_metadata(dir).map_err(io_error)?;
         if !meta.is_dir() {
-            return Err(RuntimeDirError::NotADirectory { path: dir.to_owned() });
+            return Err(RuntimeDirError::NotADirectory {
+                path: dir.to_owned(),
+            });
         }
         let us = geteuid().as_raw();
         if meta.uid() != us {
-            return Err(RuntimeDirError::WrongOwner { path: dir.to_owned(), owner: meta.uid(), us });
+            return Err(RuntimeDirError::WrongOwner {
+                path: dir.to_owned(),
+                owner: meta.uid(),
+                us,
+            });
         }
         let mode = meta.mode() & 0o7777;
         if mode & 0o077 != 0 {
-            return Err(RuntimeDirError::OpenToOthers { path: dir.to_owned(), mode });
+            return Err(RuntimeDirError::OpenToOthers {
+                path: dir.to_owned(),
+                mode,
+            });
         }
         Ok(())
     }
@@ -132,7 +152,10 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let dir = RuntimeDir::for_socket(base.path().join("a/b/daemon.sock"));
         dir.prepare().unwrap();
-        assert_eq!(fs::metadata(base.path().join("a/b")).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(base.path().join("a/b")).unwrap().mode() & 0o777,
+            0o700
+        );
         assert_eq!(dir.lock(), base.path().join("a/b/daemon.lock"));
     }
 
@@ -140,8 +163,13 @@ mod tests {
     fn an_open_directory_is_refused_with_the_remedy() {
         let base = tempfile::tempdir().unwrap();
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let error = RuntimeDir::for_socket(base.path().join("daemon.sock")).prepare().unwrap_err();
-        assert!(matches!(error, RuntimeDirError::OpenToOthers { mode: 0o755, .. }), "{error}");
+        let error = RuntimeDir::for_socket(base.path().join("daemon.sock"))
+            .prepare()
+            .unwrap_err();
+        assert!(
+            matches!(error, RuntimeDirError::OpenToOthers { mode: 0o755, .. }),
+            "{error}"
+        );
         assert!(error.to_string().contains("chmod 700"), "{error}");
     }
 
@@ -150,7 +178,12 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let link = base.path().join("link");
         std::os::unix::fs::symlink("/tmp", &link).unwrap();
-        let error = RuntimeDir::for_socket(link.join("daemon.sock")).prepare().unwrap_err();
-        assert!(matches!(error, RuntimeDirError::NotADirectory { .. }), "{error}");
+        let error = RuntimeDir::for_socket(link.join("daemon.sock"))
+            .prepare()
+            .unwrap_err();
+        assert!(
+            matches!(error, RuntimeDirError::NotADirectory { .. }),
+            "{error}"
+        );
     }
 }

@@ -1,0 +1,586 @@
+//! One connection, as the reactor sees it: what its frames make happen.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use lapce_ai_proto::{ErrorBody, ErrorCode, Frame, MessageType, OpenPrefix, ServerEvent};
+use lapce_ai_transport::{Buffer, Reader, TransportError, flush};
+use rustix::event::epoll;
+
+use super::waiting::{Granted, Waiter};
+use super::{Tools, fault_body};
+use crate::handler::{Body, Handler, OwnedRequest, Reply, Request, Responder, take_fault};
+use crate::server::Shared;
+use crate::session::{Session, Tx};
+
+pub(super) struct Connection {
+    pub(super) reader: Reader,
+    pub(super) session: Arc<Session>,
+    /// Requests that are arriving in pieces.
+    uploads: HashMap<u64, Upload>,
+    /// Polled without a system call.
+    pub(super) hot: bool,
+    /// Turns since there was something to do.
+    pub(super) idle_turns: u32,
+    pub(super) last_activity: Instant,
+    /// Something may stall: looked at on every tick.
+    pub(super) watched: bool,
+    /// The epoll waits for the socket to be writable.
+    writable_wanted: bool,
+}
+
+#[derive(Debug)]
+struct Upload {
+    ty: MessageType,
+    prefix: OpenPrefix,
+    buffer: Buffer,
+    last_progress: Instant,
+    deadline: Option<Instant>,
+}
+
+impl Connection {
+    pub(super) fn new(reader: Reader, session: Arc<Session>) -> Self {
+        Self {
+            reader,
+            session,
+            uploads: HashMap::new(),
+            hot: false,
+            idle_turns: 0,
+            last_activity: Instant::now(),
+            watched: false,
+            writable_wanted: false,
+        }
+    }
+
+    /// Reads what is there, runs sync handlers, starts async ones, writes answers. True: something was there.
+    pub(super) fn serve(
+        &mut self,
+        scratch: &mut [u8],
+        tools: &mut Tools<'_>,
+    ) -> Result<bool, TransportError> {
+        if !self.reader.has_data()? && self.session.peer.shared_memory {
+            return Ok(false);
+        }
+        let session = Arc::clone(&self.session);
+        let mut tx = session.lock();
+        // A client that does not read its answers is not read either, beyond a bound; one that keeps to the
+        // protocol's first rule never gets here (docs/protocol.md, section 5).
+        if tx.parked > tools.shared.options.limits.inline_window as usize {
+            tx.pump()?;
+            if tx.parked > tools.shared.options.limits.inline_window as usize {
+                self.watched = true;
+                return Ok(false);
+            }
+        }
+        let uploads = &mut self.uploads;
+        let taken = self.reader.read(scratch, |frame| {
+            on_frame(&session, &mut tx, uploads, &frame, tools)
+        })?;
+        if taken == 0 {
+            return Ok(false);
+        }
+        if tx.state.has_control() || tx.state.live() > 0 {
+            tx.pump()?;
+            self.watched = !self.uploads.is_empty() || tx.blocked_since.is_some();
+        }
+        session
+            .live
+            .store(tx.state.live() as u64, Ordering::Relaxed);
+        flush(&mut self.reader, &mut tx.writer)?;
+        Ok(true)
+    }
+
+    /// Prepares for sleep; false: there is something to do.
+    pub(super) fn go_to_sleep(&mut self) -> Result<bool, TransportError> {
+        self.last_activity = Instant::now();
+        let paused = self.watched && {
+            let mut tx = self.session.lock();
+            tx.parked > 0 && tx.pump().map(|()| tx.blocked_since.is_some())?
+        };
+        // A client that is not read because it does not read is woken for by its room, not by its data.
+        Ok(paused || self.reader.prepare_to_sleep()?)
+    }
+
+    /// The socket is readable, writable or hung up.
+    pub(super) fn on_socket(
+        &mut self,
+        flags: epoll::EventFlags,
+        epoll: &impl std::os::fd::AsFd,
+    ) -> Result<(), TransportError> {
+        self.reader.drain_bell()?;
+        self.reader.awake();
+        if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
+            return Err(TransportError::PeerGone);
+        }
+        self.attend(epoll)
+    }
+
+    /// Writes what waits for room, and watches for the socket to be writable if something waits for that.
+    pub(super) fn attend(&mut self, epoll: &impl std::os::fd::AsFd) -> Result<(), TransportError> {
+        let mut tx = self.session.lock();
+        tx.pump()?;
+        self.session
+            .live
+            .store(tx.state.live() as u64, Ordering::Relaxed);
+        self.watched = !self.uploads.is_empty() || tx.blocked_since.is_some();
+        let wants = tx.writer.wants_writable();
+        drop(tx);
+        if wants != self.writable_wanted {
+            self.writable_wanted = wants;
+            let mut flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+            flags.set(epoll::EventFlags::OUT, wants);
+            let data = epoll::EventData::new_u64(self.session.token);
+            epoll::modify(epoll, self.reader.socket(), data, flags).map_err(|errno| {
+                TransportError::System {
+                    call: "epoll_ctl",
+                    source: errno.into(),
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A request got its share of the budget.
+    pub(super) fn grant(
+        &mut self,
+        granted: Granted,
+        tools: &mut Tools<'_>,
+    ) -> Result<(), TransportError> {
+        let Granted {
+            waiter, mut buffer, ..
+        } = granted;
+        let session = Arc::clone(&self.session);
+        let mut tx = session.lock();
+        tx.parked -= waiter.first.len();
+        if tx.state.credit(waiter.id).is_none() {
+            return Ok(());
+        }
+        buffer.extend(&waiter.first);
+        if waiter.whole {
+            let Waiter {
+                id,
+                ty,
+                prefix,
+                deadline,
+                ..
+            } = waiter;
+            run(
+                &session,
+                &mut tx,
+                Complete {
+                    id,
+                    ty,
+                    prefix,
+                    body: buffer,
+                    deadline,
+                },
+                tools,
+            )?;
+        } else {
+            let upload = Upload {
+                ty: waiter.ty,
+                prefix: waiter.prefix,
+                buffer,
+                last_progress: Instant::now(),
+                deadline: waiter.deadline,
+            };
+            self.uploads.insert(waiter.id, upload);
+            tx.state.grant(waiter.id);
+            self.watched = true;
+        }
+        tx.pump()
+    }
+
+    /// Cuts requests whose pieces do not come, and says whether the client has stopped reading for too long.
+    pub(super) fn check_stalls(
+        &mut self,
+        now: Instant,
+        shared: &Shared,
+    ) -> Result<(), TransportError> {
+        let limit = shared.options.stall_timeout;
+        let mut tx = self.session.lock();
+        let late = |since: Instant| now.saturating_duration_since(since) >= limit;
+        self.uploads.retain(|id, upload| {
+            let stalled = late(upload.last_progress);
+            let expired = upload.deadline.is_some_and(|deadline| deadline <= now);
+            if stalled || expired {
+                tracing::warn!(
+                    connection = self.session.id,
+                    id,
+                    "a request came too slowly"
+                );
+                shared.counters.failed.fetch_add(1, Ordering::Relaxed);
+                let message = format!(
+                    "{} of {} bytes had come when nothing came any more",
+                    upload.buffer.len(),
+                    upload.prefix.total_length
+                );
+                let code = if expired {
+                    ErrorCode::DeadlineExceeded
+                } else {
+                    ErrorCode::Stalled
+                };
+                tx.state.fail(*id, ErrorBody::new(code, message));
+            }
+            !(stalled || expired)
+        });
+        tx.pump()?;
+        if tx.blocked_since.is_some_and(late) {
+            tracing::warn!(
+                connection = self.session.id,
+                "a client does not read its answers"
+            );
+            return Err(TransportError::PeerGone);
+        }
+        self.watched = !self.uploads.is_empty() || tx.blocked_since.is_some();
+        Ok(())
+    }
+
+    /// A request's deadline passed while it waited for memory; it held `parked` bytes.
+    pub(super) fn expire(
+        &mut self,
+        id: u64,
+        parked: usize,
+        shared: &Shared,
+    ) -> Result<(), TransportError> {
+        let mut tx = self.session.lock();
+        tx.parked -= parked;
+        shared.counters.failed.fetch_add(1, Ordering::Relaxed);
+        let message = "the deadline passed while the request waited for memory";
+        tx.state
+            .fail(id, ErrorBody::new(ErrorCode::DeadlineExceeded, message));
+        tx.pump()
+    }
+
+    /// Tells the client why the connection ends.
+    pub(super) fn say_goodbye(&self, code: ErrorCode, message: &str) {
+        self.tell(ErrorBody::new(code, message));
+    }
+
+    fn tell(&self, body: ErrorBody) {
+        let mut tx = self.session.lock();
+        let error = lapce_ai_proto::Control::Error(0, Box::new(body));
+        // Whoever cannot hear it sees the hang-up.
+        if matches!(tx.writer.control(&error), Ok(true)) {
+            let _ = tx.writer.flush();
+        }
+    }
+
+    /// Ends the connection and everything that hangs on it.
+    pub(super) fn close(&self, error: &TransportError, shared: &Shared) {
+        let connection = self.session.id;
+        let name = &self.session.peer.name;
+        if let Some(body) = fault_body(error) {
+            shared.counters.faults.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(connection, name, pid = self.session.peer.credentials.pid, %error, "disconnected");
+            self.tell(body);
+        } else {
+            tracing::debug!(connection, name, %error, "disconnected");
+        }
+        self.session.lock().close();
+    }
+}
+
+/// What one frame makes happen.
+fn on_frame(
+    session: &Arc<Session>,
+    tx: &mut Tx,
+    uploads: &mut HashMap<u64, Upload>,
+    frame: &Frame<'_>,
+    tools: &mut Tools<'_>,
+) -> Result<(), TransportError> {
+    match tx.state.handle(frame)? {
+        ServerEvent::Request {
+            id,
+            ty,
+            prefix,
+            body,
+        } => {
+            count_request(session, tools.shared);
+            match tools.router.get(ty) {
+                Some(Handler::Sync(handler)) => {
+                    let request = Request {
+                        ty,
+                        prefix,
+                        body: Body::Inline(body),
+                        session,
+                    };
+                    let inline = Some(body.len());
+                    let reply = Reply {
+                        tx,
+                        shared: tools.shared,
+                        id,
+                        prefix,
+                        untracked: inline,
+                        answered: false,
+                    };
+                    call(handler, request, reply);
+                    Ok(take_fault(tx)?)
+                }
+                Some(Handler::Async(_)) => {
+                    tx.track(id, &prefix, body.len())?;
+                    // Those who came before go first.
+                    let buffer = if tools.waiting.is_empty() {
+                        tools.shared.pool.reserve(body.len())
+                    } else {
+                        None
+                    };
+                    match buffer {
+                        Some(mut buffer) => {
+                            buffer.extend(body);
+                            let deadline = deadline_of(&prefix, tools.shared);
+                            run(
+                                session,
+                                tx,
+                                Complete {
+                                    id,
+                                    ty,
+                                    prefix,
+                                    body: buffer,
+                                    deadline,
+                                },
+                                tools,
+                            )
+                        }
+                        None => {
+                            wait(session, tx, id, ty, prefix, body, true, tools);
+                            Ok(())
+                        }
+                    }
+                }
+                None => {
+                    tx.track(id, &prefix, body.len())?;
+                    refuse_type(tx, id, ty, tools.shared);
+                    Ok(())
+                }
+            }
+        }
+        ServerEvent::Begin {
+            id,
+            ty,
+            prefix,
+            first,
+        } => {
+            count_request(session, tools.shared);
+            if tools.router.get(ty).is_none() {
+                refuse_type(tx, id, ty, tools.shared);
+            } else {
+                wait(session, tx, id, ty, prefix, first, false, tools);
+            }
+            Ok(())
+        }
+        ServerEvent::Data { id, bytes } => {
+            if let Some(upload) = uploads.get_mut(&id) {
+                upload.buffer.extend(bytes);
+                upload.last_progress = Instant::now();
+            }
+            Ok(())
+        }
+        ServerEvent::Complete { id, bytes } => {
+            if let Some(mut upload) = uploads.remove(&id) {
+                upload.buffer.extend(bytes);
+                let Upload {
+                    ty,
+                    prefix,
+                    buffer: body,
+                    deadline,
+                    ..
+                } = upload;
+                run(
+                    session,
+                    tx,
+                    Complete {
+                        id,
+                        ty,
+                        prefix,
+                        body,
+                        deadline,
+                    },
+                    tools,
+                )?;
+            }
+            Ok(())
+        }
+        ServerEvent::Cancel { id } => {
+            tools
+                .shared
+                .counters
+                .cancelled
+                .fetch_add(1, Ordering::Relaxed);
+            uploads.remove(&id);
+            tx.parked -= tools.waiting.forget(session.token, Some(id), tools.shared);
+            tx.cut(
+                id,
+                ErrorBody::new(ErrorCode::Cancelled, "cancelled by the client"),
+            );
+            Ok(())
+        }
+        ServerEvent::Credit { id } => {
+            tx.wake(id);
+            Ok(())
+        }
+        ServerEvent::Nothing => Ok(()),
+    }
+}
+
+fn count_request(session: &Session, shared: &Shared) {
+    session.requests.fetch_add(1, Ordering::Relaxed);
+    shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+}
+
+fn refuse_type(tx: &mut Tx, id: u64, ty: MessageType, shared: &Shared) {
+    shared.counters.failed.fetch_add(1, Ordering::Relaxed);
+    let message = format!("nothing here answers requests of type {ty}");
+    tx.state
+        .fail(id, ErrorBody::new(ErrorCode::UnknownType, message));
+}
+
+/// Puts a request in line for memory.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a request's parts, each used once"
+)]
+fn wait(
+    session: &Session,
+    tx: &mut Tx,
+    id: u64,
+    ty: MessageType,
+    prefix: OpenPrefix,
+    first: &[u8],
+    whole: bool,
+    tools: &mut Tools<'_>,
+) {
+    tx.parked += first.len();
+    let deadline = deadline_of(&prefix, tools.shared);
+    let first = first.to_vec();
+    let waiter = Waiter {
+        token: session.token,
+        id,
+        ty,
+        prefix,
+        first,
+        whole,
+        deadline,
+    };
+    tools.waiting.push(waiter, tools.shared);
+}
+
+/// Runs a sync handler; its panic is its request's error and nobody else's.
+fn call(handler: &(dyn Fn(Request<'_>, Reply<'_>) + Send), request: Request<'_>, reply: Reply<'_>) {
+    let ty = request.ty;
+    // What the handler may have left half done is its own; the reply answers in its drop.
+    if catch_unwind(AssertUnwindSafe(|| handler(request, reply))).is_err() {
+        tracing::error!(%ty, "a handler panicked");
+    }
+}
+
+/// When a request's answer becomes worthless.
+fn deadline_of(prefix: &OpenPrefix, shared: &Shared) -> Option<Instant> {
+    let deadline = match prefix.deadline_ms {
+        0 => shared.options.default_deadline?,
+        millis => Duration::from_millis(millis.into()),
+    };
+    Instant::now().checked_add(deadline)
+}
+
+/// A request whose bytes are all there.
+struct Complete {
+    id: u64,
+    ty: MessageType,
+    prefix: OpenPrefix,
+    body: Buffer,
+    deadline: Option<Instant>,
+}
+
+/// Runs a request's handler.
+fn run(
+    session: &Arc<Session>,
+    tx: &mut Tx,
+    request: Complete,
+    tools: &mut Tools<'_>,
+) -> Result<(), TransportError> {
+    let shared = tools.shared;
+    let Complete {
+        id,
+        ty,
+        prefix,
+        body,
+        deadline,
+    } = request;
+    match tools.router.get(ty) {
+        Some(Handler::Sync(handler)) => {
+            let request = Request {
+                ty,
+                prefix,
+                body: Body::Buffer(body),
+                session,
+            };
+            let reply = Reply {
+                tx,
+                shared,
+                id,
+                prefix,
+                untracked: None,
+                answered: false,
+            };
+            call(handler, request, reply);
+            Ok(take_fault(tx)?)
+        }
+        Some(Handler::Async(handler)) => {
+            let responder = Responder {
+                session: Arc::clone(session),
+                shared: Arc::clone(shared),
+                id,
+                ended: false,
+            };
+            let request = OwnedRequest {
+                ty,
+                body,
+                class: prefix.class,
+                deadline,
+                session: Arc::clone(session),
+            };
+            tx.state.accept(id);
+            let (handler, session, shared) =
+                (Arc::clone(handler), Arc::clone(session), Arc::clone(shared));
+            // The lock is held, so the task cannot answer before its abort handle is noted. The handler is called
+            // in the task: what it does there may lock too.
+            let task = tools.runtime.spawn(async move {
+                answer(handler(request, responder), id, deadline, &session, &shared).await;
+            });
+            tx.running(id, task.abort_handle());
+            Ok(())
+        }
+        None => {
+            refuse_type(tx, id, ty, shared);
+            Ok(())
+        }
+    }
+}
+
+/// Runs an async handler's future until it ends or its deadline passes.
+async fn answer(
+    mut future: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
+    id: u64,
+    deadline: Option<Instant>,
+    session: &Session,
+    shared: &Shared,
+) {
+    let Some(deadline) = deadline else {
+        return future.await;
+    };
+    if tokio::time::timeout_at(deadline.into(), future.as_mut())
+        .await
+        .is_err()
+    {
+        // Before the future is dropped, which would say that it gave no answer.
+        let body = ErrorBody::new(
+            ErrorCode::DeadlineExceeded,
+            "the deadline passed before the answer was complete",
+        );
+        session.fail(shared, id, body);
+    }
+}

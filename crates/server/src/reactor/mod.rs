@@ -1,0 +1,612 @@
+//! The thread that owns every connection's reading half.
+//!
+//! It turns in a loop: serve the *hot* connections (those that talked a moment ago) without system calls; when none of
+//! them has anything for a while, ask each for a bell and sleep on all sockets at once. A connection without
+//! traffic costs nothing but its registration.
+
+mod accept;
+mod connection;
+mod waiting;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use lapce_ai_proto::{ErrorBody, ErrorCode};
+use lapce_ai_transport::{Listener, ServerTerms, Spin, TransportError, usable_cpus};
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+
+use crate::handler::Router;
+use crate::server::{Shared, StartError};
+use accept::Door;
+use connection::Connection;
+use waiting::Waiting;
+
+/// How often the reactor looks at the clock while something may stall or expire.
+const TICK: Duration = Duration::from_millis(100);
+/// The same while it drains.
+const DRAIN_TICK: Duration = Duration::from_millis(5);
+/// Turns without progress after which a hot connection cools while others stay hot.
+const COOL_AFTER: u32 = 4096;
+/// Turns after which sockets are looked at although hot connections keep the reactor busy.
+const POLL_EVERY: u32 = 64;
+
+const LISTENER: u64 = u64::MAX;
+const WAKE: u64 = u64::MAX - 1;
+
+pub(crate) struct Reactor {
+    epoll: OwnedFd,
+    door: Door,
+    connections: Connections,
+    /// Indices of connections that are polled without a system call.
+    hot: Vec<u32>,
+    /// Indices of connections where something may stall.
+    watched: BTreeSet<u32>,
+    waiting: Waiting,
+    scratch: Vec<u8>,
+    spin: Duration,
+    router: Router,
+    runtime: tokio::runtime::Handle,
+    shared: Arc<Shared>,
+    next_tick: Option<Instant>,
+    next_idle_look: Option<Instant>,
+    draining: Option<Instant>,
+}
+
+/// What turn-taking code needs of the reactor beside the connection at hand.
+struct Tools<'a> {
+    router: &'a Router,
+    runtime: &'a tokio::runtime::Handle,
+    shared: &'a Arc<Shared>,
+    waiting: &'a mut Waiting,
+}
+
+/// Connections by index; a token is index and generation, so that a late event never meets a newcomer.
+#[derive(Default)]
+struct Connections {
+    slots: Vec<(u32, Option<Box<Connection>>)>,
+    free: Vec<u32>,
+    live: usize,
+}
+
+impl Connections {
+    /// The place and token that the next connection will have.
+    fn next(&mut self) -> (u32, u64) {
+        let index = self.free.last().copied().unwrap_or(self.slots.len() as u32);
+        let generation = self.slots.get(index as usize).map_or(0, |slot| slot.0);
+        (index, u64::from(generation) << 32 | u64::from(index))
+    }
+
+    fn insert(&mut self, connection: Box<Connection>) {
+        self.live += 1;
+        match self.free.pop() {
+            Some(index) => self.slots[index as usize].1 = Some(connection),
+            None => self.slots.push((0, Some(connection))),
+        }
+    }
+
+    fn index(&self, token: u64) -> Option<u32> {
+        let index = token as u32;
+        let (generation, connection) = self.slots.get(index as usize)?;
+        (u64::from(*generation) == token >> 32 && connection.is_some()).then_some(index)
+    }
+
+    fn get(&mut self, index: u32) -> Option<&mut Connection> {
+        self.slots.get_mut(index as usize)?.1.as_deref_mut()
+    }
+
+    fn remove(&mut self, index: u32) -> Option<Box<Connection>> {
+        let slot = self.slots.get_mut(index as usize)?;
+        let connection = slot.1.take()?;
+        // The two highest tokens are the reactor's own; a generation never gets there.
+        slot.0 = slot.0.wrapping_add(1) & 0x7FFF_FFFF;
+        self.free.push(index);
+        self.live -= 1;
+        Some(connection)
+    }
+
+    fn indices(&self) -> Vec<u32> {
+        (0..self.slots.len() as u32)
+            .filter(|i| self.slots[*i as usize].1.is_some())
+            .collect()
+    }
+}
+
+impl Reactor {
+    pub(crate) fn new(
+        listener: Listener,
+        router: Router,
+        shared: Arc<Shared>,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<Self, StartError> {
+        let options = &shared.options;
+        if options.limits.max_message_size > options.pool.budget {
+            return Err(StartError::Options(format!(
+                "max_message_size ({}) is over the buffers' budget ({}): such a message could never be taken",
+                options.limits.max_message_size, options.pool.budget
+            )));
+        }
+        if options.limits.max_message_size > i32::MAX as u64 {
+            return Err(StartError::Options(
+                "max_message_size is at most 2147483647".to_owned(),
+            ));
+        }
+        let failed = |what| move |source: io::Error| StartError::System { what, source };
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(|errno| failed("make an epoll")(errno.into()))?;
+        let Some(wake) = shared.wake_fd() else {
+            return Err(failed("make an eventfd")(io::ErrorKind::OutOfMemory.into()));
+        };
+        epoll::add(
+            &epoll,
+            wake,
+            epoll::EventData::new_u64(WAKE),
+            epoll::EventFlags::IN,
+        )
+        .map_err(|errno| failed("watch an eventfd")(errno.into()))?;
+        epoll::add(
+            &epoll,
+            &listener,
+            epoll::EventData::new_u64(LISTENER),
+            epoll::EventFlags::IN,
+        )
+        .map_err(|errno| failed("watch the listener")(errno.into()))?;
+        let terms = ServerTerms {
+            instance: instance(),
+            name: options.name.clone(),
+            limits: options.limits,
+            request_capacity: options.request_capacity,
+            response_capacity: options.response_capacity,
+            shared_memory: options.shared_memory,
+            require_crc: options.require_crc,
+        };
+        let spin = if usable_cpus() < 2 {
+            Duration::ZERO
+        } else {
+            options.spin
+        };
+        Ok(Self {
+            epoll,
+            door: Door::new(listener, terms, options.exit_when_idle),
+            connections: Connections::default(),
+            hot: Vec::new(),
+            watched: BTreeSet::new(),
+            waiting: Waiting::default(),
+            scratch: Vec::new(),
+            spin,
+            router,
+            runtime,
+            next_tick: None,
+            next_idle_look: None,
+            draining: None,
+            shared,
+        })
+    }
+
+    /// Serves until stopped.
+    pub(crate) fn run(mut self) {
+        tracing::info!(socket = %self.door.listener().dir().socket().display(), "listening");
+        let mut events = Vec::with_capacity(256);
+        loop {
+            if self.serve_hot() {
+                self.cool_down();
+            }
+            let timeout = if self.hot.is_empty() {
+                self.sleep_time()
+            } else {
+                Some(Duration::ZERO)
+            };
+            self.poll_sockets(&mut events, timeout);
+            self.tick();
+            if self.is_done() {
+                break;
+            }
+        }
+        self.finish();
+    }
+
+    /// Serves hot connections until none has had anything for the spin time (true), or until sockets are due for a
+    /// look (false).
+    fn serve_hot(&mut self) -> bool {
+        let mut spin = Spin::new(self.spin);
+        let mut turns = 0;
+        while !self.hot.is_empty() {
+            let mut progress = false;
+            let mut at = 0;
+            while let Some(&index) = self.hot.get(at) {
+                match self.serve(index) {
+                    Ok(true) => progress = true,
+                    Ok(false) => {}
+                    Err(error) => self.close(index, &error),
+                }
+                // A connection that went away, or cooled, left its place to another.
+                if self.hot.get(at) == Some(&index) {
+                    at += 1;
+                }
+            }
+            self.grant();
+            turns += 1;
+            if progress {
+                if turns >= POLL_EVERY {
+                    return false;
+                }
+                spin = Spin::new(self.spin);
+            } else if !spin.turn() {
+                return true;
+            }
+        }
+        true
+    }
+
+    /// Serves one connection once. True: there was something to do.
+    fn serve(&mut self, index: u32) -> Result<bool, TransportError> {
+        let Some(connection) = self.connections.get(index) else {
+            return Ok(false);
+        };
+        let mut tools = Tools {
+            router: &self.router,
+            runtime: &self.runtime,
+            shared: &self.shared,
+            waiting: &mut self.waiting,
+        };
+        let progress = connection.serve(&mut self.scratch, &mut tools)?;
+        if connection.watched {
+            self.watched.insert(index);
+        }
+        if progress {
+            connection.idle_turns = 0;
+        } else {
+            connection.idle_turns += 1;
+            if connection.idle_turns >= COOL_AFTER && connection.reader.prepare_to_sleep()? {
+                connection.hot = false;
+                self.hot.retain(|hot| *hot != index);
+            }
+        }
+        Ok(progress)
+    }
+
+    /// Asks every hot connection for a bell. Those that have something by now stay hot.
+    fn cool_down(&mut self) {
+        let mut at = 0;
+        while let Some(&index) = self.hot.get(at) {
+            let Some(connection) = self.connections.get(index) else {
+                self.hot.swap_remove(at);
+                continue;
+            };
+            match connection.go_to_sleep() {
+                Ok(true) => {
+                    connection.hot = false;
+                    self.hot.swap_remove(at);
+                }
+                Ok(false) => at += 1,
+                // Takes it off the list.
+                Err(error) => self.close(index, &error),
+            }
+        }
+    }
+
+    fn heat(&mut self, index: u32) {
+        if let Some(connection) = self.connections.get(index)
+            && !connection.hot
+        {
+            connection.hot = true;
+            connection.idle_turns = 0;
+            self.hot.push(index);
+        }
+    }
+
+    fn poll_sockets(&mut self, events: &mut Vec<epoll::Event>, timeout: Option<Duration>) {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        events.clear();
+        let free = rustix::buffer::spare_capacity(events);
+        match epoll::wait(&self.epoll, free, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => tracing::error!(%errno, "epoll_wait failed"),
+        }
+        for event in events.drain(..) {
+            let flags = event.flags;
+            match event.data.u64() {
+                WAKE => self.on_wake(),
+                LISTENER => self.accept(),
+                token => self.on_socket(token, flags),
+            }
+        }
+    }
+
+    /// Somebody rang, died, or a handshake goes on.
+    fn on_socket(&mut self, token: u64, flags: epoll::EventFlags) {
+        let Some(index) = self.connections.index(token) else {
+            self.advance_handshake(token);
+            return;
+        };
+        let Some(connection) = self.connections.get(index) else {
+            return;
+        };
+        match connection.on_socket(flags, &self.epoll) {
+            Ok(()) => {
+                self.note_watched(index);
+                self.heat(index);
+            }
+            Err(error) => {
+                // What was published before the end is not read: nobody is there to hear the answers.
+                self.close(index, &error);
+            }
+        }
+    }
+
+    fn on_wake(&mut self) {
+        if let Some(wake) = self.shared.wake_fd() {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(wake, &mut count);
+        }
+        let mut tokens = std::mem::take(
+            &mut *self
+                .shared
+                .attention
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for token in tokens.drain(..) {
+            let Some(index) = self.connections.index(token) else {
+                continue;
+            };
+            let Some(connection) = self.connections.get(index) else {
+                continue;
+            };
+            connection.session.attention.store(false, Ordering::Release);
+            match connection.attend(&self.epoll) {
+                Ok(()) => self.note_watched(index),
+                Err(error) => self.close(index, &error),
+            }
+        }
+        self.grant();
+    }
+
+    /// Sees to it that a connection where something may stall is looked at on every tick.
+    fn note_watched(&mut self, index: u32) {
+        if self
+            .connections
+            .get(index)
+            .is_some_and(|connection| connection.watched)
+        {
+            self.watched.insert(index);
+        }
+    }
+
+    /// Gives what came free of the budget to those who wait for it, in order.
+    fn grant(&mut self) {
+        while let Some(next) = self.waiting.next(&self.shared) {
+            let Some(index) = self.connections.index(next.token) else {
+                continue;
+            };
+            let Some(connection) = self.connections.get(index) else {
+                continue;
+            };
+            let mut tools = Tools {
+                router: &self.router,
+                runtime: &self.runtime,
+                shared: &self.shared,
+                waiting: &mut self.waiting,
+            };
+            match connection.grant(next, &mut tools) {
+                Ok(()) => self.note_watched(index),
+                Err(error) => self.close(index, &error),
+            }
+        }
+    }
+
+    fn close(&mut self, index: u32, error: &TransportError) {
+        let Some(connection) = self.connections.remove(index) else {
+            return;
+        };
+        self.hot.retain(|hot| *hot != index);
+        self.watched.remove(&index);
+        self.waiting
+            .forget(connection.session.token, None, &self.shared);
+        connection.close(error, &self.shared);
+        self.shared
+            .sessions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&connection.session.id);
+        if self.connections.live == 0 {
+            self.door.nobody_since = Some(Instant::now());
+        }
+        drop(connection);
+        self.grant();
+    }
+
+    /// How long nothing can happen by itself.
+    fn sleep_time(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        let busy =
+            self.door.handshakes() > 0 || !self.waiting.is_empty() || !self.watched.is_empty();
+        let tick = if self.draining.is_some() {
+            Some(now + DRAIN_TICK)
+        } else if busy {
+            Some(now + TICK)
+        } else {
+            None
+        };
+        self.next_tick = tick;
+        let exit = if self.connections.live == 0 {
+            self.door.exit_at()
+        } else {
+            None
+        };
+        [tick, self.next_idle_look, exit]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|at| at.saturating_duration_since(now))
+    }
+
+    /// Whatever depends on the clock.
+    fn tick(&mut self) {
+        let stop = *self
+            .shared
+            .stop
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(drain) = stop {
+            self.drain(drain);
+        }
+        if self.next_tick.is_none()
+            && self.next_idle_look.is_none()
+            && self.door.exit_at().is_none()
+        {
+            return;
+        }
+        let now = Instant::now();
+        if self.connections.live == 0 && self.door.exit_at().is_some_and(|at| at <= now) {
+            tracing::info!("nobody has been connected for a while: stopping");
+            self.drain(Duration::ZERO);
+        }
+        if self.next_tick.is_some_and(|at| at <= now) {
+            self.next_tick = None;
+            self.expire_handshakes(now);
+            self.expire_waiting(now);
+            for index in std::mem::take(&mut self.watched) {
+                let Some(connection) = self.connections.get(index) else {
+                    continue;
+                };
+                match connection.check_stalls(now, &self.shared) {
+                    Ok(()) => self.note_watched(index),
+                    Err(error) => self.close(index, &error),
+                }
+            }
+            self.grant();
+        }
+        if self.next_idle_look.is_some_and(|at| at <= now) {
+            self.close_idle(now);
+        }
+    }
+
+    /// Requests whose deadline passed while they waited for memory.
+    fn expire_waiting(&mut self, now: Instant) {
+        for (token, id) in self.waiting.expired(now) {
+            let Some(index) = self.connections.index(token) else {
+                continue;
+            };
+            let Some(connection) = self.connections.get(index) else {
+                continue;
+            };
+            let parked = self.waiting.forget(token, Some(id), &self.shared);
+            if let Err(error) = connection.expire(id, parked, &self.shared) {
+                self.close(index, &error);
+            }
+        }
+    }
+
+    fn close_idle(&mut self, now: Instant) {
+        self.next_idle_look = None;
+        let Some(limit) = self.shared.options.idle_timeout else {
+            return;
+        };
+        for index in self.connections.indices() {
+            let Some(connection) = self.connections.get(index) else {
+                continue;
+            };
+            let expires = connection.last_activity + limit;
+            if connection.session.live.load(Ordering::Relaxed) == 0 && expires <= now {
+                connection.say_goodbye(ErrorCode::IdleTimeout, "nothing was asked for a long time");
+                self.close(index, &TransportError::PeerGone);
+            } else {
+                // A busy connection is looked at again after a whole limit.
+                let next = if expires <= now { now + limit } else { expires };
+                self.next_idle_look = Some(self.next_idle_look.map_or(next, |at| at.min(next)));
+            }
+        }
+    }
+
+    fn note_idle_deadline(&mut self) {
+        if let Some(limit) = self.shared.options.idle_timeout
+            && self.next_idle_look.is_none()
+        {
+            self.next_idle_look = Some(Instant::now() + limit);
+        }
+    }
+
+    /// Begins to stop, or shortens the time for it.
+    fn drain(&mut self, drain: Duration) {
+        let until = Instant::now() + drain;
+        match self.draining {
+            Some(before) => {
+                // The request for a stop stays; only a shorter one changes anything.
+                if until < before {
+                    self.draining = Some(until);
+                }
+            }
+            None => {
+                tracing::info!(seconds = drain.as_secs_f64(), "draining");
+                self.draining = Some(until);
+                self.refuse_handshakes();
+                for index in self.connections.indices() {
+                    let Some(connection) = self.connections.get(index) else {
+                        continue;
+                    };
+                    let millis = u32::try_from(drain.as_millis()).unwrap_or(u32::MAX);
+                    let mut tx = connection.session.lock();
+                    tx.state.go_away(ErrorCode::ServerRestarting, millis);
+                    let result = tx.pump();
+                    drop(tx);
+                    if let Err(error) = result {
+                        self.close(index, &error);
+                    }
+                }
+            }
+        }
+        self.shared
+            .stop
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+
+    /// While draining: closes what is quiet, and at the deadline cuts the rest.
+    fn is_done(&mut self) -> bool {
+        let Some(until) = self.draining else {
+            return false;
+        };
+        let over = Instant::now() >= until;
+        for index in self.connections.indices() {
+            let Some(connection) = self.connections.get(index) else {
+                continue;
+            };
+            let mut tx = connection.session.lock();
+            if over {
+                tx.cut_all(ErrorCode::ServerRestarting, "the daemon is stopping");
+                let _ = tx.pump();
+            }
+            if over || tx.is_quiet() {
+                drop(tx);
+                self.close(index, &TransportError::PeerGone);
+            }
+        }
+        self.connections.live == 0
+    }
+
+    fn finish(self) {
+        if let Err(error) = self.door.into_listener().remove() {
+            tracing::warn!(%error, "could not remove the socket or its lock");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+/// Tells this life of the daemon from others. Not a secret.
+fn instance() -> u128 {
+    use std::hash::{BuildHasher, RandomState};
+    // Each RandomState has fresh keys from the system's random numbers.
+    let half = || u128::from(RandomState::new().hash_one(0_u8));
+    half() << 64 | half()
+}
+
+/// The error that tells a peer what it did wrong.
+fn fault_body(error: &TransportError) -> Option<ErrorBody> {
+    error.fault().map(ErrorBody::from_fault)
+}

@@ -1,0 +1,90 @@
+//! Requests that wait for a share of the budget, in the order of their arrival.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use lapce_ai_proto::{MessageType, OpenPrefix};
+use lapce_ai_transport::Buffer;
+
+use crate::server::Shared;
+
+/// A request that has no memory yet.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) token: u64,
+    pub(super) id: u64,
+    pub(super) ty: MessageType,
+    pub(super) prefix: OpenPrefix,
+    /// What came with OPEN: the whole request, or its first piece.
+    pub(super) first: Vec<u8>,
+    /// `first` is the whole request.
+    pub(super) whole: bool,
+    pub(super) deadline: Option<Instant>,
+}
+
+/// A request that got its memory.
+#[derive(Debug)]
+pub(super) struct Granted {
+    pub(super) token: u64,
+    pub(super) waiter: Waiter,
+    pub(super) buffer: Buffer,
+}
+
+/// The queue. All or nothing, first come first served: a large request is not starved by small ones.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    queue: VecDeque<Waiter>,
+}
+
+impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub(super) fn push(&mut self, waiter: Waiter, shared: &Shared) {
+        self.queue.push_back(waiter);
+        // Told before the next look at the budget, so that a release in between is not missed.
+        shared
+            .awaiting_budget
+            .store(self.queue.len(), Ordering::SeqCst);
+    }
+
+    /// The first in the queue, if there is memory for it.
+    pub(super) fn next(&mut self, shared: &Shared) -> Option<Granted> {
+        let waiter = self.queue.front()?;
+        let buffer = shared.pool.reserve(waiter.prefix.total_length as usize)?;
+        let waiter = self.queue.pop_front()?;
+        shared
+            .awaiting_budget
+            .store(self.queue.len(), Ordering::SeqCst);
+        Some(Granted {
+            token: waiter.token,
+            waiter,
+            buffer,
+        })
+    }
+
+    /// Those whose deadline has passed, as token and id.
+    pub(super) fn expired(&self, now: Instant) -> Vec<(u64, u64)> {
+        self.queue
+            .iter()
+            .filter(|waiter| waiter.deadline.is_some_and(|deadline| deadline <= now))
+            .map(|waiter| (waiter.token, waiter.id))
+            .collect()
+    }
+
+    /// Forgets the requests of a connection that is gone, or one request of it. Returns how many bytes they held.
+    pub(super) fn forget(&mut self, token: u64, id: Option<u64>, shared: &Shared) -> usize {
+        let mut held = 0;
+        self.queue.retain(|waiter| {
+            let keep = waiter.token != token || id.is_some_and(|id| waiter.id != id);
+            held += if keep { 0 } else { waiter.first.len() };
+            keep
+        });
+        shared
+            .awaiting_budget
+            .store(self.queue.len(), Ordering::SeqCst);
+        held
+    }
+}
