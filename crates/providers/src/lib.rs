@@ -1,1 +1,78 @@
-//! Placeholder.
+//! AI providers: what a request and an answer are, and how each provider is spoken to.
+//!
+//! A [`ChatRequest`] goes to a [`Provider`], which answers with a [`ChatStream`] of [`Event`]s or one
+//! [`ProviderError`]. [`HttpProvider`] is a provider for any [`Wire`] format; the formats do no I/O and read no clock.
+//! [`Local`] needs neither key nor network. [`from_environment`] and [`probe`] find what can be used, and a
+//! [`Catalog`] knows which provider and model a name means.
+//!
+//! Events borrow from the stream's buffer: a text token costs no heap allocation on its way through a decoder.
+//!
+//! ```
+//! use lapce_ai_providers::{ChatRequest, Event, Local, Message, Provider};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), lapce_ai_providers::ProviderError> {
+//! let provider = Local::default();
+//! let request = ChatRequest::new("local").with(Message::user("Hello"));
+//! let mut stream = provider.chat(&request).await?;
+//! let mut answer = String::new();
+//! while let Some(event) = stream.next().await {
+//!     if let Event::Text(text) = event? {
+//!         answer.push_str(text);
+//!     }
+//! }
+//! assert!(answer.contains("You said: \"Hello\""));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A server that speaks OpenAI chat completions, by its URL:
+//!
+//! ```
+//! use lapce_ai_providers::{Dialect, HttpClient, HttpConfig, HttpProvider, OpenAi, OpenAiConfig};
+//!
+//! # fn main() -> Result<(), lapce_ai_providers::ProviderError> {
+//! let client = HttpClient::new(&HttpConfig::default())?;
+//! let wire = OpenAi::new(OpenAiConfig {
+//!     base_url: "http://127.0.0.1:8080/v1".into(),
+//!     key: None,
+//!     headers: Vec::new(),
+//!     dialect: Dialect::COMPATIBLE,
+//! })?;
+//! let provider = HttpProvider::new("llamacpp", wire, client);
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod catalog;
+mod chat;
+mod discover;
+mod error;
+mod event;
+mod http;
+mod local;
+mod provider;
+mod sse;
+mod wire;
+
+pub use catalog::{Catalog, CatalogEntry, CatalogError, Route};
+pub use chat::{
+    ChatRequest, Content, Image, ImageDetail, ImageSource, Message, ModelInfo, ReasoningEffort,
+    ResponseFormat, Role, Tool, ToolCall, ToolChoice,
+};
+pub use discover::{
+    Discovered, KNOWN_PROVIDERS, KnownProvider, LoopbackServer, PROBE_TIMEOUT, from_environment,
+    probe,
+};
+pub use error::{ErrorKind, Fault, Phase, ProviderError};
+pub use event::{Citation, Event, EventQueue, FinishReason, ToolCallDelta, Usage};
+pub use http::{HttpClient, HttpConfig, HttpProvider, Timeouts};
+pub use local::{FailureMode, Local, LocalConfig, LocalFailure};
+pub use provider::{BoxFuture, ChatResponse, ChatStream, EventStream, Provider};
+/// Keys are given in this type, which never shows them.
+pub use secrecy::SecretString;
+pub use sse::{DEFAULT_MAX_EVENT_LEN, SseError, SseEvent, SseParser};
+pub use wire::openai::{Dialect, OpenAi, OpenAiConfig};
+pub use wire::{Decoder, Decoding, Wire};

@@ -1,0 +1,215 @@
+//! What comes back: the events of one answer, and the queue in which a decoder leaves them.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+/// One event of an answer. Texts borrow from the stream's buffer until the next event is asked for.
+///
+/// The order of a complete answer: [`Start`](Event::Start) first, then any of text, reasoning, tool calls and
+/// citations, then [`Usage`](Event::Usage) if the provider told it, and [`Finish`](Event::Finish) last, exactly once.
+/// An answer that does not get to `Finish` ends in an error instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// The provider has begun.
+    Start {
+        /// The provider's id of this answer.
+        id: Option<&'a str>,
+        /// The model that answers; often more exact than the one asked for.
+        model: Option<&'a str>,
+    },
+    /// A piece of the answer. Never empty.
+    Text(&'a str),
+    /// A piece of the model's thinking.
+    Reasoning {
+        /// The thought; empty when only a signature comes.
+        text: &'a str,
+        /// The provider's proof, to be handed back in the next turn.
+        signature: Option<&'a str>,
+    },
+    /// A piece of a tool call.
+    ToolCall(ToolCallDelta<'a>),
+    /// A source that the answer rests on.
+    Citation(Citation<'a>),
+    /// The tokens of the whole answer. At most once.
+    Usage(Usage),
+    /// The answer is complete.
+    Finish(FinishReason),
+}
+
+/// A piece of a tool call. The first piece of an index carries its id and name, later ones its arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToolCallDelta<'a> {
+    /// Which of the answer's tool calls this belongs to, from 0.
+    pub index: u32,
+    /// The provider's id of the call.
+    pub id: Option<&'a str>,
+    /// The tool's name.
+    pub name: Option<&'a str>,
+    /// The next piece of the arguments' JSON text; may be empty.
+    pub arguments: &'a str,
+}
+
+/// A source that an answer rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Citation<'a> {
+    /// Its address.
+    pub url: &'a str,
+    /// Its title, if the provider gives one.
+    pub title: Option<&'a str>,
+}
+
+/// Tokens of one answer, as the provider counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Tokens of the prompt, cached ones included.
+    pub input_tokens: u64,
+    /// Tokens generated, reasoning included where the provider counts it in.
+    pub output_tokens: u64,
+    /// The part of `input_tokens` that came from the provider's cache.
+    pub cached_input_tokens: u64,
+    /// Tokens of thinking.
+    pub reasoning_tokens: u64,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FinishReason {
+    /// The model was done, or wrote a stop text.
+    Stop,
+    /// The limit on tokens, or the context, was reached.
+    Length,
+    /// The model wants tools called.
+    ToolCalls,
+    /// The provider's filter cut the answer.
+    ContentFilter,
+    /// The model refused. Its words came as text.
+    Refusal,
+    /// The provider ended properly, with a reason unknown to us or with none.
+    Unknown,
+}
+
+/// Events on their way from a decoder to the reader.
+///
+/// Texts are kept in one buffer and events as ranges of it; both keep their capacity, so a queue in steady state
+/// allocates nothing. The buffer starts anew with the first push into an empty queue.
+#[derive(Debug, Default)]
+pub struct EventQueue {
+    text: String,
+    events: VecDeque<Stored>,
+}
+
+#[derive(Debug)]
+enum Stored {
+    Start {
+        id: Option<Range<usize>>,
+        model: Option<Range<usize>>,
+    },
+    Text(Range<usize>),
+    Reasoning {
+        text: Range<usize>,
+        signature: Option<Range<usize>>,
+    },
+    ToolCall {
+        index: u32,
+        id: Option<Range<usize>>,
+        name: Option<Range<usize>>,
+        arguments: Range<usize>,
+    },
+    Citation {
+        url: Range<usize>,
+        title: Option<Range<usize>>,
+    },
+    Usage(Usage),
+    Finish(FinishReason),
+}
+
+impl EventQueue {
+    /// Copies `event` in.
+    pub fn push(&mut self, event: Event<'_>) {
+        if self.events.is_empty() {
+            self.text.clear();
+        }
+        let stored = match event {
+            Event::Start { id, model } => Stored::Start {
+                id: self.keep_some(id),
+                model: self.keep_some(model),
+            },
+            Event::Text(text) => Stored::Text(self.keep(text)),
+            Event::Reasoning { text, signature } => Stored::Reasoning {
+                text: self.keep(text),
+                signature: self.keep_some(signature),
+            },
+            Event::ToolCall(ToolCallDelta {
+                index,
+                id,
+                name,
+                arguments,
+            }) => Stored::ToolCall {
+                index,
+                id: self.keep_some(id),
+                name: self.keep_some(name),
+                arguments: self.keep(arguments),
+            },
+            Event::Citation(Citation { url, title }) => Stored::Citation {
+                url: self.keep(url),
+                title: self.keep_some(title),
+            },
+            Event::Usage(usage) => Stored::Usage(usage),
+            Event::Finish(reason) => Stored::Finish(reason),
+        };
+        self.events.push_back(stored);
+    }
+
+    /// The oldest event.
+    pub fn pop(&mut self) -> Option<Event<'_>> {
+        let stored = self.events.pop_front()?;
+        let text = self.text.as_str();
+        let some = |range: Option<Range<usize>>| range.map(|range| &text[range]);
+        Some(match stored {
+            Stored::Start { id, model } => Event::Start {
+                id: some(id),
+                model: some(model),
+            },
+            Stored::Text(range) => Event::Text(&text[range]),
+            Stored::Reasoning {
+                text: range,
+                signature,
+            } => Event::Reasoning {
+                text: &text[range],
+                signature: some(signature),
+            },
+            Stored::ToolCall {
+                index,
+                id,
+                name,
+                arguments,
+            } => Event::ToolCall(ToolCallDelta {
+                index,
+                id: some(id),
+                name: some(name),
+                arguments: &text[arguments],
+            }),
+            Stored::Citation { url, title } => Event::Citation(Citation {
+                url: &text[url],
+                title: some(title),
+            }),
+            Stored::Usage(usage) => Event::Usage(usage),
+            Stored::Finish(reason) => Event::Finish(reason),
+        })
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    fn keep(&mut self, text: &str) -> Range<usize> {
+        let start = self.text.len();
+        self.text.push_str(text);
+        start..self.text.len()
+    }
+
+    fn keep_some(&mut self, text: Option<&str>) -> Option<Range<usize>> {
+        text.map(|text| self.keep(text))
+    }
+}

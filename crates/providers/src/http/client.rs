@@ -1,0 +1,216 @@
+//! The pooled client: hyper with rustls.
+//!
+//! TLS uses `ring` and the compiled-in Mozilla roots. `aws-lc-rs` would add a large C build, and the system's roots
+//! would have to be read and kept by every daemon that starts; who needs further ones (a company's proxy) names a
+//! file of them.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client, Error as ClientError};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tower_service::Service;
+
+use crate::error::{ErrorKind, Phase, ProviderError};
+
+/// How connections are made and kept.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// The most time for name resolution, TCP and TLS together. 10 s by default.
+    pub connect_timeout: Duration,
+    /// How long an unused connection is kept. 90 s by default.
+    pub pool_idle_timeout: Duration,
+    /// The most unused HTTP/1.1 connections kept for one host. 8 by default; HTTP/2 needs one.
+    pub pool_max_idle_per_host: usize,
+    /// How often an HTTP/2 connection with a request under way is pinged, to notice its death. 30 s by default.
+    pub http2_ping_interval: Duration,
+    /// A PEM file of certificates to trust besides the compiled-in ones.
+    pub extra_root_certs: Option<PathBuf>,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            pool_idle_timeout: Duration::from_secs(90),
+            pool_max_idle_per_host: 8,
+            http2_ping_interval: Duration::from_secs(30),
+            extra_root_certs: None,
+        }
+    }
+}
+
+/// A pool of connections to any number of hosts. Clones share it.
+///
+/// It goes straight to the host: proxies of the environment are not used, redirects not followed.
+#[derive(Clone, Debug)]
+pub struct HttpClient {
+    client: Client<TimedConnector, Full<Bytes>>,
+}
+
+impl HttpClient {
+    /// A client. No connection is made yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](ErrorKind::Configuration) when the extra certificates cannot be read.
+    pub fn new(config: &HttpConfig) -> Result<Self, ProviderError> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(Duration::from_secs(60)));
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls(config.extra_root_certs.as_deref())?)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(config.pool_idle_timeout)
+            .pool_max_idle_per_host(config.pool_max_idle_per_host)
+            .http2_keep_alive_interval(config.http2_ping_interval)
+            .build(TimedConnector {
+                inner: https,
+                timeout: config.connect_timeout,
+            });
+        Ok(Self { client })
+    }
+
+    /// Sends `request` and waits for the head of the answer. To cancel, drop the future or the body.
+    pub(crate) async fn send(
+        &self,
+        request: Request<Bytes>,
+    ) -> Result<Response<Incoming>, ProviderError> {
+        self.client
+            .request(request.map(Full::new))
+            .await
+            .map_err(send_error)
+    }
+}
+
+fn tls(extra_roots: Option<&Path>) -> Result<ClientConfig, ProviderError> {
+    let mut roots = RootCertStore {
+        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    };
+    if let Some(path) = extra_roots {
+        let wrong = |why: String| {
+            let message = format!(
+                "the extra certificates in {} cannot be used: {why}",
+                path.display()
+            );
+            ProviderError::new(ErrorKind::Configuration, message)
+        };
+        let mut found = 0;
+        for certificate in
+            CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?
+        {
+            let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+            roots
+                .add(certificate)
+                .map_err(|error| wrong(error.to_string()))?;
+            found += 1;
+        }
+        if found == 0 {
+            return Err(wrong("the file has no certificate in PEM form".into()));
+        }
+    }
+    let config =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| ProviderError::new(ErrorKind::Configuration, error.to_string()))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn send_error(error: ClientError) -> ProviderError {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
+    let mut deepest = String::new();
+    let mut timed_out = false;
+    while let Some(current) = cause {
+        timed_out |= current.is::<ConnectTimedOut>();
+        deepest = current.to_string();
+        cause = current.source();
+    }
+    let kind = if timed_out {
+        ErrorKind::TimedOut(Phase::Connect)
+    } else {
+        ErrorKind::ConnectionFailed
+    };
+    ProviderError::new(kind, deepest).caused_by(error)
+}
+
+/// hyper's own connect time-out ends with TCP; this one covers name resolution and TLS, too.
+#[derive(Clone, Debug)]
+struct TimedConnector {
+    inner: HttpsConnector<HttpConnector>,
+    timeout: Duration,
+}
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+impl Service<Uri> for TimedConnector {
+    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.inner.call(uri);
+        let timeout = self.timeout;
+        Box::pin(async move {
+            match tokio::time::timeout(timeout, connecting).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(ConnectTimedOut(timeout).into()),
+            }
+        })
+    }
+}
+
+#[derive(Debug)]
+struct ConnectTimedOut(Duration);
+
+impl fmt::Display for ConnectTimedOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no connection after {} s", self.0.as_secs_f64())
+    }
+}
+
+impl Error for ConnectTimedOut {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extra_certificates_must_be_there_and_be_some() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for path in [file.path(), Path::new("/nowhere/ca.pem")] {
+            let config = HttpConfig {
+                extra_root_certs: Some(path.into()),
+                ..HttpConfig::default()
+            };
+            let error = HttpClient::new(&config).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Configuration);
+            assert!(error.message.contains(path.to_str().unwrap()), "{error}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Wire formats: how a request is written for a provider, and how its answer is read. No I/O, no clock.
+//!
+//! A format is one [`Wire`] for what can be said about whole requests and answers, and one [`Decoder`] per answer,
+//! which is fed the body's chunks and leaves events in an [`EventQueue`]. [`crate::HttpProvider`]
+//! drives any of them; [`Decoding`] does so by hand.
+
+mod decoding;
+mod json;
+pub(crate) mod openai;
+mod retry_after;
+
+use std::fmt::Debug;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::response::Parts;
+use secrecy::SecretString;
+
+use crate::chat::{ChatRequest, ModelInfo};
+use crate::error::ProviderError;
+use crate::event::EventQueue;
+
+pub use decoding::Decoding;
+pub(crate) use retry_after::retry_after;
+
+/// How one provider's HTTP API is spoken. It holds the base URL and the key.
+pub trait Wire: Debug + Send + Sync {
+    /// The HTTP request of a chat. `now` is for formats that sign their requests.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) when the format cannot say what is asked for,
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) when the request makes no sense.
+    fn chat_request(
+        &self,
+        request: &ChatRequest,
+        now: SystemTime,
+    ) -> Result<http::Request<Bytes>, ProviderError>;
+
+    /// The HTTP request of the list of models.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) when the provider has no such list.
+    fn models_request(&self, now: SystemTime) -> Result<http::Request<Bytes>, ProviderError>;
+
+    /// A decoder for the body of a chat answer with a status of 2xx, streamed or not, as its headers tell.
+    /// `limit` is the most bytes that it may keep: the longest event of a stream, or a whole body.
+    ///
+    /// # Errors
+    ///
+    /// [`MalformedResponse`](crate::ErrorKind::MalformedResponse) when the headers promise something else than an
+    /// answer, such as a web page.
+    fn decoder(&self, head: &Parts, limit: usize) -> Result<Box<dyn Decoder>, ProviderError>;
+
+    /// The models in the body of a list of models.
+    ///
+    /// # Errors
+    ///
+    /// [`MalformedResponse`](crate::ErrorKind::MalformedResponse) when it is no such list.
+    fn decode_models(&self, body: &[u8]) -> Result<Vec<ModelInfo>, ProviderError>;
+
+    /// The error in an answer whose status is not 2xx. `body` may be cut, empty, or a proxy's web page.
+    fn decode_error(&self, head: &Parts, body: &[u8], now: SystemTime) -> ProviderError;
+
+    /// What must never appear in an error's text.
+    fn secrets(&self) -> &[SecretString];
+}
+
+/// Reads the body of one answer.
+///
+/// It keeps the promise of [`Event`](crate::Event)'s order: `Usage` and `Finish` are left in the queue last.
+pub trait Decoder: Send {
+    /// Takes the next chunk of the body and adds its events.
+    ///
+    /// # Errors
+    ///
+    /// Ends the answer. Events added before it still count.
+    fn chunk(&mut self, chunk: &[u8], events: &mut EventQueue) -> Result<(), ProviderError>;
+
+    /// Takes the end of the body, or its loss, and adds the last events.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamCut`](crate::ErrorKind::StreamCut) when the answer is not complete.
+    fn end(&mut self, events: &mut EventQueue) -> Result<(), ProviderError>;
+
+    /// Whether the answer is complete: what may still come is of no interest.
+    fn is_complete(&self) -> bool;
+}

@@ -1,0 +1,375 @@
+//! Errors of chat completions servers, in the many forms that they take.
+//!
+//! Source: <https://platform.openai.com/docs/guides/error-codes>; the other forms are named where they are read.
+
+use std::time::SystemTime;
+
+use http::response::Parts;
+use serde_json::Value;
+
+use crate::error::{ErrorKind, ProviderError};
+use crate::wire::retry_after;
+
+/// How vLLM, DeepSeek, Together and OpenRouter; llama.cpp; Mistral; xAI say that a conversation is too long.
+const TOO_LONG: &[&str] = &[
+    "maximum context length",
+    "exceeds the available context",
+    "too large for model with",
+    "maximum prompt length",
+    "exceeds the context window",
+];
+
+/// The error of an answer whose status is not 2xx.
+pub(super) fn from_response(head: &Parts, body: &[u8], now: SystemTime) -> ProviderError {
+    let status = head.status.as_u16();
+    let mut error = match serde_json::from_slice::<Value>(body) {
+        Ok(value) => from_json(&value, Some(status)),
+        Err(_) => from_text(&String::from_utf8_lossy(body), status),
+    };
+    if head.status.is_redirection() {
+        let to = head
+            .headers
+            .get(http::header::LOCATION)
+            .and_then(|to| to.to_str().ok())
+            .unwrap_or("nowhere");
+        error = ProviderError::new(
+            ErrorKind::Configuration,
+            format!("the base URL redirects to {to}; use that"),
+        );
+    }
+    error.status = Some(status);
+    error.retry_after = retry_after(&head.headers, now);
+    let id = ["x-request-id", "request-id"]
+        .into_iter()
+        .find_map(|name| head.headers.get(name));
+    error.request_id = id.and_then(|id| id.to_str().ok()).map(Into::into);
+    error
+}
+
+/// The error in a JSON document, which may stand in an error answer, in an answer of status 200 or in a stream.
+pub(super) fn from_json(document: &Value, status: Option<u16>) -> ProviderError {
+    // Gemini's compatible endpoint wraps the object in an array.
+    let outer = document.get(0).unwrap_or(document);
+    let inner = outer
+        .get("error")
+        .filter(|error| !error.is_null())
+        .unwrap_or(outer);
+    let text = |name: &str| {
+        inner
+            .get(name)
+            .or_else(|| outer.get(name))
+            .filter(|value| !value.is_null())
+    };
+    // OpenAI: {"error":{"message","type","code"}}; vLLM, Mistral: {"object":"error","message","type","code"};
+    // Ollama: {"error":"..."}; xAI: {"code":"...","error":"..."}; FastAPI: {"detail": ...}.
+    let message = match inner {
+        Value::String(message) => message.clone(),
+        _ => text("message")
+            .or_else(|| text("detail"))
+            .map(plain)
+            .unwrap_or_default(),
+    };
+    let code = text("code").map(plain);
+    let r#type = text("type").map(plain);
+    // The number in `code` is the status that a stream can no longer have (OpenRouter, llama.cpp, vLLM).
+    let number = code
+        .as_ref()
+        .and_then(|code| code.parse().ok())
+        .filter(|code| (400..600).contains(code));
+    let (code_text, type_text) = (
+        code.as_deref().unwrap_or(""),
+        r#type.as_deref().unwrap_or(""),
+    );
+    let kind = classify(status.or(number), code_text, type_text, &message);
+    // OpenRouter hides what the provider behind it said.
+    let raw = inner
+        .pointer("/metadata/raw")
+        .map(plain)
+        .filter(|raw| !raw.is_empty() && *raw != message);
+    let message = match raw {
+        Some(raw) => format!("{message}: {raw}"),
+        None => message,
+    };
+    let mut error = ProviderError::new(kind, message);
+    error.code = code.filter(|_| number.is_none()).or(r#type).map(Into::into);
+    error.status = status.or(number);
+    error
+}
+
+/// The error of a body that is no JSON: nothing, a line of text, or a proxy's web page.
+fn from_text(body: &str, status: u16) -> ProviderError {
+    let lower = body.to_ascii_lowercase();
+    let message = match (lower.find("<title>"), lower.find("</title>")) {
+        (Some(start), Some(end)) if start + 7 <= end => &body[start + 7..end],
+        _ if lower.trim_start().starts_with('<') => "",
+        _ => body,
+    };
+    ProviderError::new(classify(Some(status), "", "", message), message)
+}
+
+/// A value as a person reads it.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// The kind of an error, most telling sign first: code, type, message, then status.
+fn classify(status: Option<u16>, code: &str, r#type: &str, message: &str) -> ErrorKind {
+    for sign in [code, r#type] {
+        let kind = match sign {
+            "insufficient_quota"
+            | "billing_hard_limit_reached"
+            | "insufficient_balance"
+            | "credit_limit" => ErrorKind::QuotaExhausted,
+            "rate_limit_exceeded" | "rate_limit_error" | "too_many_requests" | "rate_limited" => {
+                ErrorKind::RateLimited
+            }
+            "context_length_exceeded" | "exceed_context_size_error" | "string_above_max_length" => {
+                ErrorKind::ContextLengthExceeded
+            }
+            "model_not_found" | "invalid_model" => ErrorKind::ModelNotFound,
+            "invalid_api_key" | "authentication_error" | "invalid_authentication" => {
+                ErrorKind::Authentication
+            }
+            "content_filter" | "content_policy_violation" | "responsible_ai_policy_violation" => {
+                ErrorKind::ContentFiltered
+            }
+            "overloaded_error" | "engine_overloaded" | "capacity_exceeded"
+            | "unavailable_error" => ErrorKind::Overloaded,
+            "permission_error" | "permission_denied" | "unsupported_country_region_territory" => {
+                ErrorKind::Permission
+            }
+            _ => continue,
+        };
+        return kind;
+    }
+    let message = message.to_ascii_lowercase();
+    let says = |signs: &[&str]| signs.iter().any(|sign| message.contains(sign));
+    match status {
+        None | Some(400 | 403 | 413 | 422 | 500) if says(TOO_LONG) => {
+            ErrorKind::ContextLengthExceeded
+        }
+        // Ollama: model "x" not found, try pulling it first. vLLM: The model `x` does not exist.
+        Some(400 | 404)
+            if message.contains("model")
+                && says(&["not found", "not exist", "not a valid model"]) =>
+        {
+            ErrorKind::ModelNotFound
+        }
+        Some(400) if says(&["incorrect api key", "invalid api key", "api key not valid"]) => {
+            ErrorKind::Authentication
+        }
+        Some(403) if says(&["requires moderation", "was flagged", "content policy"]) => {
+            ErrorKind::ContentFiltered
+        }
+        Some(403 | 429)
+            if says(&[
+                "exceeded your current quota",
+                "insufficient balance",
+                "credit balance",
+            ]) =>
+        {
+            ErrorKind::QuotaExhausted
+        }
+        Some(status) => ErrorKind::from_status(status),
+        None if code == "invalid_request_error" || r#type == "invalid_request_error" => {
+            ErrorKind::InvalidRequest
+        }
+        None => ErrorKind::ProviderInternal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn error(status: u16, headers: &[(&str, &str)], body: &str) -> ProviderError {
+        let mut response = http::Response::builder().status(status);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        let (head, ()) = response.body(()).unwrap().into_parts();
+        from_response(&head, body.as_bytes(), SystemTime::UNIX_EPOCH)
+    }
+
+    fn kind(status: u16, body: &str) -> ErrorKind {
+        error(status, &[], body).kind
+    }
+
+    #[test]
+    fn openai_in_its_own_words() {
+        let error = error(
+            429,
+            &[("retry-after-ms", "1500"), ("x-request-id", "req_1")],
+            r#"{"error":{"message":"Rate limit reached for gpt-x","type":"requests","param":null,
+                "code":"rate_limit_exceeded"}}"#,
+        );
+        assert_eq!(error.kind, ErrorKind::RateLimited);
+        assert_eq!(&*error.message, "Rate limit reached for gpt-x");
+        assert_eq!(error.code.as_deref(), Some("rate_limit_exceeded"));
+        assert_eq!(
+            (error.status, error.retry_after),
+            (Some(429), Some(Duration::from_millis(1500)))
+        );
+        assert_eq!(error.request_id.as_deref(), Some("req_1"));
+
+        let body = |r#type: &str, code: &str| {
+            format!(r#"{{"error":{{"message":"m","type":"{type}","param":null,"code":{code}}}}}"#)
+        };
+        for (status, r#type, code, expected) in [
+            (
+                429,
+                "insufficient_quota",
+                r#""insufficient_quota""#,
+                ErrorKind::QuotaExhausted,
+            ),
+            (429, "tokens", "null", ErrorKind::RateLimited),
+            (
+                400,
+                "invalid_request_error",
+                r#""context_length_exceeded""#,
+                ErrorKind::ContextLengthExceeded,
+            ),
+            (
+                400,
+                "invalid_request_error",
+                r#""unsupported_parameter""#,
+                ErrorKind::InvalidRequest,
+            ),
+            (
+                400,
+                "invalid_request_error",
+                r#""content_filter""#,
+                ErrorKind::ContentFiltered,
+            ),
+            (
+                401,
+                "invalid_request_error",
+                r#""invalid_api_key""#,
+                ErrorKind::Authentication,
+            ),
+            (403, "invalid_request_error", "null", ErrorKind::Permission),
+            (
+                404,
+                "invalid_request_error",
+                r#""model_not_found""#,
+                ErrorKind::ModelNotFound,
+            ),
+            (404, "invalid_request_error", "null", ErrorKind::NotFound),
+            (500, "server_error", "null", ErrorKind::ProviderInternal),
+            (503, "server_error", "null", ErrorKind::Overloaded),
+        ] {
+            assert_eq!(
+                kind(status, &body(r#type, code)),
+                expected,
+                "{status} {type} {code}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_status_alone() {
+        use crate::error::Phase;
+        let upstream = ErrorKind::TimedOut(Phase::Upstream);
+        for (status, expected) in [
+            (400, ErrorKind::InvalidRequest),
+            (401, ErrorKind::Authentication),
+            (402, ErrorKind::QuotaExhausted),
+            (403, ErrorKind::Permission),
+            (404, ErrorKind::NotFound),
+            (408, upstream),
+            (413, ErrorKind::RequestTooLarge),
+            (422, ErrorKind::InvalidRequest),
+            (429, ErrorKind::RateLimited),
+            (500, ErrorKind::ProviderInternal),
+            (502, ErrorKind::ProviderInternal),
+            (503, ErrorKind::Overloaded),
+            (504, upstream),
+            (529, ErrorKind::Overloaded),
+        ] {
+            let page = "<html><head><TITLE>Oh no</TITLE></head><body>nginx</body></html>";
+            for body in ["", page, "{}", "null", "[]", "[1]", "\u{0}"] {
+                assert_eq!(kind(status, body), expected, "{status} {body:?}");
+            }
+            assert_eq!(&*error(status, &[], page).message, "Oh no");
+            assert_eq!(&*error(status, &[], "").message, "");
+            assert_eq!(&*error(status, &[], "<p>no title</p>").message, "");
+        }
+    }
+
+    #[test]
+    fn the_forms_of_other_servers() {
+        let too_long = ErrorKind::ContextLengthExceeded;
+        for (status, body, expected) in [
+            (
+                404,
+                r#"{"error":"model \"x\" not found, try pulling it first"}"#,
+                ErrorKind::ModelNotFound,
+            ),
+            (
+                404,
+                r#"{"object":"error","message":"The model `x` does not exist.","code":404}"#,
+                ErrorKind::ModelNotFound,
+            ),
+            (
+                400,
+                r#"{"code":"Client specified an invalid argument","error":"Incorrect API key provided: ab***"}"#,
+                ErrorKind::Authentication,
+            ),
+            (
+                400,
+                r#"{"error":{"code":400,"message":"the request exceeds the available context size","type":
+                "exceed_context_size_error","n_ctx":4096}}"#,
+                too_long,
+            ),
+            (
+                400,
+                r#"{"object":"error","message":"Prompt contains 40000 tokens and 0 draft tokens, too large for
+                model with 32768 maximum context length","type":"invalid_request_error","code":"3051"}"#,
+                too_long,
+            ),
+            (
+                422,
+                r#"{"detail":[{"loc":["body","x"],"msg":"field required"}]}"#,
+                ErrorKind::InvalidRequest,
+            ),
+            (
+                400,
+                r#"[{"error":{"code":400,"message":"API key not valid. Please pass a valid API key."}}]"#,
+                ErrorKind::Authentication,
+            ),
+            (
+                402,
+                r#"{"error":{"message":"Insufficient Balance","type":"unknown_error"}}"#,
+                ErrorKind::QuotaExhausted,
+            ),
+            (
+                403,
+                r#"{"error":{"code":403,"message":"Your input was flagged"}}"#,
+                ErrorKind::ContentFiltered,
+            ),
+        ] {
+            assert_eq!(kind(status, body), expected, "{body}");
+        }
+        let error = error(
+            429,
+            &[],
+            r#"{"error":{"message":"Provider returned error","code":429,"metadata":{"raw":"busy","provider_name":"X"}}}"#,
+        );
+        assert_eq!(
+            (&*error.message, error.code),
+            ("Provider returned error: busy", None)
+        );
+    }
+
+    #[test]
+    fn a_redirect_names_its_goal() {
+        let error = error(308, &[("location", "https://b/v1")], "");
+        assert_eq!(error.kind, ErrorKind::Configuration);
+        assert!(error.message.contains("https://b/v1"));
+    }
+}

@@ -1,0 +1,100 @@
+//! A text token costs no heap allocation, from the body's chunk in hand to the event out.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use allocation_counter::measure;
+use lapce_ai_providers::Event;
+use support::{decoding, text_chunk};
+
+/// Tokens with every kind of text: plain, escaped, beyond ASCII, and longer than those of the warm-up's start.
+fn token(number: usize) -> String {
+    [
+        "word",
+        " fn main() {\n",
+        "\"quoted\"",
+        " Grüße 🙂",
+        "\\u00e9 \t",
+    ][number % 5]
+        .repeat(1 + number % 3)
+}
+
+#[test]
+fn a_text_token_allocates_nothing() {
+    let chunks: Vec<String> = (0..1000)
+        .map(|number| format!("data: {}\n\n", text_chunk(&token(number))))
+        .collect();
+    let mut decoding = decoding("text/event-stream", 1 << 20);
+    let mut tokens = 0;
+    let mut feed = |bytes: &[u8]| {
+        decoding.push(bytes);
+        while let Some(event) = decoding.next() {
+            if let Ok(Event::Text(text)) = event {
+                tokens += usize::from(!text.is_empty());
+            }
+        }
+    };
+    for chunk in &chunks[..100] {
+        feed(chunk.as_bytes());
+    }
+    let counted = measure(|| {
+        for chunk in &chunks[100..] {
+            feed(chunk.as_bytes());
+        }
+    });
+    assert_eq!(tokens, 1000);
+    assert_eq!(counted.count_total, 0, "{counted:?}");
+}
+
+#[test]
+fn nor_does_one_that_comes_in_pieces_or_in_company() {
+    let chunks: Vec<String> = (0..400)
+        .map(|number| format!("data: {}\n\n", text_chunk(&token(number))))
+        .collect();
+    let text = chunks.concat();
+    let mut decoding = decoding("text/event-stream", 1 << 20);
+    let mut tokens = 0;
+    let mut feed = |bytes: &[u8]| {
+        decoding.push(bytes);
+        while decoding.next().is_some() {
+            tokens += 1;
+        }
+    };
+    let (warm_up, rest) = text.as_bytes().split_at(text.len() / 2);
+    warm_up.chunks(700).for_each(&mut feed);
+    let counted = measure(|| {
+        let (company, pieces) = rest.split_at(rest.len() / 2);
+        company.chunks(700).for_each(&mut feed);
+        pieces.chunks(7).for_each(&mut feed);
+    });
+    assert!(tokens > 390, "{tokens}");
+    assert_eq!(counted.count_total, 0, "{counted:?}");
+}
+
+#[test]
+fn nor_does_a_piece_of_reasoning_or_of_a_tool_calls_arguments() {
+    for delta in [
+        r#"{"reasoning_content":"hm\n"}"#,
+        r#"{"tool_calls":[{"index":0,"function":{"arguments":"{\"a\""}}]}"#,
+    ] {
+        // With Azure's nested verdicts, in every chunk.
+        let filter = r#"{"hate":{"filtered":false,"severity":"safe"},"n":[1,-1,0.5,null]}"#;
+        let choice = format!(r#"{{"delta":{delta},"content_filter_results":{filter}}}"#);
+        let chunk = format!("data: {{\"id\":\"c\",\"choices\":[{choice}]}}\n\n");
+        let mut decoding = decoding("text/event-stream", 1 << 20);
+        let mut events = 0;
+        let mut feed = |times: usize| {
+            for _ in 0..times {
+                decoding.push(chunk.as_bytes());
+                while decoding.next().is_some() {
+                    events += 1;
+                }
+            }
+        };
+        feed(10);
+        let counted = measure(|| feed(100));
+        assert!(events >= 110, "{delta}");
+        assert_eq!(counted.count_total, 0, "{delta}: {counted:?}");
+    }
+}
