@@ -423,16 +423,11 @@ impl Reactor {
     /// How long nothing can happen by itself.
     fn sleep_time(&mut self) -> Option<Duration> {
         let now = Instant::now();
-        let busy =
-            self.door.handshakes() > 0 || !self.waiting.is_empty() || !self.watched.is_empty();
         let tick = if self.draining.is_some() {
             Some(now + DRAIN_TICK)
-        } else if busy {
-            Some(now + TICK)
         } else {
-            None
+            self.tick_at(now)
         };
-        self.next_tick = tick;
         let exit = if self.connections.live == 0 {
             self.door.exit_at()
         } else {
@@ -445,6 +440,15 @@ impl Reactor {
             .map(|at| at.saturating_duration_since(now))
     }
 
+    /// When the reactor looks for what stalls or expires, if anything may. Once set it is kept until it comes, so that
+    /// steady traffic does not put it off.
+    fn tick_at(&mut self, now: Instant) -> Option<Instant> {
+        let busy =
+            self.door.handshakes() > 0 || !self.waiting.is_empty() || !self.watched.is_empty();
+        self.next_tick = busy.then(|| self.next_tick.unwrap_or(now + TICK));
+        self.next_tick
+    }
+
     /// Whatever depends on the clock.
     fn tick(&mut self) {
         let stop = *self
@@ -455,13 +459,8 @@ impl Reactor {
         if let Some(drain) = stop {
             self.drain(drain);
         }
-        if self.next_tick.is_none()
-            && self.next_idle_look.is_none()
-            && self.door.exit_at().is_none()
-        {
-            return;
-        }
         let now = Instant::now();
+        self.tick_at(now);
         if self.connections.live == 0 && self.door.exit_at().is_some_and(|at| at <= now) {
             tracing::info!("nobody has been connected for a while: stopping");
             self.drain(Duration::ZERO);
