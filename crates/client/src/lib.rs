@@ -1,1 +1,55 @@
-//! Placeholder.
+//! The client of a lapce-ai daemon, for editors, plugins, agents and scripts.
+//!
+//! ```no_run
+//! use lapce_ai_client::ai::{AIRequest, Message, StreamEvent};
+//! use lapce_ai_client::{Client, Options};
+//!
+//! # async fn example() -> Result<(), lapce_ai_client::ClientError> {
+//! let client = Client::connect(Options::for_default_socket()).await?;
+//! let mut answer = client.chat(&AIRequest::new("", vec![Message::user("hello")])).await?;
+//! while let Some(event) = answer.next().await {
+//!     if let StreamEvent::Text { text } = event? {
+//!         print!("{text}");
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Client`] is for programs on tokio, [`BlockingClient`] for all others, from any number of threads:
+//!
+//! ```no_run
+//! use lapce_ai_client::{BlockingClient, MessageType, Options};
+//! let client = BlockingClient::connect(Options::for_default_socket())?;
+//! assert_eq!(client.call(MessageType::ECHO, b"hello")?, b"hello");
+//! # Ok::<(), lapce_ai_client::ClientError>(())
+//! ```
+//!
+//! Both make a lost connection again, by the [`ReconnectPolicy`]. What was under way then is sent again if the daemon had
+//! not accepted it, or it is [repeatable](RequestOptions::repeatable); otherwise it ends with
+//! [`ClientError::OutcomeUnknown`], and nothing is ever run twice behind your back.
+//!
+//! | stop on the path | here |
+//! |---|---|
+//! | request -> frames -> answer, one connection | `link.rs`, runtime-free, under both clients |
+//! | which connection, and when another | `session.rs`, `reconnect.rs` (no clock, no I/O) |
+//! | waiting | `client.rs` on tokio, `blocking.rs` by leader and followers |
+#![forbid(unsafe_code)]
+
+mod blocking;
+mod client;
+mod error;
+mod link;
+mod options;
+mod reconnect;
+mod session;
+
+pub use blocking::{BlockingClient, ChatItems, Items, Pending};
+pub use client::{ChatStream, Client, ItemStream};
+pub use error::ClientError;
+pub use lapce_ai_proto::{
+    Class, ErrorBody, ErrorCode, Features, Limits, MessageType, Welcome, ai, status,
+};
+pub use lapce_ai_transport::ConnectError;
+pub use options::{Options, RequestOptions};
+pub use reconnect::{Event, EventKind, ReconnectCounters, ReconnectPolicy, State};

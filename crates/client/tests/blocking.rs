@@ -1,0 +1,222 @@
+//! The blocking client against a small daemon, over both carriers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use lapce_ai_client::{
+    BlockingClient, ClientError, ErrorCode, EventKind, MessageType, Options, ReconnectPolicy,
+    RequestOptions, State,
+};
+use lapce_ai_proto::Limits;
+use support::{
+    ACCEPT_DIE, ACCEPT_HOLD, BAD_ID, DIE, Daemon, FAIL, GO_AWAY, HOLD, IDLE, ITEMS, Note, bounded,
+    limits,
+};
+
+const ECHO: MessageType = MessageType::ECHO;
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n * 31 % 251) as u8).collect()
+}
+
+/// Each test once over shared memory and once over the socket.
+macro_rules! over_both {
+    ($($(#[$meta:meta])* fn $name:ident($shared:ident: bool) $body:block)*) => {
+        $(mod $name {
+            use super::*;
+            fn test($shared: bool) $body
+            #[test]
+            fn shared_memory() {
+                bounded(|| test(true));
+            }
+            #[test]
+            fn socket() {
+                bounded(|| test(false));
+            }
+        })*
+    };
+}
+
+fn connect(daemon: &Daemon, shared: bool) -> BlockingClient {
+    BlockingClient::connect(daemon.options(shared)).unwrap()
+}
+
+over_both! {
+    fn echoes_of_all_sizes(shared: bool) {
+        let daemon = Daemon::start();
+        for (crc, spin) in [(false, 0), (true, 50)] {
+            let spin = Duration::from_micros(spin);
+            let options = Options { crc, spin, ..daemon.options(shared) };
+            let client = BlockingClient::connect(options).unwrap();
+            let mut answer = Vec::new();
+            for len in [0, 1, 64, 1024, 16 << 10, 64 << 10, (64 << 10) + 1, 1 << 20, 10 << 20] {
+                let body = pattern(len);
+                client.call_into(ECHO, &body, &mut answer).unwrap();
+                assert!(answer == body, "{len} bytes came back as {}", answer.len());
+            }
+            let error = client.call(ECHO, &pattern((10 << 20) + 1)).unwrap_err();
+            assert_eq!(error.code(), Some(ErrorCode::MessageTooLarge));
+        }
+    }
+
+    fn one_thread_keeps_a_window_in_flight(shared: bool) {
+        let daemon = Daemon::start();
+        let client = connect(&daemon, shared);
+        let bodies: Vec<_> = (0..100).map(|n| pattern(n * 50)).collect();
+        let mut answer = Vec::new();
+        for _ in 0..20 {
+            // More than the daemon takes at once: the later ones wait until earlier ones are answered.
+            let window: Vec<_> =
+                bodies.iter().map(|body| client.submit(ECHO, body).unwrap()).collect();
+            for (pending, body) in window.into_iter().zip(&bodies) {
+                pending.wait_into(&mut answer).unwrap();
+                assert!(answer == *body);
+            }
+        }
+        // In any other order too.
+        let mut window: Vec<_> =
+            bodies.iter().map(|body| (client.submit(ECHO, body).unwrap(), body)).collect();
+        while let Some((pending, body)) = window.pop() {
+            assert!(pending.wait().unwrap() == *body);
+        }
+        assert!(daemon.most_live() <= u64::from(limits().max_streams));
+    }
+
+    fn many_threads_share_a_connection(shared: bool) {
+        let few = Limits { max_streams: 4, ..limits() };
+        let daemon = Daemon::with(few, 64 << 10);
+        let client = Arc::new(connect(&daemon, shared));
+        let threads: Vec<_> = (0..8_usize)
+            .map(|thread| {
+                let client = Arc::clone(&client);
+                thread::spawn(move || {
+                    let mut answer = Vec::new();
+                    for n in 0..200 {
+                        let len = if n % 50 == 0 { 300_000 } else { n * (thread + 1) };
+                        let body = pattern(len);
+                        client.call_into(ECHO, &body, &mut answer).unwrap();
+                        assert!(answer == body);
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert!(daemon.most_live() <= 4);
+        assert_eq!(daemon.count(|note| matches!(note, Note::ClientFault(_))), 0);
+    }
+
+    fn a_thread_that_waits_long_does_not_hold_up_others(shared: bool) {
+        let daemon = Daemon::start();
+        let client = Arc::new(connect(&daemon, shared));
+        // It leads, and waits for ever.
+        let held = thread::spawn({
+            let client = Arc::clone(&client);
+            move || client.call_with(HOLD, b"", &RequestOptions::with_deadline(Duration::from_millis(100)))
+        });
+        daemon.wait_for_request(1, HOLD);
+        for n in 0..100 {
+            assert!(client.call(ECHO, &pattern(n)).unwrap() == pattern(n));
+        }
+        assert!(matches!(held.join().unwrap(), Err(ClientError::DeadlineExceeded)));
+        daemon.wait_for(1, |note| *note == Note::Cancelled(HOLD));
+    }
+
+    fn items_come_one_by_one_and_dropping_cancels(shared: bool) {
+        let daemon = Daemon::start();
+        let options = Options { response_window: 4 << 10, ..daemon.options(shared) };
+        let client = BlockingClient::connect(options).unwrap();
+        let body = [1000_u32.to_le_bytes(), 700_u32.to_le_bytes()].concat();
+        let items = client.stream(ITEMS, &body, &RequestOptions::default()).unwrap();
+        assert_eq!(items.map(|item| item.unwrap().len()).sum::<usize>(), 700_000);
+        let mut items = client.stream(ITEMS, &body, &RequestOptions::default()).unwrap();
+        assert!(items.next().unwrap().is_ok());
+        drop(items);
+        daemon.wait_for(1, |note| *note == Note::Cancelled(ITEMS));
+        drop(client.submit(ACCEPT_HOLD, b"").unwrap());
+        daemon.wait_for(1, |note| *note == Note::Cancelled(ACCEPT_HOLD));
+        assert_eq!(client.call(FAIL, b"").unwrap_err().code(), Some(ErrorCode::RateLimited));
+    }
+
+    fn lost_connections_are_made_again(shared: bool) {
+        let mut daemon = Daemon::start();
+        let client = connect(&daemon, shared);
+        assert_eq!(client.call(DIE, b"again").unwrap(), b"again");
+        assert_eq!(client.call(BAD_ID, b"again").unwrap(), b"again");
+        let error = client.call(ACCEPT_DIE, b"once").unwrap_err();
+        assert_eq!(error.code(), Some(ErrorCode::OutcomeUnknown));
+        assert_eq!(client.state(), State::Idle);
+        daemon.restart();
+        assert_eq!(client.call(ECHO, b"new life").unwrap(), b"new life");
+        assert_eq!(client.call(IDLE, b"idle").unwrap(), b"idle");
+        assert_eq!(client.call(ECHO, b"busy").unwrap(), b"busy");
+        let lives = client.history().into_iter().filter(|event| {
+            matches!(event.kind, EventKind::Connected { new_daemon: true, .. })
+        });
+        assert_eq!(lives.count(), 1);
+        assert_eq!(client.state(), State::Connected);
+    }
+
+    fn after_goaway_new_requests_go_elsewhere(shared: bool) {
+        let daemon = Daemon::start();
+        let client = connect(&daemon, shared);
+        let running = client.submit(GO_AWAY, b"finish").unwrap();
+        daemon.wait_for_request(1, GO_AWAY);
+        // The first of them may find GOAWAY on its way, and is then sent again.
+        for _ in 0..5 {
+            assert_eq!(client.call(ECHO, b"new").unwrap(), b"new");
+        }
+        assert_eq!(client.counters().connected, 2);
+        daemon.release();
+        assert_eq!(running.wait().unwrap(), b"finish");
+    }
+
+    fn all_threads_find_the_new_daemon(shared: bool) {
+        let mut daemon = Daemon::start();
+        let client = Arc::new(connect(&daemon, shared));
+        let threads: Vec<_> = (0..6)
+            .map(|_| {
+                let client = Arc::clone(&client);
+                thread::spawn(move || {
+                    let repeatable = RequestOptions { repeatable: true, ..RequestOptions::default() };
+                    for n in 0..300 {
+                        let body = pattern(n);
+                        assert!(client.call_with(ECHO, &body, &repeatable).unwrap() == body);
+                    }
+                })
+            })
+            .collect();
+        for round in 1..4 {
+            daemon.wait_for_request(round * 100, ECHO);
+            daemon.restart();
+        }
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(client.counters().new_daemons, 3);
+    }
+
+    fn a_daemon_that_stays_away_is_given_up(shared: bool) {
+        let mut daemon = Daemon::start();
+        let reconnect = ReconnectPolicy { max_attempts: Some(3), ..ReconnectPolicy::default() };
+        let client =
+            BlockingClient::connect(Options { reconnect, ..daemon.options(shared) }).unwrap();
+        daemon.kill();
+        let error = client.call(ECHO, b"").unwrap_err();
+        assert!(matches!(error, ClientError::Unreachable { attempts: 3, .. }), "{error}");
+        let soon = RequestOptions::with_deadline(Duration::from_millis(5));
+        let patient = ReconnectPolicy { max_delay: Duration::from_secs(60), quick_attempts: 0, quick_delay: Duration::from_secs(60),
+            give_up_after: None, ..ReconnectPolicy::default() };
+        daemon.restart();
+        let client =
+            BlockingClient::connect(Options { reconnect: patient, ..daemon.options(shared) }).unwrap();
+        daemon.kill();
+        let error = client.call_with(ECHO, b"", &soon).unwrap_err();
+        assert!(matches!(error, ClientError::DeadlineExceeded), "{error}");
+    }
+}
