@@ -1,0 +1,245 @@
+//! `lapce-ai chat`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+
+use lapce_ai_client::{Client, ClientError, MessageType, RequestOptions};
+use lapce_ai_proto::ai::{
+    AIRequest, AIResponse, Citation, FinishReason, Message, StreamEvent, ToolCall,
+};
+
+use super::{CLOSE_TIMEOUT, or_interrupted};
+use crate::cli::{ChatArgs, Global};
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::launch;
+use crate::output::{Output, note};
+
+pub(crate) fn run(config: &Config, global: &Global, args: &ChatArgs) -> Result<(), Failure> {
+    let request = AIRequest {
+        system_prompt: args.system.clone(),
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        stream: args.no_stream.then_some(false),
+        ..AIRequest::new(
+            args.model.clone().unwrap_or_default(),
+            vec![Message::user(prompt(args)?)],
+        )
+    };
+    super::run(async {
+        let client = or_interrupted(launch::connect_or_start(config, global)).await?;
+        let mut printer = Printer::new(Output::stdout());
+        let outcome = or_interrupted(ask(&client, &request, args, &mut printer)).await;
+        if outcome.as_ref().is_err_and(Failure::is_quiet) {
+            // The request was dropped with its future. An answer to another tells that the daemon knows.
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, client.call(MessageType::ECHO, &[])).await;
+        }
+        client.close().await;
+        let ended = printer.out.end_line();
+        outcome?;
+        Ok(ended?)
+    })
+}
+
+/// The prompt: the arguments, and what is piped in.
+fn prompt(args: &ChatArgs) -> Result<String, Failure> {
+    let stdin = io::stdin();
+    let dash = args.prompt.iter().any(|word| word == "-");
+    let words: Vec<&str> = args
+        .prompt
+        .iter()
+        .map(String::as_str)
+        .filter(|word| *word != "-")
+        .collect();
+    let mut text = words.join(" ");
+    // Beside a prompt only a pipe or a file is read, to its end: a terminal, a socket or /dev/null is not meant.
+    if dash || (text.is_empty() && !stdin.is_terminal()) || is_piped(&stdin) {
+        let mut piped = String::new();
+        stdin.lock().read_to_string(&mut piped).map_err(|error| {
+            Failure::Usage(format!(
+                "cannot read the prompt from standard input: {error}"
+            ))
+        })?;
+        if !text.is_empty() && !piped.trim().is_empty() {
+            text.push_str("\n\n");
+        }
+        text.push_str(piped.trim_end());
+    }
+    if text.trim().is_empty() {
+        let usage = "there is no prompt: write `lapce-ai chat \"a question\"`, or pipe one in";
+        return Err(Failure::Usage(usage.to_owned()));
+    }
+    Ok(text)
+}
+
+fn is_piped(stdin: &impl AsFd) -> bool {
+    let meta = stdin
+        .as_fd()
+        .try_clone_to_owned()
+        .map(File::from)
+        .and_then(|file| file.metadata());
+    meta.is_ok_and(|meta| meta.file_type().is_fifo() || meta.is_file())
+}
+
+async fn ask<W: Write>(
+    client: &Client,
+    request: &AIRequest,
+    args: &ChatArgs,
+    printer: &mut Printer<W>,
+) -> Result<(), Failure> {
+    let body = serde_json::to_vec(request).map_err(ClientError::from)?;
+    let options = RequestOptions {
+        deadline: args.deadline,
+        ..RequestOptions::default()
+    };
+    let mut items = client.stream(MessageType::CHAT, &body, &options).await?;
+    let mut item = Vec::new();
+    while items.next_into(&mut item).await? {
+        if args.json {
+            printer.out.raw_line(&item)?;
+        } else if args.no_stream {
+            printer.response(serde_json::from_slice(&item).map_err(ClientError::from)?)?;
+        } else {
+            printer.event(serde_json::from_slice(&item).map_err(ClientError::from)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// An answer as a person reads it.
+struct Printer<W> {
+    out: Output<W>,
+    calls: BTreeMap<u32, (String, String)>,
+    citations: Vec<Citation>,
+}
+
+impl<W: Write> Printer<W> {
+    fn new(out: Output<W>) -> Self {
+        Self {
+            out,
+            calls: BTreeMap::new(),
+            citations: Vec::new(),
+        }
+    }
+
+    fn event(&mut self, event: StreamEvent) -> io::Result<()> {
+        match event {
+            StreamEvent::Text { text } => self.out.text(&text)?,
+            StreamEvent::Reasoning { text, .. } => self.reasoning(&text)?,
+            StreamEvent::ToolCall {
+                index,
+                name,
+                arguments,
+                ..
+            } => {
+                let (known, joined) = self.calls.entry(index).or_default();
+                known.push_str(&name.unwrap_or_default());
+                joined.push_str(&arguments.unwrap_or_default());
+            }
+            StreamEvent::Citation(citation) => self.citations.push(citation),
+            StreamEvent::Finish { reason } => self.finish(reason)?,
+            StreamEvent::Start { .. } | StreamEvent::Usage(_) | StreamEvent::Unknown => {}
+        }
+        Ok(())
+    }
+
+    fn response(&mut self, response: AIResponse) -> io::Result<()> {
+        if let Some(reasoning) = &response.reasoning {
+            self.reasoning(reasoning)?;
+            self.out.end_line()?;
+        }
+        self.out.text(&response.content)?;
+        let calls = response.tool_calls.unwrap_or_default().into_iter();
+        let call = |ToolCall {
+                        name, parameters, ..
+                    }| (name, parameters.to_string());
+        self.calls = (0..).zip(calls.map(call)).collect();
+        self.citations = response.citations.unwrap_or_default();
+        self.finish(response.finish_reason)
+    }
+
+    /// The thinking is not the answer: whoever pipes the answer on does not want it there.
+    fn reasoning(&mut self, text: &str) -> io::Result<()> {
+        if self.out.is_terminal() {
+            self.out.dimmed(text)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn finish(&mut self, reason: FinishReason) -> io::Result<()> {
+        self.out.end_line()?;
+        for (name, arguments) in std::mem::take(&mut self.calls).into_values() {
+            self.out
+                .line(&format!("[the model calls {name} {arguments}]"))?;
+        }
+        for (at, citation) in std::mem::take(&mut self.citations).into_iter().enumerate() {
+            let title = citation
+                .title
+                .map(|title| format!("{title} "))
+                .unwrap_or_default();
+            self.out
+                .line(&format!("[{}] {title}{}", at + 1, citation.url))?;
+        }
+        match reason {
+            FinishReason::Length => {
+                note("lapce-ai: the answer was cut at the longest length allowed (--max-tokens)");
+            }
+            FinishReason::ContentFilter => {
+                note("lapce-ai: the provider's content filter held the rest back");
+            }
+            FinishReason::Stop | FinishReason::ToolCalls | FinishReason::Other => {}
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(terminal: bool, events: &[&str]) -> String {
+        let mut bytes = Vec::new();
+        let mut printer = Printer::new(Output::new(&mut bytes, terminal));
+        for event in events {
+            printer.event(serde_json::from_str(event).unwrap()).unwrap();
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn an_answer_reads_like_text() {
+        let events = [
+            r#"{"type":"start","provider":"local","model":"local"}"#,
+            r#"{"type":"reasoning","text":"hm"}"#,
+            r#"{"type":"text","text":"It "}"#,
+            r#"{"type":"text","text":"works."}"#,
+            r#"{"type":"hologram"}"#,
+            r#"{"type":"toolCall","index":0,"id":"1","name":"add","arguments":"{\"a\":"}"#,
+            r#"{"type":"toolCall","index":0,"arguments":"1}"}"#,
+            r#"{"type":"citation","url":"https://example.com","title":"Example"}"#,
+            r#"{"type":"finish","reason":"toolCalls"}"#,
+        ];
+        let answer =
+            "It works.\n[the model calls add {\"a\":1}]\n[1] Example https://example.com\n";
+        assert_eq!(printed(false, &events), answer);
+        assert_eq!(printed(true, &events), format!("\x1b[2mhm\x1b[0m{answer}"));
+    }
+
+    #[test]
+    fn a_whole_answer_reads_the_same() {
+        let mut bytes = Vec::new();
+        let mut printer = Printer::new(Output::new(&mut bytes, false));
+        let response = r#"{"model":"m","provider":"p","content":"Hi","toolCalls":[{"id":"1","name":"f","parameters":{}}],"finishReason":"stop"}"#;
+        printer
+            .response(serde_json::from_str(response).unwrap())
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(bytes).unwrap(),
+            "Hi\n[the model calls f {}]\n"
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! Reading one table of the configuration: each key once, with its kind, and nothing left over.
+
+use std::collections::BTreeMap;
+
+use lapce_ai_providers::SecretString;
+use serde_json::Value;
+
+use super::REDACTED;
+use super::kinds::{self, Kind};
+use super::layers::{Entry, Origin, Problem, Raw, Table};
+
+/// How alike an unknown name must be to a known one to be offered, from 0 to 1.
+const NEAR_ENOUGH: f64 = 0.75;
+
+/// What reading found: the problems, and every setting with its value and origin.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    pub problems: Vec<Problem>,
+    pub settings: Vec<Setting>,
+}
+
+/// A setting in effect.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Setting {
+    pub section: String,
+    pub key: &'static str,
+    /// `None`: not set, and without a default.
+    pub value: Option<Value>,
+    pub origin: Origin,
+}
+
+impl Findings {
+    /// Where a setting comes from.
+    pub(super) fn origin(&self, section: &str, key: &str) -> Origin {
+        let mut found = self
+            .settings
+            .iter()
+            .filter(|setting| setting.section == section);
+        found
+            .find(|setting| setting.key == key)
+            .map(|setting| setting.origin.clone())
+            .unwrap_or_default()
+    }
+
+    pub(super) fn problem(&mut self, origin: Origin, text: impl Into<String>) {
+        self.problems.push(Problem {
+            origin,
+            text: text.into(),
+        });
+    }
+
+    /// A rule between several settings is broken: said where the first of them that somebody set stands.
+    pub(super) fn conflict(&mut self, settings: &[(&str, &str)], text: impl Into<String>) {
+        let origins = settings
+            .iter()
+            .map(|(section, key)| self.origin(section, key));
+        let origin = origins
+            .into_iter()
+            .find(|origin| *origin != Origin::Default)
+            .unwrap_or_default();
+        self.problem(origin, text);
+    }
+}
+
+/// One table while it is being read.
+pub(super) struct Section<'a> {
+    name: String,
+    table: Table,
+    known: Vec<&'static str>,
+    findings: &'a mut Findings,
+}
+
+impl<'a> Section<'a> {
+    /// Takes table `key` out of `tree`; an absent one is an empty one.
+    pub(super) fn take(tree: &mut Table, key: &str, findings: &'a mut Findings) -> Self {
+        let entry = tree.remove(key);
+        Self::new(key.to_owned(), entry, findings)
+    }
+
+    pub(super) fn new(name: String, entry: Option<Entry>, findings: &'a mut Findings) -> Self {
+        let table = match entry {
+            None => BTreeMap::new(),
+            Some(Entry {
+                raw: Raw::Table(table),
+                ..
+            }) => table,
+            Some(Entry { raw, origin }) => {
+                findings.problem(
+                    origin,
+                    format!(
+                        "{name} must be a table such as [{name}], not {}",
+                        raw.describe()
+                    ),
+                );
+                BTreeMap::new()
+            }
+        };
+        Self {
+            name,
+            table,
+            known: Vec::new(),
+            findings,
+        }
+    }
+
+    /// Whether somebody set `key`.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Where `key` is set.
+    pub(super) fn origin(&self, key: &str) -> Origin {
+        self.findings.origin(&self.name, key)
+    }
+
+    /// The value of `key`, or its default.
+    pub(super) fn get<T>(&mut self, key: &'static str, default: T, kind: &Kind<T>) -> T {
+        let (value, origin) = match self.read(key, kind) {
+            Some((value, origin)) => (value, origin),
+            None => (default, Origin::Default),
+        };
+        self.note(key, Some((kind.show)(&value)), origin);
+        value
+    }
+
+    /// The value of `key`, if it has one.
+    pub(super) fn maybe<T>(&mut self, key: &'static str, kind: &Kind<T>) -> Option<T> {
+        let found = self.read(key, kind);
+        let shown = found.as_ref().map(|(value, _)| (kind.show)(value));
+        let (value, origin) = found.map_or((None, Origin::Default), |(value, origin)| {
+            (Some(value), origin)
+        });
+        self.note(key, shown, origin);
+        value
+    }
+
+    /// A value that must never be shown.
+    pub(super) fn secret(&mut self, key: &'static str) -> Option<SecretString> {
+        self.known.push(key);
+        let kind = kinds::text("a string that is not empty");
+        let entry = self.table.remove(key);
+        let Some(entry) = entry else {
+            self.note(key, None, Origin::Default);
+            return None;
+        };
+        let value = (kind.read)(&entry.raw);
+        if value.is_none() {
+            let text = format!("{}.{key} must be {}", self.name, kind.allowed);
+            self.findings.problem(entry.origin.clone(), text);
+        }
+        self.note(key, Some(Value::from(REDACTED)), entry.origin);
+        value.map(SecretString::from)
+    }
+
+    /// Reports something about `key`.
+    pub(super) fn problem(&mut self, origin: Origin, text: impl Into<String>) {
+        self.findings
+            .problem(origin, format!("{}: {}", self.name, text.into()));
+    }
+
+    /// Whatever was not asked for is unknown.
+    pub(super) fn finish(self) {
+        for (key, entry) in self.table {
+            let hint = match nearest(&key, self.known.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("[{}] has: {}", self.name, self.known.join(", ")),
+            };
+            self.findings.problem(
+                entry.origin,
+                format!("unknown key `{}.{key}`: {hint}", self.name),
+            );
+        }
+    }
+
+    fn read<T>(&mut self, key: &'static str, kind: &Kind<T>) -> Option<(T, Origin)> {
+        self.known.push(key);
+        let Entry { raw, origin } = self.table.remove(key)?;
+        let value = (kind.read)(&raw);
+        if value.is_none() {
+            // What a table holds may be secret, so it is not repeated.
+            let text = format!(
+                "{}.{key} must be {}, not {}",
+                self.name,
+                kind.allowed,
+                raw.describe()
+            );
+            self.findings.problem(origin.clone(), text);
+        }
+        value.map(|value| (value, origin))
+    }
+
+    fn note(&mut self, key: &'static str, value: Option<Value>, origin: Origin) {
+        self.findings.settings.push(Setting {
+            section: self.name.clone(),
+            key,
+            value,
+            origin,
+        });
+    }
+}
+
+/// The known name that is most like `name`, if any is.
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(likeness, _)| *likeness >= NEAR_ENOUGH)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}

@@ -1,0 +1,333 @@
+use super::*;
+
+fn read_with(
+    text: &str,
+    variables: &[(&str, &str)],
+    flags: &[(&str, &str, &str)],
+) -> Result<Config, ConfigError> {
+    let sources = Sources {
+        file: None,
+        variables: variables
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect(),
+        flags: flags
+            .iter()
+            .map(|(path, value, flag)| ((*path).into(), (*value).into(), (*flag).into()))
+            .collect(),
+    };
+    Config::read(Some(PathBuf::from("/etc/c.toml")), text, &sources)
+}
+
+fn read(text: &str) -> Result<Config, ConfigError> {
+    read_with(text, &[], &[])
+}
+
+fn error(text: &str) -> String {
+    read(text).unwrap_err().to_string()
+}
+
+#[test]
+fn the_example_holds_every_setting_with_its_default() {
+    // Prose is `# text`, a setting is `#key = value`.
+    let uncommented: String = EXAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(setting) if !setting.starts_with(' ') && !setting.is_empty() => {
+                format!("{setting}\n")
+            }
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let example = read(&uncommented).unwrap();
+    let defaults = read("").unwrap();
+    for (shown, default) in example.settings.iter().zip(&defaults.settings) {
+        let name = format!("{}.{}", default.section, default.key);
+        assert_eq!((&shown.section, shown.key), (&default.section, default.key));
+        assert!(
+            matches!(shown.origin, Origin::File { .. }),
+            "{name} is missing in the example"
+        );
+        // These have no default that is the same everywhere.
+        if !["ipc.socket_path", "requests.default_model", "log.file"].contains(&name.as_str()) {
+            assert_eq!(shown.value, default.value, "{name}");
+        }
+    }
+    assert_eq!(example.settings.len(), defaults.settings.len());
+    read(EXAMPLE).unwrap();
+}
+
+#[test]
+fn the_defaults_are_the_server_s() {
+    let (config, server) = (read("").unwrap(), lapce_ai_server::Options::default());
+    assert_eq!(config.ipc.limits, server.limits);
+    assert_eq!(config.ipc.max_connections as usize, server.max_connections);
+    assert_eq!(config.ipc.buffer_pool_size, server.pool.budget);
+    assert_eq!(config.ipc.idle_timeout, server.idle_timeout);
+    assert_eq!(
+        (config.ipc.ring_size, config.ipc.ring_size),
+        (server.request_capacity, server.response_capacity)
+    );
+    assert_eq!(config.requests.default_deadline, server.default_deadline);
+    assert_eq!(config.ipc.spin, server.spin);
+}
+
+#[test]
+fn the_example_s_providers_can_be_used_as_they_stand() {
+    let providers: String = EXAMPLE
+        .lines()
+        .skip_while(|line| !line.starts_with("# [providers."))
+        .map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or_default()))
+        .collect();
+    let config = read(&providers).unwrap();
+    let names: Vec<&str> = config
+        .providers
+        .iter()
+        .map(|provider| provider.name.as_str())
+        .collect();
+    assert_eq!(names, ["openai", "office", "local"]);
+    let ProviderKind::OpenAi(office) = &config.providers[1].kind else {
+        panic!()
+    };
+    assert!(
+        matches!(&office.key, Some(ApiKey::File(path)) if path == Path::new("/etc/office.key"))
+    );
+    assert_eq!(office.headers[0].0, "X-Team");
+    let ProviderKind::Local(local) = &config.providers[2].kind else {
+        panic!()
+    };
+    assert_eq!(local.tokens_per_second, Some(50.0));
+    assert_eq!(local.failure.unwrap().after_tokens, 10);
+}
+
+#[test]
+fn unknown_names_are_answered_with_line_column_and_the_nearest() {
+    assert_eq!(
+        error("[ipc]\n  max_conections = 10\n"),
+        "/etc/c.toml:2:3: unknown key `ipc.max_conections`: did you mean `max_connections`?"
+    );
+    assert_eq!(
+        error("\n[ipcc]\n"),
+        "/etc/c.toml:2:2: unknown section `ipcc`: did you mean `ipc`?"
+    );
+    assert_eq!(
+        error("[discovery]\nzzz = 1"),
+        "/etc/c.toml:2:1: unknown key `discovery.zzz`: [discovery] has: environment, loopback"
+    );
+    assert_eq!(
+        error("[providers.groq]\nbase_ulr = 'x'\n"),
+        "/etc/c.toml:2:1: unknown key `providers.groq.base_ulr`: did you mean `base_url`?"
+    );
+}
+
+#[test]
+fn wrong_values_are_answered_with_what_is_allowed() {
+    assert_eq!(
+        error("[ipc]\nmax_connections = 0"),
+        "/etc/c.toml:2:1: ipc.max_connections must be a whole number from 1 to 1000000, not 0"
+    );
+    assert_eq!(
+        error("[log]\nlevel = 'loud'\n"),
+        "/etc/c.toml:2:1: log.level must be one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", not \"loud\""
+    );
+    assert_eq!(
+        error("[ipc]\nring_size = '5 horses'\n"),
+        "/etc/c.toml:2:1: ipc.ring_size must be a size from 4KiB to 1GiB, in bytes or with a unit such as \"64KiB\", not \"5 horses\""
+    );
+    assert_eq!(
+        error("ipc = 3"),
+        "/etc/c.toml:1:1: ipc must be a table such as [ipc], not 3"
+    );
+    assert!(
+        error("[ipc\nx = 1").starts_with("/etc/c.toml:1:5: "),
+        "{}",
+        error("[ipc\nx = 1")
+    );
+}
+
+#[test]
+fn every_problem_is_told_in_the_file_s_order() {
+    let text = error("[log]\nlevel = 1\n[ipc]\nmax_streams = 'x'\nfoo = 1\n");
+    let places: Vec<&str> = text
+        .lines()
+        .map(|line| line.split(": ").next().unwrap())
+        .collect();
+    assert_eq!(
+        places,
+        ["/etc/c.toml:2:1", "/etc/c.toml:4:1", "/etc/c.toml:5:1"]
+    );
+}
+
+#[test]
+fn sizes_must_fit_each_other() {
+    assert_eq!(
+        error("[ipc]\nmax_message_size = '100MiB'"),
+        "/etc/c.toml:2:1: ipc.buffer_pool_size (64MiB) must be at least ipc.max_message_size (100MiB), or the largest message could never be taken"
+    );
+    assert_eq!(
+        error("[ipc]\nring_size = '100KiB'"),
+        "/etc/c.toml:2:1: ipc.ring_size must be a power of two such as 64KiB or 128KiB, not 100KiB"
+    );
+    assert_eq!(
+        error("[ipc]\nmax_frame_payload = '64KiB'"),
+        "/etc/c.toml:2:1: ipc.max_frame_payload (64KiB) may be at most 64480B with ipc.ring_size = 128KiB: two frames must fit into a ring"
+    );
+    assert!(
+        error("[ipc]\ninline_window = 1024").contains("ipc.inline_window (1KiB) must be at least")
+    );
+    read("[ipc]\nring_size = 8192\nmax_frame_payload = 1024\ninline_window = 2048").unwrap();
+}
+
+#[test]
+fn environment_stands_above_the_file_and_flags_above_both() {
+    let file = "[ipc]\nmax_connections = 10\nmax_streams = 11\nidle_timeout_secs = 0";
+    let variables = [
+        ("LAPCE_AI_IPC__MAX_CONNECTIONS", "50"),
+        ("LAPCE_AI_IPC__MAX_STREAMS", "51"),
+        ("LAPCE_AI_CONFIG", "x"),
+    ];
+    let config = read_with(file, &variables, &[("ipc.max_streams", "99", "--set")]).unwrap();
+    assert_eq!(
+        (config.ipc.max_connections, config.ipc.limits.max_streams),
+        (50, 99)
+    );
+    assert_eq!(config.ipc.idle_timeout, None);
+    let shown = config.to_toml();
+    for (line, origin) in [
+        (
+            "max_connections = 50 ",
+            "# environment: LAPCE_AI_IPC__MAX_CONNECTIONS",
+        ),
+        ("max_streams = 99 ", "# flag: --set"),
+        ("idle_timeout_secs = 0 ", "# file, line 4"),
+        ("stall_timeout_secs = 30 ", "# default"),
+    ] {
+        let found = shown
+            .lines()
+            .find(|shown| shown.starts_with(line))
+            .unwrap_or_else(|| panic!("{shown}"));
+        assert!(found.ends_with(origin), "{found}");
+    }
+}
+
+#[test]
+fn a_wrong_variable_or_flag_is_named() {
+    let wrong = |variable| read_with("", &[variable], &[]).unwrap_err().to_string();
+    assert_eq!(
+        wrong(("LAPCE_AI_IPC__MAX_CONNECTIONS", "many")),
+        "environment variable LAPCE_AI_IPC__MAX_CONNECTIONS: ipc.max_connections must be a whole number from 1 to 1000000, not \"many\""
+    );
+    assert_eq!(
+        wrong(("LAPCE_AI_IPC__MAX_CONECTIONS", "5")),
+        "environment variable LAPCE_AI_IPC__MAX_CONECTIONS: unknown key `ipc.max_conections`: did you mean `max_connections`?"
+    );
+    let flag = read_with("", &[], &[("ipc.x", "1", "--set ipc.x")])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        flag.starts_with("--set ipc.x: unknown key `ipc.x`"),
+        "{flag}"
+    );
+}
+
+#[test]
+fn variables_reach_providers_whatever_their_names() {
+    let file = "[providers.my-box]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:1/v1'";
+    let variables = [
+        ("LAPCE_AI_PROVIDERS__MY_BOX__DEFAULT_MODEL", "m"),
+        ("LAPCE_AI_PROVIDERS__GROQ__API_KEY", "gsk-secret-1"),
+    ];
+    let config = read_with(file, &variables, &[]).unwrap();
+    let names: Vec<&str> = config
+        .providers
+        .iter()
+        .map(|provider| provider.name.as_str())
+        .collect();
+    assert_eq!(names, ["my-box", "groq"]);
+    assert_eq!(config.providers[0].default_model.as_deref(), Some("m"));
+}
+
+#[test]
+fn keys_are_never_shown() {
+    let file = "[providers.groq]\napi_key = 'gsk-secret-1'\nheaders = { 'X-Key' = 'secret-2' }";
+    let config = read(file).unwrap();
+    let all = format!("{} {} {config:?}", config.to_toml(), config.to_json());
+    assert!(!all.contains("secret"), "{all}");
+    assert!(all.contains("[redacted]"));
+    for wrong in [
+        "[providers.groq]\napi_key = ['secret-3']",
+        "[providers.groq]\napi_key = 'secret-4",
+        "[providers.groq]\nheaders = { a = ['secret-5'] }",
+        "[providers.groq]\napi_key = 'secret-6'\napi_key_env = 'X'",
+    ] {
+        assert!(!error(wrong).contains("secret-"), "{}", error(wrong));
+    }
+}
+
+#[test]
+fn what_is_shown_can_be_read_again() {
+    let file = "[providers.\"my box\"]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:1/v1'\nheaders = { \"a b\" = 'c' }\n[log]\nfile = \"/tmp/\\\"x\\\\y\"";
+    let config = read(file).unwrap();
+    let again = read(&config.to_toml()).unwrap();
+    let values = |config: &Config| -> Vec<_> {
+        config
+            .settings
+            .iter()
+            .map(|setting| (setting.section.clone(), setting.key, setting.value.clone()))
+            .collect()
+    };
+    assert_eq!(values(&again), values(&config));
+}
+
+#[test]
+fn a_provider_needs_its_type_and_address() {
+    let missing = error("[providers.mine]\n");
+    assert_eq!(
+        missing,
+        "/etc/c.toml:1:12: providers.mine: type is missing; it must be one of \"openai\", \"local\""
+    );
+    assert!(error("[providers.mine]\ntype = 'openai'").contains("base_url is missing"));
+    assert_eq!(
+        error("[providers.groq]\napi_key_env = 'A'\napi_key_file = 'b'"),
+        "/etc/c.toml:3:1: providers.groq: only one of api_key, api_key_env and api_key_file may be set"
+    );
+    assert!(
+        error("[providers.\"a/b\"]\ntype = 'local'").contains("must not be empty or have a `/`")
+    );
+}
+
+#[test]
+fn a_named_file_must_be_there_and_the_usual_one_need_not() {
+    let empty = tempfile::tempdir().unwrap();
+    let home = empty.path().to_str().unwrap();
+    let usual = Sources {
+        variables: vec![("HOME".into(), home.into())],
+        ..Sources::default()
+    };
+    assert_eq!(Config::load(&usual).unwrap().file, None);
+    let named = Sources {
+        file: Some(empty.path().join("no.toml")),
+        ..usual.clone()
+    };
+    let error = Config::load(&named).unwrap_err().to_string();
+    assert!(error.contains("no.toml"), "{error}");
+    fs::create_dir_all(empty.path().join(".config/lapce-ai")).unwrap();
+    fs::write(
+        empty.path().join(".config/lapce-ai/config.toml"),
+        "[ipc]\nmax_streams = 7\n",
+    )
+    .unwrap();
+    assert_eq!(Config::load(&usual).unwrap().ipc.limits.max_streams, 7);
+    let variable = (
+        "LAPCE_AI_CONFIG".to_owned(),
+        empty.path().join("other.toml").to_str().unwrap().to_owned(),
+    );
+    let elsewhere = Sources {
+        variables: vec![usual.variables[0].clone(), variable],
+        ..Sources::default()
+    };
+    assert!(matches!(
+        Config::load(&elsewhere),
+        Err(ConfigError::Unreadable { .. })
+    ));
+}

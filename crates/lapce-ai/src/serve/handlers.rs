@@ -1,0 +1,294 @@
+//! What the daemon does with each type of request.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lapce_ai_proto::ai::{
+    AIRequest, EmbeddingsRequest, ModelList, ModelListError, ModelsRequest, TokenCount,
+};
+use lapce_ai_proto::status::Status;
+use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
+use lapce_ai_providers::Event;
+use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use super::providers::Providers;
+use super::wire;
+use crate::config::Config;
+
+/// Room for an item before it has to grow, in bytes.
+const ITEM_CAPACITY: usize = 512;
+
+/// Makes a chat of a request's body.
+type ReadChat = fn(&[u8]) -> Result<AIRequest, ErrorBody>;
+
+/// What handlers share.
+#[derive(Debug)]
+pub(super) struct App {
+    config: Config,
+    stops_when_idle: Option<Duration>,
+    providers: Providers,
+    server: ServerHandle,
+    begun: Instant,
+}
+
+impl App {
+    pub(super) fn new(
+        config: Config,
+        stops_when_idle: Option<Duration>,
+        providers: Providers,
+        server: ServerHandle,
+        begun: Instant,
+    ) -> Self {
+        Self {
+            config,
+            stops_when_idle,
+            providers,
+            server,
+            begun,
+        }
+    }
+}
+
+/// Gives each type its handler.
+pub(super) fn register(server: &mut Server, app: &Arc<App>) {
+    server.handle(MessageType::ECHO, |request, reply| {
+        reply.send_body(request.into_body());
+    });
+    let shared = Arc::clone(app);
+    server.handle(MessageType::STATUS, move |_, reply| {
+        send_json(reply, &shared.status());
+    });
+    let shared = Arc::clone(app);
+    server.handle(MessageType::SHUTDOWN, move |request, reply| {
+        shared.shutdown(&request, reply);
+    });
+    server.handle(
+        MessageType::TOKEN_COUNT,
+        |request, reply| match wire::parse::<AIRequest>(request.body()) {
+            Ok(request) => {
+                send_json(
+                    reply,
+                    &TokenCount {
+                        tokens: wire::estimated_tokens(&request),
+                        exact: false,
+                    },
+                );
+            }
+            Err(error) => reply.fail(error),
+        },
+    );
+    server.handle(MessageType::EMBEDDINGS, |request, reply| {
+        reply.fail(match wire::parse::<EmbeddingsRequest>(request.body()) {
+            Ok(_) => ErrorBody::new(
+                ErrorCode::Unsupported,
+                "no provider here makes embeddings yet",
+            ),
+            Err(error) => error,
+        });
+    });
+    let shared = Arc::clone(app);
+    server.handle_async(MessageType::MODELS, move |request, responder| {
+        Arc::clone(&shared).models(request, responder)
+    });
+    let chats: [(MessageType, ReadChat); 3] = [
+        (MessageType::CHAT, wire::parse),
+        (MessageType::AUTOCOMPLETE, |body| {
+            Ok(wire::autocomplete(wire::parse(body)?))
+        }),
+        (MessageType::FILE_ANALYSIS, |body| {
+            Ok(wire::file_analysis(wire::parse(body)?))
+        }),
+    ];
+    for (ty, read) in chats {
+        let shared = Arc::clone(app);
+        server.handle_async(ty, move |request, responder| {
+            Arc::clone(&shared).chat(request, responder, read)
+        });
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct ShutdownRequest {
+    drain_ms: Option<u64>,
+}
+
+impl App {
+    fn status(&self) -> Status {
+        let (connections, counters) = self.server.status();
+        Status {
+            name: concat!("lapce-ai ", env!("CARGO_PKG_VERSION")).to_owned(),
+            pid: std::process::id(),
+            uptime_secs: self.begun.elapsed().as_secs(),
+            socket: self.config.ipc.socket_path.display().to_string(),
+            config: self
+                .config
+                .file
+                .as_ref()
+                .map(|file| file.display().to_string()),
+            stops_when_idle_secs: self.stops_when_idle.map(|idle| idle.as_secs()),
+            connections,
+            providers: self.providers.about().to_vec(),
+            default_model: self.providers.default_model().map(str::to_owned),
+            counters,
+        }
+    }
+
+    /// Users in `allowed_uids` may use the daemon, and not take it away from the others.
+    fn shutdown(&self, request: &Request<'_>, reply: Reply<'_>) {
+        let uid = request.peer().credentials.uid;
+        if uid != 0 && uid != rustix::process::geteuid().as_raw() {
+            let text = format!(
+                "uid {uid} may use this daemon, and only its own user and root may stop it"
+            );
+            return reply.fail(ErrorBody::new(ErrorCode::PermissionDenied, text));
+        }
+        let parsed = match request.body() {
+            [] => Ok(ShutdownRequest::default()),
+            body => wire::parse(body),
+        };
+        match parsed {
+            Ok(ShutdownRequest { drain_ms }) => {
+                reply.send(b"{}");
+                let drain = drain_ms.map_or(self.config.ipc.drain_timeout, Duration::from_millis);
+                tracing::info!(
+                    process = request.peer().credentials.pid,
+                    drain_secs = drain.as_secs_f64(),
+                    "told to stop"
+                );
+                self.server.shutdown(drain);
+            }
+            Err(error) => reply.fail(error),
+        }
+    }
+
+    /// Asks all providers at once; those that cannot say are listed with the reason.
+    async fn models(self: Arc<Self>, request: OwnedRequest, responder: Responder) {
+        let parsed = match &*request.body {
+            [] => Ok(ModelsRequest::default()),
+            body => wire::parse(body),
+        };
+        drop(request);
+        let wanted = match parsed {
+            Ok(ModelsRequest { provider }) => provider,
+            Err(error) => return responder.fail(error),
+        };
+        let mut asked = JoinSet::new();
+        for (at, entry) in self.providers.named(wanted.as_deref()).enumerate() {
+            let (name, provider) = (entry.name.clone(), Arc::clone(&entry.provider));
+            asked.spawn(async move { (at, name, provider.models().await) });
+        }
+        if let (Some(name), true) = (&wanted, asked.is_empty()) {
+            let text = format!("no provider is called `{name}`");
+            return responder.fail(ErrorBody::new(ErrorCode::NoProvider, text));
+        }
+        let mut answers = asked.join_all().await;
+        answers.sort_unstable_by_key(|(at, ..)| *at);
+        let mut list = ModelList::default();
+        for (_, name, answer) in answers {
+            match answer {
+                Ok(models) => list
+                    .models
+                    .extend(models.into_iter().map(|model| wire::model(model, &name))),
+                Err(error) => {
+                    let message = wire::provider_error(&error).message;
+                    list.errors.push(ModelListError {
+                        provider: name,
+                        message,
+                    });
+                }
+            }
+        }
+        answer_json(responder, &list).await;
+    }
+
+    async fn chat(self: Arc<Self>, request: OwnedRequest, responder: Responder, read: ReadChat) {
+        let (ty, connection, begun) = (request.ty, request.connection(), Instant::now());
+        let parsed = read(&request.body);
+        // Its bytes count against the budget, and the answer may take minutes.
+        drop(request);
+        let outcome = match parsed {
+            Ok(request) => self.answer(request, responder).await,
+            Err(error) => {
+                let code = error.code;
+                responder.fail(error);
+                Err(code)
+            }
+        };
+        // The messages of errors may repeat a prompt; their codes do not.
+        let code = outcome.err().map(ErrorCode::name);
+        let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(kind = %ty, connection, millis, code, "request ended");
+    }
+
+    async fn answer(&self, request: AIRequest, responder: Responder) -> Result<(), ErrorCode> {
+        let failed = |responder: Responder, error: ErrorBody| {
+            let code = error.code;
+            responder.fail(error);
+            Err(code)
+        };
+        let route = match self.providers.resolve(&request.model) {
+            Ok(route) => route,
+            Err(error) => return failed(responder, wire::catalog_error(&error)),
+        };
+        let chat = match wire::chat_request(request, route.model) {
+            Ok(chat) => chat,
+            Err(error) => return failed(responder, error),
+        };
+        let mut stream = match route.provider.chat(&chat).await {
+            Ok(stream) => stream,
+            Err(error) => return failed(responder, wire::provider_error(&error)),
+        };
+        if !chat.stream {
+            return match stream.collect().await {
+                Ok(answer) => {
+                    answer_json(responder, &wire::response(answer, route.name, &chat.model)).await;
+                    Ok(())
+                }
+                Err(error) => failed(responder, wire::provider_error(&error)),
+            };
+        }
+        let mut responder = responder;
+        let mut item = Vec::with_capacity(ITEM_CAPACITY);
+        loop {
+            let event = match stream.next().await {
+                Some(Ok(event)) => event,
+                Some(Err(error)) => return failed(responder, wire::provider_error(&error)),
+                None => return failed(responder, wire::without_finish(route.name)),
+            };
+            wire::write_item(&mut item, event, route.name, &chat.model);
+            if matches!(event, Event::Finish(_)) {
+                break;
+            }
+            // Nobody wants the answer any more: dropping the stream ends the provider's work, too.
+            responder
+                .send(&item)
+                .await
+                .map_err(|_| ErrorCode::Cancelled)?;
+        }
+        responder
+            .answer(&item)
+            .await
+            .map_err(|_| ErrorCode::Cancelled)?;
+        // The client has its answer; what is left is the end of the provider's, so that its connection can be reused.
+        while let Some(Ok(_)) = stream.next().await {}
+        Ok(())
+    }
+}
+
+fn send_json(reply: Reply<'_>, value: &impl Serialize) {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => reply.send(&bytes),
+        Err(error) => reply.fail(ErrorBody::new(ErrorCode::Internal, error.to_string())),
+    }
+}
+
+async fn answer_json(responder: Responder, value: &impl Serialize) {
+    match serde_json::to_vec(value) {
+        // Whoever has gone needs no answer.
+        Ok(bytes) => drop(responder.answer(&bytes).await),
+        Err(error) => responder.fail(ErrorBody::new(ErrorCode::Internal, error.to_string())),
+    }
+}

@@ -1,0 +1,187 @@
+//! `lapce-ai serve`: the daemon.
+
+mod handlers;
+mod log;
+pub(crate) mod providers;
+mod wire;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lapce_ai_server::{Options, Server, ServerHandle};
+use lapce_ai_transport::{BindError, Listener, PoolOptions, RuntimeDir, usable_cpus};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::cli::ServeArgs;
+use crate::config::{Config, Ipc};
+use crate::failure::Failure;
+use handlers::App;
+use providers::Providers;
+
+/// More threads do not make tokens come faster.
+const MOST_WORKERS: usize = 4;
+/// Descriptors that the daemon needs besides one per connection: towards providers, for its own purposes.
+const OTHER_DESCRIPTORS: u64 = 512;
+/// How long tasks have to notice the end.
+const RUNTIME_GRACE: Duration = Duration::from_secs(1);
+
+/// Runs the daemon until it is told to stop.
+pub(crate) fn run(config: Config, args: &ServeArgs) -> Result<(), Failure> {
+    log::init(&config.log)?;
+    let directory = RuntimeDir::for_socket(&config.ipc.socket_path);
+    let listener = match Listener::bind(&directory) {
+        Err(BindError::AlreadyRunning { .. }) if args.if_needed => return Ok(()),
+        bound => bound?,
+    };
+    if let Err(why) = make_room_for_descriptors(config.ipc.max_connections) {
+        tracing::warn!("{why}");
+    }
+    let workers = usable_cpus().clamp(1, MOST_WORKERS);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .thread_name("lapce-ai-work")
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?;
+    let ended = serve(&runtime, listener, config, args);
+    runtime.shutdown_timeout(RUNTIME_GRACE);
+    ended
+}
+
+fn serve(
+    runtime: &Runtime,
+    listener: Listener,
+    config: Config,
+    args: &ServeArgs,
+) -> Result<(), Failure> {
+    let begun = Instant::now();
+    let signals = {
+        let _context = runtime.enter();
+        Signals::new()?
+    };
+    let providers = runtime.block_on(Providers::gather(&config, |name| std::env::var(name).ok()));
+    for provider in providers.about() {
+        tracing::info!(
+            name = provider.name,
+            source = provider.source,
+            model = provider.default_model,
+            "provider"
+        );
+    }
+    if config.metrics.enable {
+        tracing::warn!("metrics.enable has no effect yet: this version exports no metrics");
+    }
+    let drain = config.ipc.drain_timeout;
+    let socket = config.ipc.socket_path.clone();
+    let options = options(&config, args);
+    let mut server = Server::new(options);
+    let handle = server.handle_ref();
+    let app = Arc::new(App::new(
+        config,
+        args.exit_when_idle,
+        providers,
+        handle.clone(),
+        begun,
+    ));
+    handlers::register(&mut server, &app);
+    let running = server
+        .start(listener, runtime.handle())
+        .map_err(|error| Failure::Failed(error.to_string()))?;
+    tracing::info!(socket = %socket.display(), process = std::process::id(), "serving");
+    runtime.spawn(signals.stop(handle, drain));
+    running.join();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn options(config: &Config, args: &ServeArgs) -> Options {
+    let Ipc {
+        limits,
+        ring_size,
+        max_connections,
+        ..
+    } = config.ipc;
+    let ipc = &config.ipc;
+    Options {
+        limits,
+        request_capacity: ring_size,
+        response_capacity: ring_size,
+        max_connections: usize::try_from(max_connections).unwrap_or(usize::MAX),
+        allowed_uids: ipc.allowed_uids.clone(),
+        handshake_timeout: ipc.handshake_timeout,
+        stall_timeout: ipc.stall_timeout,
+        idle_timeout: ipc.idle_timeout,
+        default_deadline: config.requests.default_deadline,
+        spin: ipc.spin,
+        pool: PoolOptions {
+            budget: ipc.buffer_pool_size,
+            ..PoolOptions::default()
+        },
+        require_crc: ipc.require_crc,
+        shared_memory: ipc.shared_memory,
+        exit_when_idle: args.exit_when_idle,
+        ..Options::default()
+    }
+}
+
+/// What tells the daemon to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::Failed(format!("cannot wait for signals: {error}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The first signal gives running requests time to end, the second gives none.
+    async fn stop(mut self, server: ServerHandle, drain: Duration) {
+        self.next().await;
+        tracing::info!(drain_secs = drain.as_secs_f64(), "stopping");
+        server.shutdown(drain);
+        self.next().await;
+        tracing::info!("stopping at once");
+        server.shutdown(Duration::ZERO);
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// The usual soft limit of 1,024 descriptors is too few for the connections allowed; most systems have a higher hard one.
+fn make_room_for_descriptors(max_connections: u32) -> Result<(), String> {
+    let wanted = u64::from(max_connections) + OTHER_DESCRIPTORS;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let (Some(soft), hard) = (current, maximum.unwrap_or(u64::MAX)) else {
+        return Ok(());
+    };
+    if soft >= wanted {
+        return Ok(());
+    }
+    let raised = Rlimit {
+        current: Some(wanted.min(hard)),
+        maximum,
+    };
+    let outcome = setrlimit(Resource::Nofile, raised);
+    if outcome.is_ok() && wanted <= hard {
+        return Ok(());
+    }
+    let now = getrlimit(Resource::Nofile).current.unwrap_or(soft);
+    Err(format!(
+        "ipc.max_connections = {max_connections} needs {wanted} file descriptors, and {now} are allowed: raise the limit (ulimit -n, LimitNOFILE)"
+    ))
+}

@@ -1,0 +1,476 @@
+//! Which providers there are: the configured ones, those whose keys are in the environment, those on this machine, and
+//! `local`, which is always there.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapce_ai_proto::status::ProviderStatus;
+use lapce_ai_providers::{
+    BoxFuture, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream, Dialect, Discovered,
+    ErrorKind, HttpClient, HttpConfig, HttpProvider, KNOWN_PROVIDERS, Local, LoopbackServer,
+    ModelInfo, OpenAi, OpenAiConfig, Provider, ProviderError, Route, SecretString,
+    from_environment, probe,
+};
+
+use crate::config::{ApiKey, Config, OpenAiSettings, ProviderKind, ProviderSettings};
+
+const LOCAL: &str = "local";
+/// The most time that the daemon's start waits for servers on this machine.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What a hosted provider is asked for when nobody names a model: small and cheap ones, or the provider's own alias.
+/// The others need `default_model` in the configuration.
+const USUAL_MODELS: [(&str, &str); 5] = [
+    ("openai", "gpt-4o-mini"),
+    ("openrouter", "openrouter/auto"),
+    ("groq", "llama-3.3-70b-versatile"),
+    ("deepseek", "deepseek-chat"),
+    ("mistral", "mistral-small-latest"),
+];
+
+/// The daemon's providers.
+#[derive(Debug)]
+pub(crate) struct Providers {
+    catalog: Catalog,
+    about: Vec<ProviderStatus>,
+    default_model: Option<String>,
+    /// Those that lead to a model, in order of preference.
+    real: Vec<String>,
+    problems: Vec<String>,
+}
+
+impl Providers {
+    /// Finds every provider. `lookup` reads the environment.
+    pub(crate) async fn gather(config: &Config, lookup: impl Fn(&str) -> Option<String>) -> Self {
+        let mut providers = Self::configured(config, &lookup);
+        let shared = HttpClient::new(&HttpConfig::default());
+        if config.discovery.environment {
+            for found in from_environment(&lookup) {
+                providers.add_discovered(&found, "environment", &shared);
+            }
+        }
+        if config.discovery.loopback
+            && let Ok(client) = &shared
+        {
+            for found in probe(client, &LoopbackServer::usual(), PROBE_TIMEOUT).await {
+                providers.add_discovered(&found, "discovered", &shared);
+            }
+        }
+        if !providers.knows(LOCAL) {
+            providers.add(
+                LOCAL,
+                Ok(Arc::new(Local::default())),
+                Some(LOCAL.to_owned()),
+                vec![LOCAL.to_owned()],
+                about("built in"),
+            );
+        }
+        providers.choose_default(config.requests.default_model.as_deref());
+        for problem in &providers.problems {
+            tracing::warn!("{problem}");
+        }
+        providers
+    }
+
+    /// Only what the configuration names; nothing is contacted.
+    pub(crate) fn configured(config: &Config, lookup: impl Fn(&str) -> Option<String>) -> Self {
+        let mut providers = Self {
+            catalog: Catalog::default(),
+            about: Vec::new(),
+            default_model: None,
+            real: Vec::new(),
+            problems: Vec::new(),
+        };
+        let mut clients = HashMap::new();
+        for settings in &config.providers {
+            providers.add_configured(
+                settings,
+                config.discovery.environment,
+                &lookup,
+                &mut clients,
+            );
+        }
+        providers
+    }
+
+    /// What is wrong with them.
+    pub(crate) fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// For `status`.
+    pub(crate) fn about(&self) -> &[ProviderStatus] {
+        &self.about
+    }
+
+    /// Where requests without a model go.
+    pub(crate) fn default_model(&self) -> Option<&str> {
+        self.default_model.as_deref()
+    }
+
+    /// The provider and model that a request means.
+    pub(crate) fn resolve(&self, model: &str) -> Result<Route<'_>, CatalogError> {
+        let model = model.trim();
+        if model.is_empty() {
+            self.catalog.resolve(self.default_model())
+        } else {
+            self.catalog.resolve(Some(model))
+        }
+    }
+
+    /// The providers, or the one of this name.
+    pub(crate) fn named<'a>(
+        &'a self,
+        name: Option<&'a str>,
+    ) -> impl Iterator<Item = &'a CatalogEntry> {
+        let entries = self.catalog.entries().iter();
+        entries.filter(move |entry| name.is_none_or(|name| entry.name.eq_ignore_ascii_case(name)))
+    }
+
+    fn knows(&self, name: &str) -> bool {
+        self.named(Some(name)).next().is_some()
+    }
+
+    fn add(
+        &mut self,
+        name: &str,
+        provider: Result<Arc<dyn Provider>, ProviderError>,
+        default_model: Option<String>,
+        models: Vec<String>,
+        about: ProviderStatus,
+    ) {
+        let usable = provider.is_ok();
+        let provider = provider.unwrap_or_else(|mut error| {
+            error.provider = name.into();
+            self.problems.push(error.to_string());
+            Arc::new(Unusable(error))
+        });
+        let shown = ProviderStatus {
+            name: name.to_owned(),
+            default_model: default_model.clone(),
+            ..about
+        };
+        let default_model = default_model.filter(|_| usable);
+        let entry = CatalogEntry {
+            name: name.to_owned(),
+            provider,
+            default_model,
+            models,
+        };
+        match self.catalog.add(entry) {
+            Ok(()) => {
+                if usable && shown.base_url.is_some() {
+                    self.real.push(name.to_owned());
+                }
+                self.about.push(shown);
+            }
+            Err(error) => self.problems.push(error.to_string()),
+        }
+    }
+
+    fn add_configured(
+        &mut self,
+        settings: &ProviderSettings,
+        use_environment: bool,
+        lookup: impl Fn(&str) -> Option<String>,
+        clients: &mut HashMap<(Duration, Option<PathBuf>), Result<HttpClient, ProviderError>>,
+    ) {
+        let name = settings.name.as_str();
+        match &settings.kind {
+            ProviderKind::Local(local) => {
+                let model = settings
+                    .default_model
+                    .clone()
+                    .unwrap_or_else(|| LOCAL.to_owned());
+                self.add(
+                    name,
+                    Ok(Arc::new(Local::new(*local))),
+                    Some(model),
+                    vec![LOCAL.to_owned()],
+                    about("configuration"),
+                );
+            }
+            ProviderKind::OpenAi(openai) => {
+                let client = clients
+                    .entry((openai.connect_timeout, openai.extra_root_certs.clone()))
+                    .or_insert_with(|| {
+                        HttpClient::new(&HttpConfig {
+                            connect_timeout: openai.connect_timeout,
+                            extra_root_certs: openai.extra_root_certs.clone(),
+                            ..HttpConfig::default()
+                        })
+                    });
+                let provider = client.clone().and_then(|client| {
+                    let key = match &openai.key {
+                        None if use_environment => key_of_known(name, &lookup),
+                        None => None,
+                        Some(key) => Some(read_key(key, &lookup)?),
+                    };
+                    connect(name, openai, key, client)
+                });
+                let model = settings.default_model.clone().or_else(|| usual_model(name));
+                let about = ProviderStatus {
+                    base_url: Some(openai.base_url.clone()),
+                    ..about("configuration")
+                };
+                self.add(name, provider, model, openai.models.clone(), about);
+            }
+        }
+    }
+
+    fn add_discovered(
+        &mut self,
+        found: &Discovered,
+        source: &str,
+        client: &Result<HttpClient, ProviderError>,
+    ) {
+        if self.knows(&found.name) {
+            return;
+        }
+        let provider = client.clone().and_then(|client| {
+            let provider: Arc<dyn Provider> = Arc::new(found.connect(client)?);
+            Ok(provider)
+        });
+        let models: Vec<String> = found.models.iter().map(|model| model.id.clone()).collect();
+        // A model that makes vectors is no model to talk to.
+        let first = models
+            .iter()
+            .find(|model| !model.to_lowercase().contains("embed"))
+            .cloned();
+        let about = ProviderStatus {
+            base_url: Some(found.config.base_url.clone()),
+            ..about(source)
+        };
+        self.add(
+            &found.name,
+            provider,
+            usual_model(&found.name).or(first),
+            models,
+            about,
+        );
+    }
+
+    /// The configured model, else the default one of the first real provider that has one, else `local`.
+    fn choose_default(&mut self, configured: Option<&str>) {
+        if let Some(model) = configured {
+            if let Err(error) = self.catalog.resolve(Some(model)) {
+                self.problems
+                    .push(format!("requests.default_model: {error}"));
+            }
+            self.default_model = Some(model.to_owned());
+            return;
+        }
+        let of = |entry: &CatalogEntry| {
+            Some(format!(
+                "{}/{}",
+                entry.name,
+                entry.default_model.as_deref()?
+            ))
+        };
+        let default_of = |name: &String| self.named(Some(name)).find_map(of);
+        self.default_model = self.real.iter().find_map(default_of);
+        if self.default_model.is_some() {
+            return;
+        }
+        // `local` is last, unless somebody configured another of its kind.
+        self.default_model = self.catalog.entries().iter().rev().find_map(of);
+        if let Some(real) = self.real.first() {
+            let text = format!(
+                "{real} has no default model, so requests without a model go to {}: set requests.default_model",
+                self.default_model.as_deref().unwrap_or("nobody")
+            );
+            self.problems.push(text);
+        }
+    }
+}
+
+fn about(source: &str) -> ProviderStatus {
+    ProviderStatus {
+        source: source.to_owned(),
+        ..ProviderStatus::default()
+    }
+}
+
+fn usual_model(provider: &str) -> Option<String> {
+    USUAL_MODELS
+        .iter()
+        .find(|(name, _)| *name == provider)
+        .map(|(_, model)| (*model).to_owned())
+}
+
+fn key_of_known(name: &str, lookup: impl Fn(&str) -> Option<String>) -> Option<SecretString> {
+    let known = KNOWN_PROVIDERS.iter().find(|known| known.name == name)?;
+    let key = lookup(known.key_variable)?.trim().to_owned();
+    (!key.is_empty()).then(|| SecretString::from(key))
+}
+
+fn read_key(
+    key: &ApiKey,
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Result<SecretString, ProviderError> {
+    let wrong = |why: String| ProviderError::new(ErrorKind::Configuration, why);
+    let text = match key {
+        ApiKey::Value(secret) => return Ok(secret.clone()),
+        ApiKey::Environment(name) => lookup(name).ok_or_else(|| {
+            wrong(format!(
+                "the environment variable {name} (api_key_env) is not set where the daemon runs"
+            ))
+        })?,
+        ApiKey::File(path) => std::fs::read_to_string(path).map_err(|error| {
+            wrong(format!(
+                "the key file {} (api_key_file) cannot be read: {error}",
+                path.display()
+            ))
+        })?,
+    };
+    match text.trim() {
+        "" => Err(wrong("its key is empty".to_owned())),
+        text => Ok(SecretString::from(text)),
+    }
+}
+
+fn connect(
+    name: &str,
+    settings: &OpenAiSettings,
+    key: Option<SecretString>,
+    client: HttpClient,
+) -> Result<Arc<dyn Provider>, ProviderError> {
+    let same = |url: &str| url.trim_end_matches('/') == settings.base_url.trim_end_matches('/');
+    let known = KNOWN_PROVIDERS.iter().find(|known| same(known.base_url));
+    let wire = OpenAi::new(OpenAiConfig {
+        base_url: settings.base_url.clone(),
+        key,
+        headers: settings.headers.clone(),
+        dialect: known.map_or(Dialect::COMPATIBLE, |known| known.dialect),
+    })?;
+    Ok(Arc::new(
+        HttpProvider::new(name, wire, client).with_timeouts(settings.timeouts),
+    ))
+}
+
+/// A configured provider whose settings will not do. It stays in the catalog, so that whoever asks for it is told why.
+#[derive(Debug)]
+struct Unusable(ProviderError);
+
+impl Provider for Unusable {
+    fn chat<'a>(
+        &'a self,
+        _request: &'a ChatRequest,
+    ) -> BoxFuture<'a, Result<ChatStream, ProviderError>> {
+        Box::pin(std::future::ready(Err(self.0.clone())))
+    }
+
+    fn models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
+        Box::pin(std::future::ready(Err(self.0.clone())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+
+    fn config(text: &str) -> (tempfile::TempDir, Config) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("c.toml");
+        std::fs::write(&file, format!("{text}\n[discovery]\nloopback = false\n")).unwrap();
+        let config = Config::load(&Sources {
+            file: Some(file),
+            ..Sources::default()
+        })
+        .unwrap();
+        (directory, config)
+    }
+
+    async fn gather(text: &str, environment: &[(&str, &str)]) -> Providers {
+        let (_directory, config) = config(text);
+        Providers::gather(&config, |name| {
+            environment
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| (*value).to_owned())
+        })
+        .await
+    }
+
+    fn names(providers: &Providers) -> Vec<(&str, &str)> {
+        providers
+            .about()
+            .iter()
+            .map(|about| (about.name.as_str(), about.source.as_str()))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn without_anything_there_is_local() {
+        let providers = gather("", &[]).await;
+        assert_eq!(names(&providers), [("local", "built in")]);
+        assert_eq!(providers.default_model(), Some("local/local"));
+        assert_eq!(providers.resolve("").unwrap().name, "local");
+        assert!(providers.problems().is_empty());
+    }
+
+    #[tokio::test]
+    async fn configured_ones_come_first_and_are_not_doubled() {
+        let text = "[providers.mine]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:1/v1'\n[providers.groq]\ndefault_model = 'x'\n[providers.local]\ntokens = 3";
+        let providers = gather(text, &[("GROQ_API_KEY", "k"), ("OPENAI_API_KEY", "k")]).await;
+        let expected = [
+            ("mine", "configuration"),
+            ("groq", "configuration"),
+            ("local", "configuration"),
+            ("openai", "environment"),
+        ];
+        assert_eq!(names(&providers), expected);
+        assert_eq!(providers.default_model(), Some("groq/x"));
+        assert_eq!(providers.resolve("openai").unwrap().model, "gpt-4o-mini");
+    }
+
+    #[tokio::test]
+    async fn a_configured_default_wins_and_a_wrong_one_is_told() {
+        let providers = gather(
+            "[requests]\ndefault_model = 'local'",
+            &[("OPENAI_API_KEY", "k")],
+        )
+        .await;
+        assert_eq!(providers.resolve("").unwrap().name, "local");
+        let providers = gather("[requests]\ndefault_model = 'nobody/x'", &[]).await;
+        assert_eq!(
+            providers.problems(),
+            ["requests.default_model: no provider or model is called `nobody/x`"]
+        );
+        assert!(providers.resolve("").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_provider_that_will_not_do_says_why_when_it_is_asked() {
+        let text = "[providers.groq]\napi_key_env = 'NO_SUCH_KEY'\n[providers.mine]\ntype = 'openai'\nbase_url = 'no address'";
+        let providers = gather(text, &[]).await;
+        assert_eq!(providers.problems().len(), 2, "{:?}", providers.problems());
+        assert_eq!(providers.default_model(), Some("local/local"));
+        let route = providers.resolve("groq/x").unwrap();
+        let error = route
+            .provider
+            .chat(&ChatRequest::new("x"))
+            .await
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("NO_SUCH_KEY (api_key_env) is not set"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_provider_without_a_default_model_is_told_of() {
+        let providers = gather("", &[("TOGETHER_API_KEY", "k")]).await;
+        assert_eq!(providers.default_model(), Some("local/local"));
+        assert!(
+            providers.problems()[0].starts_with("together has no default model"),
+            "{:?}",
+            providers.problems()
+        );
+    }
+}
