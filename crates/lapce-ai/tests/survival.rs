@@ -1,0 +1,99 @@
+//! What happens to those who stay: a client whose daemon is killed, a daemon whose client is stopped.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::fs;
+use std::time::Duration;
+
+use lapce_ai_client::{Client, Options};
+use lapce_ai_proto::MessageType;
+use rustix::process::Signal;
+use support::{Home, ended, first_bytes, signal, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_outlives_its_daemon() {
+    let home = Home::new("");
+    let mut first = home.serve(&[]);
+    let client = Client::connect(Options::new(home.socket())).await.unwrap();
+    let life = client.welcome().unwrap().instance;
+    assert_eq!(
+        client.call(MessageType::ECHO, b"one").await.unwrap(),
+        b"one"
+    );
+
+    signal(first.pid(), Signal::KILL);
+    first.wait();
+    assert_eq!(home.names_in_runtime_dir(), ["daemon.lock", "daemon.sock"]);
+    // Asked while nobody is there: waits for the next daemon.
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { client.call(MessageType::ECHO, b"two").await }
+    });
+    let _second = home.serve(&[]);
+    assert_eq!(waiting.await.unwrap().unwrap(), b"two");
+    assert_ne!(
+        client.welcome().unwrap().instance,
+        life,
+        "another life of the daemon"
+    );
+    assert!(
+        client.history().len() >= 3,
+        "connected, lost, connected: {:?}",
+        client.history()
+    );
+    client.close().await;
+}
+
+/// Resident memory of a process in KiB.
+fn memory(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_stopped_client_slows_nobody_and_costs_bounded_memory() {
+    let home = Home::new(
+        "[ipc]\nstall_timeout_secs = 2\n[providers.local]\ntype = 'local'\ntokens = 20000000\n",
+    );
+    let mut daemon = home.serve(&[]);
+    let mut chat = home.command(&["chat", "hello"]).spawn().unwrap();
+    let pid = i32::try_from(chat.id()).unwrap();
+    first_bytes(&mut chat);
+    let before = memory(daemon.pid());
+    signal(pid, Signal::STOP);
+    // Its window and its ring are full soon; then the daemon gives up on it, and says so.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let other = Client::connect(Options::new(home.socket())).await.unwrap();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        while other.status().await.unwrap().connections.len() > 1 {
+            assert_eq!(
+                other.call(MessageType::ECHO, b"still here").await.unwrap(),
+                b"still here"
+            );
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "the stopped client was never cut"
+            );
+        }
+        other.close().await;
+    });
+    let grown = memory(daemon.pid()).saturating_sub(before);
+    assert!(
+        grown < 4 << 10,
+        "a client that reads nothing took {grown} KiB of the daemon"
+    );
+    daemon.log.wait_for("does not read");
+    signal(pid, Signal::CONT);
+    let cut = ended(chat);
+    assert_eq!(cut.code, Some(1), "{}", cut.err);
+    until("the daemon is quiet", || {
+        home.status()["connections"].as_array().unwrap().len() == 1
+    });
+}
