@@ -11,7 +11,7 @@ use lapce_ai_proto::ai::{
     AIRequest, AIResponse, Citation, FinishReason, Message, StreamEvent, ToolCall,
 };
 
-use super::{CLOSE_TIMEOUT, or_interrupted};
+use super::or_interrupted;
 use crate::cli::{ChatArgs, Global};
 use crate::config::Config;
 use crate::failure::Failure;
@@ -33,10 +33,7 @@ pub(crate) fn run(config: &Config, global: &Global, args: &ChatArgs) -> Result<(
         let client = or_interrupted(launch::connect_or_start(config, global)).await?;
         let mut printer = Printer::new(Output::stdout());
         let outcome = or_interrupted(ask(&client, &request, args, &mut printer)).await;
-        if outcome.as_ref().is_err_and(Failure::is_quiet) {
-            // The request was dropped with its future. An answer to another tells that the daemon knows.
-            let _ = tokio::time::timeout(CLOSE_TIMEOUT, client.call(MessageType::ECHO, &[])).await;
-        }
+        // An interrupted request was dropped with its future, and the hang-up cancels it.
         client.close().await;
         let ended = printer.out.end_line();
         outcome?;

@@ -14,8 +14,6 @@ use clap_complete::Shell;
 
 use crate::failure::Failure;
 
-/// How long a command waits until the daemon knows that it goes.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a command has to end by itself after Ctrl-C.
 const STUCK_TIMEOUT: Duration = Duration::from_secs(2);
 
