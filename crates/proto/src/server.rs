@@ -24,7 +24,8 @@ pub enum ServerEvent<'a> {
         /// The request.
         body: &'a [u8],
     },
-    /// The start of a request in pieces. It goes on when [`grant`](ServerState::grant) was called.
+    /// The start of a request in pieces. It goes on when [`grant`](ServerState::grant) was called; if the first piece
+    /// is all of it, it may be complete before that.
     Begin {
         /// The stream.
         id: u64,
@@ -278,8 +279,9 @@ impl ServerState {
         if !last {
             return Ok(ServerEvent::Data { id, bytes });
         }
-        // The grant covers the whole rest, so a request that ends early or before its grant is short.
-        if upload.received != upload.total || !upload.granted {
+        // The grant covers the whole rest, so a request that ends early is short. One whose first piece was all of it
+        // needs no credit, and may end before its grant.
+        if upload.received != upload.total {
             return Err(Fault::LengthMismatch);
         }
         stream.upload = None;
@@ -356,6 +358,7 @@ impl ServerState {
             stream.credit = stream.credit.saturating_sub(bytes);
             stream.accept = false;
             self.inline_bytes -= u64::from(std::mem::take(&mut stream.inline));
+            self.forget_accepted(id);
         }
     }
 
@@ -363,6 +366,15 @@ impl ServerState {
     pub fn ended(&mut self, id: u64) {
         if let Some(stream) = self.streams.remove(&id) {
             self.inline_bytes -= u64::from(stream.inline);
+            self.forget_accepted(id);
+        }
+    }
+
+    /// An ACCEPTED that found no room must not come behind the answer, which implies it.
+    #[inline]
+    fn forget_accepted(&mut self, id: u64) {
+        if self.front == Some(Control::Accepted(id)) {
+            self.front = None;
         }
     }
 

@@ -6,8 +6,15 @@ use lapce_ai_transport::{Listener, RuntimeDir};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let socket = std::env::args().nth(1).ok_or("usage: echo SOCKET")?;
     let mut server = Server::new(Options::default());
-    server.handle(MessageType::ECHO, |request, reply| reply.send_body(request.into_body()));
+    server.handle(MessageType::ECHO, |request, reply| {
+        reply.send_body(request.into_body());
+    });
     let runtime = tokio::runtime::Runtime::new()?;
-    server.start(Listener::bind(&RuntimeDir::for_socket(socket))?, runtime.handle())?.join();
+    server
+        .start(
+            Listener::bind(&RuntimeDir::for_socket(socket))?,
+            runtime.handle(),
+        )?
+        .join();
     Ok(())
 }

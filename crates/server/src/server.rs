@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lapce_ai_proto::status::{ConnectionStatus, Counters};
-use lapce_ai_proto::{MessageType, OPEN_PREFIX_LEN};
+use lapce_ai_proto::{ErrorBody, MessageType, OPEN_PREFIX_LEN};
 use lapce_ai_transport::{BufferPool, CONTROL_ROOM, Listener, PoolStats};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -102,7 +102,10 @@ impl Server {
         // work on two of them at once.
         let ring = options.request_capacity.min(options.response_capacity);
         let most = (ring / 2).saturating_sub((CONTROL_ROOM + OPEN_PREFIX_LEN) as u32);
-        options.limits.max_frame_payload = options.limits.max_frame_payload.min(most.max(256));
+        // Every ERROR fits a frame.
+        let least = ErrorBody::MAX_LEN as u32;
+        let frame = &mut options.limits.max_frame_payload;
+        *frame = (*frame).min(most).max(least);
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok();
         let shared = Arc::new(Shared {
             pool: BufferPool::new(options.pool),

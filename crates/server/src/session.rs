@@ -63,6 +63,7 @@ struct PendingReply {
     id: u64,
     bytes: ReplyBytes,
     offset: usize,
+    last_progress: Instant,
 }
 
 #[derive(Debug)]
@@ -191,12 +192,9 @@ impl Session {
         if tx.closed || tx.state.credit(id).is_none() {
             return Poll::Ready(Err(Gone));
         }
-        let written = match tx.writer.frame(Kind::End, 0, 0, id, &[], &[]) {
-            Ok(written) => written,
-            Err(_) => {
-                shared.call_reactor(self);
-                return Poll::Ready(Err(Gone));
-            }
+        let Ok(written) = tx.writer.frame(Kind::End, 0, 0, id, &[], &[]) else {
+            shared.call_reactor(self);
+            return Poll::Ready(Err(Gone));
         };
         if written {
             tx.state.ended(id);
@@ -304,7 +302,22 @@ impl Tx {
             id,
             bytes,
             offset: 0,
+            last_progress: Instant::now(),
         });
+    }
+
+    /// Whether answers of sync handlers wait for credit or room.
+    pub(crate) fn owes_replies(&self) -> bool {
+        !self.replies.is_empty()
+    }
+
+    /// Those of them that have waited since a time that is too `late`.
+    pub(crate) fn unread_replies(&self, late: impl Fn(Instant) -> bool) -> Vec<u64> {
+        self.replies
+            .iter()
+            .filter(|reply| late(reply.last_progress))
+            .map(|reply| reply.id)
+            .collect()
     }
 
     /// Records a request that a task answers.
@@ -398,6 +411,7 @@ impl Tx {
                 Some(Written::Some(bytes)) => {
                     without_credit = 0;
                     reply.offset += bytes;
+                    reply.last_progress = Instant::now();
                     self.replies.push_back(reply);
                 }
                 Some(Written::NoCredit) => {

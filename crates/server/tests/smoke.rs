@@ -1,4 +1,5 @@
 //! A server and a bare client, frame by frame.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
@@ -53,7 +54,7 @@ fn echo_and_async_over_both_carriers() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let mut server = Server::new(Options::default());
     server.handle(MessageType::ECHO, |request, reply| {
-        reply.send_body(request.into_body())
+        reply.send_body(request.into_body());
     });
     server.handle_async(MessageType::CHAT, |request, mut responder| async move {
         let body = request.body.to_vec();

@@ -192,6 +192,12 @@ fn await_welcome(
                     Woken::Rung | Woken::PeerGone => continue,
                 }
             }
+            // The daemon closed without having read HELLO.
+            Err(lapce_ai_shm::FdError::System { source, .. })
+                if source.kind() == io::ErrorKind::ConnectionReset =>
+            {
+                return Err(TransportError::PeerGone.into());
+            }
             Err(error) => {
                 return Err(ConnectError::Io {
                     path: path.to_owned(),

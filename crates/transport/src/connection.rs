@@ -127,7 +127,7 @@ impl Reader {
         (HEADER_LEN + self.codec.max_payload as usize).max(BATCH)
     }
 
-    /// Hands the frames that are there to `on_frame`, about [16 KiB](BATCH) of them at most, and returns how many
+    /// Hands the frames that are there to `on_frame`, about 16 KiB of them at most, and returns how many
     /// they were. The bytes are copied to `scratch` once and checked there; their room goes back to the peer with
     /// [`flush`] or [`release`](Self::release).
     ///
@@ -363,8 +363,20 @@ impl Writer {
     pub fn control(&mut self, control: &Control) -> Result<bool, TransportError> {
         let mut payload = std::mem::take(&mut self.scratch);
         let (kind, flags, ty, id) = control.parts(&mut payload);
-        let header = self.codec.header(kind, flags, ty, id, &[&payload]);
-        let pushed = self.push(&header, &[], &payload);
+        let room = match &self.sink {
+            Sink::Ring(_) => true,
+            // What `frame` may leave behind, and the room kept for control.
+            Sink::Socket { buffer, start } => {
+                let most = SOCKET_BUFFER + HEADER_LEN + self.codec.max_payload as usize;
+                buffer.len() - *start + HEADER_LEN + payload.len() <= most + CONTROL_ROOM
+            }
+        };
+        let pushed = if room {
+            let header = self.codec.header(kind, flags, ty, id, &[&payload]);
+            self.push(&header, &[], &payload)
+        } else {
+            Ok(false)
+        };
         self.scratch = payload;
         pushed
     }

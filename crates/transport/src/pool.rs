@@ -117,6 +117,7 @@ impl BufferPool {
             .peak
             .fetch_max(before + len as u64, Ordering::Relaxed);
         let bytes = shared.take_memory(len);
+        shared.trim();
         Some(Buffer {
             bytes,
             reserved: len,
@@ -153,16 +154,35 @@ impl Shared {
             self.misses.fetch_add(1, Ordering::Relaxed);
             return Vec::with_capacity(len);
         };
-        let kept = self.free.lock().unwrap_or_else(PoisonError::into_inner)[tier].pop();
-        match kept {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        match free[tier].pop() {
             Some(bytes) => {
                 self.hits.fetch_add(1, Ordering::Relaxed);
+                // Under the lock, as every change of it.
                 self.kept.fetch_sub(TIERS[tier] as u64, Ordering::Relaxed);
                 bytes
             }
             None => {
+                drop(free);
                 self.misses.fetch_add(1, Ordering::Relaxed);
                 Vec::with_capacity(TIERS[tier])
+            }
+        }
+    }
+
+    /// Frees kept buffers, large ones first, until they fit the budget beside the held bytes.
+    fn trim(&self) {
+        let over = || {
+            let (kept, held) = (&self.kept, &self.held);
+            kept.load(Ordering::Relaxed) + held.load(Ordering::Relaxed) > self.options.budget
+        };
+        if self.kept.load(Ordering::Relaxed) == 0 || !over() {
+            return;
+        }
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        for (tier, size) in TIERS.iter().enumerate().rev() {
+            while over() && free[tier].pop().is_some() {
+                self.kept.fetch_sub(*size as u64, Ordering::Relaxed);
             }
         }
     }
@@ -261,9 +281,26 @@ mod tests {
         drop(pool.reserve(10).unwrap());
         assert_eq!(
             pool.stats().kept,
-            1 << 20,
-            "a further buffer would go over the budget"
+            4096,
+            "the large one made way: together they would go over the budget"
         );
+    }
+
+    #[test]
+    fn kept_memory_makes_way_for_held_memory() {
+        let pool = BufferPool::new(PoolOptions {
+            budget: 2 << 20,
+            keep: [100, 50, 10],
+        });
+        let both = (
+            pool.reserve(1 << 20).unwrap(),
+            pool.reserve(1 << 20).unwrap(),
+        );
+        drop(both);
+        assert_eq!(pool.stats().kept, 2 << 20);
+        let _large = pool.reserve((1 << 20) + 1).unwrap();
+        let stats = pool.stats();
+        assert!(stats.kept + stats.held <= pool.budget(), "{stats:?}");
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub(super) struct Door {
     /// Given up for a moment to refuse a client politely when descriptors have run out.
     spare: Option<File>,
     exit_when_idle: Option<Duration>,
+    /// The listener is not watched.
+    full: bool,
     pub(super) nobody_since: Option<Instant>,
 }
 
@@ -48,6 +50,7 @@ impl Door {
             next_connection: 0,
             spare: File::open("/dev/null").ok(),
             exit_when_idle,
+            full: false,
             nobody_since: Some(Instant::now()),
         }
     }
@@ -127,11 +130,9 @@ impl Reactor {
 
     fn greet(&mut self, handshake: Handshake) {
         if self.draining.is_some() {
-            self.refuse(
-                &handshake,
-                ErrorCode::ServerRestarting,
-                "the daemon is stopping",
-            );
+            // Clients that wait for the next daemon ask again and again: no warning for each.
+            let body = ErrorBody::new(ErrorCode::ServerRestarting, "the daemon is stopping");
+            handshake.refuse(&body);
             return;
         }
         let options = &self.shared.options;
@@ -182,9 +183,23 @@ impl Reactor {
                 tracing::warn!(pid = who.pid, %error, "a handshake failed");
             }
         }
-        // Room for those who wait in the backlog.
-        if self.door.handshakes.len() + 1 == MAX_HANDSHAKES {
-            self.accept();
+    }
+
+    /// Stops watching the listener while as many handshakes are under way as may be: those who wait in the backlog
+    /// would keep the reactor from sleeping.
+    pub(super) fn mind_the_door(&mut self) {
+        let full = self.door.handshakes.len() >= MAX_HANDSHAKES;
+        if full != self.door.full {
+            self.door.full = full;
+            let flags = if full {
+                epoll::EventFlags::empty()
+            } else {
+                epoll::EventFlags::IN
+            };
+            let data = epoll::EventData::new_u64(super::LISTENER);
+            if let Err(errno) = epoll::modify(&self.epoll, &self.door.listener, data, flags) {
+                tracing::error!(%errno, "cannot watch the listener");
+            }
         }
     }
 
@@ -271,7 +286,6 @@ impl Reactor {
                 );
             }
         }
-        self.accept();
     }
 
     pub(super) fn refuse_handshakes(&mut self) {

@@ -28,6 +28,8 @@ pub(super) struct Connection {
     pub(super) last_activity: Instant,
     /// Something may stall: looked at on every tick.
     pub(super) watched: bool,
+    /// Whether the reactor has it on its list for that.
+    pub(super) listed: bool,
     /// The epoll waits for the socket to be writable.
     writable_wanted: bool,
 }
@@ -51,6 +53,7 @@ impl Connection {
             idle_turns: 0,
             last_activity: Instant::now(),
             watched: false,
+            listed: false,
             writable_wanted: false,
         }
     }
@@ -68,9 +71,10 @@ impl Connection {
         let mut tx = session.lock();
         // A client that does not read its answers is not read either, beyond a bound; one that keeps to the
         // protocol's first rule never gets here (docs/protocol.md, section 5).
-        if tx.parked > tools.shared.options.limits.inline_window as usize {
+        if tools.is_over(&tx) {
             tx.pump()?;
-            if tx.parked > tools.shared.options.limits.inline_window as usize {
+            // Where credit is missing, it is read for.
+            if tools.is_over(&tx) && tx.blocked_since.is_some() {
                 self.watched = true;
                 return Ok(false);
             }
@@ -84,13 +88,21 @@ impl Connection {
         }
         if tx.state.has_control() || tx.state.live() > 0 {
             tx.pump()?;
-            self.watched = !self.uploads.is_empty() || tx.blocked_since.is_some();
+            self.watched = may_stall(&self.uploads, &tx);
         }
         session
             .live
             .store(tx.state.live() as u64, Ordering::Relaxed);
         flush(&mut self.reader, &mut tx.writer)?;
+        self.watch_for_writable(&tx, tools.shared);
         Ok(true)
+    }
+
+    /// Over a plain socket: has the reactor wait until the socket takes the rest of what was written.
+    fn watch_for_writable(&self, tx: &Tx, shared: &Shared) {
+        if tx.writer.wants_writable() && !self.writable_wanted {
+            shared.call_reactor(&self.session);
+        }
     }
 
     /// Prepares for sleep; false: there is something to do.
@@ -125,7 +137,7 @@ impl Connection {
         self.session
             .live
             .store(tx.state.live() as u64, Ordering::Relaxed);
-        self.watched = !self.uploads.is_empty() || tx.blocked_since.is_some();
+        self.watched = may_stall(&self.uploads, &tx);
         let wants = tx.writer.wants_writable();
         drop(tx);
         if wants != self.writable_wanted {
@@ -191,7 +203,10 @@ impl Connection {
             tx.state.grant(waiter.id);
             self.watched = true;
         }
-        tx.pump()
+        tx.pump()?;
+        self.watched |= may_stall(&self.uploads, &tx);
+        self.watch_for_writable(&tx, tools.shared);
+        Ok(())
     }
 
     /// Cuts requests whose pieces do not come, and says whether the client has stopped reading for too long.
@@ -227,6 +242,17 @@ impl Connection {
             }
             !(stalled || expired)
         });
+        for id in tx.unread_replies(late) {
+            tracing::warn!(
+                connection = self.session.id,
+                id,
+                "a client does not read an answer"
+            );
+            shared.counters.failed.fetch_add(1, Ordering::Relaxed);
+            let message = "no credit came for the rest of the answer";
+            tx.state
+                .fail(id, ErrorBody::new(ErrorCode::Stalled, message));
+        }
         tx.pump()?;
         if tx.blocked_since.is_some_and(late) {
             tracing::warn!(
@@ -235,7 +261,8 @@ impl Connection {
             );
             return Err(TransportError::PeerGone);
         }
-        self.watched = !self.uploads.is_empty() || tx.blocked_since.is_some();
+        self.watched = may_stall(&self.uploads, &tx);
+        self.watch_for_writable(&tx, shared);
         Ok(())
     }
 
@@ -252,7 +279,9 @@ impl Connection {
         let message = "the deadline passed while the request waited for memory";
         tx.state
             .fail(id, ErrorBody::new(ErrorCode::DeadlineExceeded, message));
-        tx.pump()
+        tx.pump()?;
+        self.watch_for_writable(&tx, shared);
+        Ok(())
     }
 
     /// Tells the client why the connection ends.
@@ -280,8 +309,17 @@ impl Connection {
         } else {
             tracing::debug!(connection, name, %error, "disconnected");
         }
-        self.session.lock().close();
+        // Whoever goes away cancels what it had open.
+        let mut tx = self.session.lock();
+        let open = tx.state.live() as u64;
+        shared.counters.cancelled.fetch_add(open, Ordering::Relaxed);
+        tx.close();
     }
+}
+
+/// Whether something of a connection has to be looked at on every tick.
+fn may_stall(uploads: &HashMap<u64, Upload>, tx: &Tx) -> bool {
+    !uploads.is_empty() || tx.blocked_since.is_some() || tx.owes_replies()
 }
 
 /// What one frame makes happen.
@@ -301,6 +339,14 @@ fn on_frame(
         } => {
             count_request(session, tools.shared);
             match tools.router.get(ty) {
+                Some(Handler::Sync(_)) if tools.is_over(tx) => {
+                    tx.track(id, &prefix, body.len())?;
+                    tools.shared.counters.failed.fetch_add(1, Ordering::Relaxed);
+                    let message = "read the earlier answers first: they take too much memory";
+                    tx.state
+                        .fail(id, ErrorBody::new(ErrorCode::Overloaded, message));
+                    Ok(())
+                }
                 Some(Handler::Sync(handler)) => {
                     let request = Request {
                         ty,
@@ -401,6 +447,9 @@ fn on_frame(
                     },
                     tools,
                 )?;
+            } else {
+                // Its first piece was all of it, and it still waits for memory.
+                tools.waiting.complete(session.token, id);
             }
             Ok(())
         }

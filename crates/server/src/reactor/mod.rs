@@ -8,7 +8,6 @@ mod accept;
 mod connection;
 mod waiting;
 
-use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
@@ -22,6 +21,7 @@ use rustix::io::Errno;
 
 use crate::handler::Router;
 use crate::server::{Shared, StartError};
+use crate::session::Tx;
 use accept::Door;
 use connection::Connection;
 use waiting::Waiting;
@@ -44,14 +44,18 @@ pub(crate) struct Reactor {
     connections: Connections,
     /// Indices of connections that are polled without a system call.
     hot: Vec<u32>,
-    /// Indices of connections where something may stall.
-    watched: BTreeSet<u32>,
+    /// Indices of connections where something may stall, each once: those that are [listed](Connection::listed).
+    watched: Vec<u32>,
+    /// Empty; takes turns with it.
+    watched_before: Vec<u32>,
     waiting: Waiting,
     scratch: Vec<u8>,
     spin: Duration,
     router: Router,
     runtime: tokio::runtime::Handle,
     shared: Arc<Shared>,
+    /// Empty; takes turns with the list that is shared, so that neither is allocated anew.
+    attention: Vec<u64>,
     next_tick: Option<Instant>,
     next_idle_look: Option<Instant>,
     draining: Option<Instant>,
@@ -63,6 +67,13 @@ struct Tools<'a> {
     runtime: &'a tokio::runtime::Handle,
     shared: &'a Arc<Shared>,
     waiting: &'a mut Waiting,
+}
+
+impl Tools<'_> {
+    /// Whether more is held for a connection, beside the budget, than may be.
+    fn is_over(&self, tx: &Tx) -> bool {
+        tx.parked > self.shared.options.limits.inline_window as usize
+    }
 }
 
 /// Connections by index; a token is index and generation, so that a late event never meets a newcomer.
@@ -174,12 +185,14 @@ impl Reactor {
             door: Door::new(listener, terms, options.exit_when_idle),
             connections: Connections::default(),
             hot: Vec::new(),
-            watched: BTreeSet::new(),
+            watched: Vec::new(),
+            watched_before: Vec::new(),
             waiting: Waiting::default(),
             scratch: Vec::new(),
             spin,
             router,
             runtime,
+            attention: Vec::new(),
             next_tick: None,
             next_idle_look: None,
             draining: None,
@@ -195,8 +208,11 @@ impl Reactor {
             if self.serve_hot() {
                 self.cool_down();
             }
+            self.mind_the_door();
+            // Busy or not: what depends on the clock must not wait until nobody talks.
+            let sleep = self.sleep_time();
             let timeout = if self.hot.is_empty() {
-                self.sleep_time()
+                sleep
             } else {
                 Some(Duration::ZERO)
             };
@@ -254,14 +270,14 @@ impl Reactor {
             waiting: &mut self.waiting,
         };
         let progress = connection.serve(&mut self.scratch, &mut tools)?;
-        if connection.watched {
-            self.watched.insert(index);
+        if connection.watched && !std::mem::replace(&mut connection.listed, true) {
+            self.watched.push(index);
         }
         if progress {
             connection.idle_turns = 0;
         } else {
             connection.idle_turns += 1;
-            if connection.idle_turns >= COOL_AFTER && connection.reader.prepare_to_sleep()? {
+            if connection.idle_turns >= COOL_AFTER && connection.go_to_sleep()? {
                 connection.hot = false;
                 self.hot.retain(|hot| *hot != index);
             }
@@ -343,7 +359,9 @@ impl Reactor {
             let mut count = [0; 8];
             let _ = rustix::io::read(wake, &mut count);
         }
-        let mut tokens = std::mem::take(
+        let mut tokens = std::mem::take(&mut self.attention);
+        std::mem::swap(
+            &mut tokens,
             &mut *self
                 .shared
                 .attention
@@ -363,17 +381,17 @@ impl Reactor {
                 Err(error) => self.close(index, &error),
             }
         }
+        self.attention = tokens;
         self.grant();
     }
 
     /// Sees to it that a connection where something may stall is looked at on every tick.
     fn note_watched(&mut self, index: u32) {
-        if self
-            .connections
-            .get(index)
-            .is_some_and(|connection| connection.watched)
+        if let Some(connection) = self.connections.get(index)
+            && connection.watched
+            && !std::mem::replace(&mut connection.listed, true)
         {
-            self.watched.insert(index);
+            self.watched.push(index);
         }
     }
 
@@ -404,7 +422,7 @@ impl Reactor {
             return;
         };
         self.hot.retain(|hot| *hot != index);
-        self.watched.remove(&index);
+        self.watched.retain(|watched| *watched != index);
         self.waiting
             .forget(connection.session.token, None, &self.shared);
         connection.close(error, &self.shared);
@@ -451,11 +469,13 @@ impl Reactor {
 
     /// Whatever depends on the clock.
     fn tick(&mut self) {
-        let stop = *self
+        // Taken, so that a call for less time that comes meanwhile is seen in the next turn.
+        let stop = self
             .shared
             .stop
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(drain) = stop {
             self.drain(drain);
         }
@@ -469,15 +489,19 @@ impl Reactor {
             self.next_tick = None;
             self.expire_handshakes(now);
             self.expire_waiting(now);
-            for index in std::mem::take(&mut self.watched) {
+            let mut watched = std::mem::take(&mut self.watched_before);
+            std::mem::swap(&mut watched, &mut self.watched);
+            for index in watched.drain(..) {
                 let Some(connection) = self.connections.get(index) else {
                     continue;
                 };
+                connection.listed = false;
                 match connection.check_stalls(now, &self.shared) {
                     Ok(()) => self.note_watched(index),
                     Err(error) => self.close(index, &error),
                 }
             }
+            self.watched_before = watched;
             self.grant();
         }
         if self.next_idle_look.is_some_and(|at| at <= now) {
@@ -510,6 +534,10 @@ impl Reactor {
             let Some(connection) = self.connections.get(index) else {
                 continue;
             };
+            // A hot connection talked a moment ago; when it cools, the time is noted.
+            if connection.hot {
+                connection.last_activity = now;
+            }
             let expires = connection.last_activity + limit;
             if connection.session.live.load(Ordering::Relaxed) == 0 && expires <= now {
                 connection.say_goodbye(ErrorCode::IdleTimeout, "nothing was asked for a long time");
@@ -535,7 +563,7 @@ impl Reactor {
         let until = Instant::now() + drain;
         match self.draining {
             Some(before) => {
-                // The request for a stop stays; only a shorter one changes anything.
+                // Only a shorter one changes anything.
                 if until < before {
                     self.draining = Some(until);
                 }
@@ -552,6 +580,9 @@ impl Reactor {
                     let mut tx = connection.session.lock();
                     tx.state.go_away(ErrorCode::ServerRestarting, millis);
                     let result = tx.pump();
+                    if tx.writer.wants_writable() {
+                        self.shared.call_reactor(&connection.session);
+                    }
                     drop(tx);
                     if let Err(error) = result {
                         self.close(index, &error);
@@ -559,11 +590,6 @@ impl Reactor {
                 }
             }
         }
-        self.shared
-            .stop
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
     }
 
     /// While draining: closes what is quiet, and at the deadline cuts the rest.

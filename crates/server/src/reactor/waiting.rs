@@ -65,6 +65,14 @@ impl Waiting {
         })
     }
 
+    /// A request's first piece was the whole of it.
+    pub(super) fn complete(&mut self, token: u64, id: u64) {
+        let mut queue = self.queue.iter_mut();
+        if let Some(waiter) = queue.find(|waiter| (waiter.token, waiter.id) == (token, id)) {
+            waiter.whole = true;
+        }
+    }
+
     /// Those whose deadline has passed, as token and id.
     pub(super) fn expired(&self, now: Instant) -> Vec<(u64, u64)> {
         self.queue
