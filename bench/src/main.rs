@@ -1,2 +1,72 @@
-//! x
-fn main() {}
+//! `lapce-ai-bench`: measures the transport beside its peers, from real processes on the reader's own machine.
+//!
+//! ```text
+//! cargo run --release -p lapce-ai-bench -- ipc           latency and throughput beside the peers
+//! cargo run --release -p lapce-ai-bench -- connections   memory and idleness of many connections
+//! ```
+//!
+//! Each peer is a child process: this program again, in a hidden role (`peer`). Nothing printed is a constant.
+#![forbid(unsafe_code)]
+
+mod child;
+mod connections;
+mod ipc;
+mod machine;
+mod measure;
+mod message;
+mod peers;
+mod report;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::machine::{Cpus, Side};
+
+/// Measures the lapce-ai transport beside its peers.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Ipc(ipc::Arguments),
+    Connections(connections::Arguments),
+    /// The other side of an exchange; started by the commands above.
+    #[command(hide = true)]
+    Peer {
+        /// The run's processors.
+        #[arg(long, value_delimiter = ',')]
+        cpus: Vec<usize>,
+        #[command(subcommand)]
+        role: peers::Role,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match CommandLine::parse().command {
+        Command::Ipc(arguments) => ipc::run(&arguments),
+        Command::Connections(arguments) => connections::run(&arguments),
+        Command::Peer { cpus, role } => play(cpus, role),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            // Without a standard error there is nobody to tell.
+            let _ = writeln!(io::stderr(), "lapce-ai-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn play(cpus: Vec<usize>, role: peers::Role) -> Result<bool> {
+    Cpus::from_list(cpus).pin(Side::Child)?;
+    role.play()?;
+    Ok(true)
+}

@@ -2,8 +2,8 @@
 //!
 //! | stop on the path | here |
 //! |---|---|
-//! | finding each other | [`RuntimeDir`], [`Listener`], [`connect`] |
-//! | handshake | [`Handshake`] on the daemon's side, inside [`connect`] on the client's |
+//! | finding each other | [`RuntimeDir`], [`Listener`], [`connect()`] |
+//! | handshake | [`Handshake`] on the daemon's side, inside [`connect()`] on the client's |
 //! | bytes -> frames, frames -> bytes | [`Reader`], [`Writer`], the two halves of a [`Connection`] |
 //! | payload bytes that outlive a frame | [`BufferPool`], [`Buffer`] |
 //!

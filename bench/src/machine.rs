@@ -1,0 +1,163 @@
+//! What the figures were measured on, and who runs on which processor.
+
+use std::fs;
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use lapce_ai_transport::usable_cpus;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde::Serialize;
+
+/// The processors of a run: the parent's first, the child's second. With fewer than two nobody is pinned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cpus(Vec<usize>);
+
+/// Which side of an exchange a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Parent = 0,
+    Child = 1,
+}
+
+impl Cpus {
+    /// Those that this process may use.
+    pub(crate) fn allowed() -> Result<Self> {
+        let set = sched_getaffinity(None).context("cannot read the processor affinity")?;
+        Ok(Self(
+            (0..CpuSet::MAX_CPU)
+                .filter(|cpu| set.is_set(*cpu))
+                .collect(),
+        ))
+    }
+
+    pub(crate) fn from_list(list: Vec<usize>) -> Self {
+        Self(list)
+    }
+
+    /// As [`from_list`](Self::from_list) takes it, on a command line.
+    pub(crate) fn to_argument(&self) -> String {
+        let list: Vec<String> = self.0.iter().map(usize::to_string).collect();
+        list.join(",")
+    }
+
+    /// Where this side runs, if it is pinned.
+    pub(crate) fn of(&self, side: Side) -> Option<usize> {
+        if self.0.len() < 2 {
+            None
+        } else {
+            Some(self.0[side as usize])
+        }
+    }
+
+    /// Whether two processes can run at once, without which nobody should spin.
+    pub(crate) fn can_spin(&self) -> bool {
+        self.0.len() >= 2 && usable_cpus() >= 2
+    }
+
+    /// Pins this thread, and those it starts from now on, to its side's processor.
+    pub(crate) fn pin(&self, side: Side) -> Result<()> {
+        let set = |cpus: &[usize]| {
+            let mut set = CpuSet::new();
+            cpus.iter().for_each(|cpu| set.set(*cpu));
+            sched_setaffinity(None, &set).context("cannot pin to a processor")
+        };
+        // A child inherits its parent's pin. What the transport asks once, how many processors are usable, must be asked
+        // of all of them: from one alone it would conclude that spinning is useless.
+        if !self.0.is_empty() {
+            set(&self.0)?;
+        }
+        let _ = usable_cpus();
+        self.of(side).map_or(Ok(()), |cpu| set(&[cpu]))
+    }
+}
+
+/// The machine and the moment.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Machine {
+    pub(crate) cpu: String,
+    pub(crate) usable_cpus: usize,
+    /// Parent's and child's processor; empty: not pinned.
+    pub(crate) pinned_to: Vec<usize>,
+    pub(crate) kernel: String,
+    pub(crate) load_average: String,
+    pub(crate) date: String,
+    pub(crate) version: &'static str,
+    pub(crate) build: &'static str,
+    /// What one reading of the clock costs; each latency has one in it.
+    pub(crate) clock_ns: f64,
+}
+
+impl Machine {
+    pub(crate) fn look(cpus: &Cpus) -> Self {
+        let unknown = || "unknown".to_owned();
+        let uname = rustix::system::uname();
+        Self {
+            cpu: fs::read_to_string("/proc/cpuinfo")
+                .ok()
+                .and_then(|text| cpu_model(&text))
+                .unwrap_or_else(unknown),
+            usable_cpus: usable_cpus(),
+            pinned_to: [Side::Parent, Side::Child]
+                .iter()
+                .filter_map(|s| cpus.of(*s))
+                .collect(),
+            kernel: format!(
+                "{} {} {}",
+                uname.sysname().to_string_lossy(),
+                uname.release().to_string_lossy(),
+                uname.machine().to_string_lossy()
+            ),
+            load_average: fs::read_to_string("/proc/loadavg").map_or_else(
+                |_| unknown(),
+                |text| text.split(' ').take(3).collect::<Vec<_>>().join(" "),
+            ),
+            date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            version: env!("CARGO_PKG_VERSION"),
+            build: if cfg!(debug_assertions) {
+                "debug"
+            } else {
+                "release"
+            },
+            clock_ns: clock_cost(),
+        }
+    }
+}
+
+fn cpu_model(cpuinfo: &str) -> Option<String> {
+    let line = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+fn clock_cost() -> f64 {
+    const READINGS: u32 = 10_000;
+    let began = Instant::now();
+    for _ in 0..READINGS {
+        std::hint::black_box(Instant::now());
+    }
+    began.elapsed().as_nanos() as f64 / f64::from(READINGS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_is_found() {
+        let text = "processor\t: 0\nmodel name\t: AMD EPYC: x\nflags\t: fpu\n";
+        assert_eq!(cpu_model(text).unwrap(), "AMD EPYC: x");
+        assert_eq!(cpu_model("processor: 0"), None);
+    }
+
+    #[test]
+    fn fewer_than_two_processors_pin_nobody() {
+        let one = Cpus::from_list(vec![3]);
+        assert_eq!((one.of(Side::Parent), one.can_spin()), (None, false));
+        let two = Cpus::from_list(vec![3, 5]);
+        assert_eq!(
+            (two.of(Side::Child), two.to_argument()),
+            (Some(5), "3,5".to_owned())
+        );
+    }
+}

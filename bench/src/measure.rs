@@ -1,0 +1,283 @@
+//! One figure: a latency or a throughput of one peer.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::message::{Flow, Messages};
+use crate::peers::Peer;
+
+/// Longest latency that is told from longer ones: a minute, in nanoseconds.
+const LONGEST_NS: u64 = 60_000_000_000;
+/// At most so many times the time that was asked for, to reach the least number of samples.
+const PATIENCE: u32 = 10;
+
+/// How long each figure is measured.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Effort {
+    /// Time for each figure, without warming up.
+    pub(crate) time: Duration,
+    /// Round trips that are made at least.
+    pub(crate) least: u64,
+}
+
+impl Effort {
+    fn warm_up(self) -> Self {
+        Self {
+            time: self.time / 5,
+            least: self.least.min(100),
+        }
+    }
+}
+
+/// Latencies with one message in flight, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) p50: u64,
+    pub(crate) p99: u64,
+    pub(crate) p999: u64,
+    pub(crate) max: u64,
+    pub(crate) samples: u64,
+}
+
+/// Messages, each with its answer, with several in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Throughput {
+    pub(crate) messages: u64,
+    pub(crate) seconds: f64,
+    pub(crate) per_second: f64,
+}
+
+/// What a peer gave.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Figure {
+    Latency(Latency),
+    Throughput(Throughput),
+}
+
+impl Figure {
+    /// How this figure stands to a peer's of the same kind: a median latency over a median latency, a rate over a rate.
+    pub(crate) fn ratio_to(&self, peer: &Self) -> Option<f64> {
+        match (self, peer) {
+            (Self::Latency(own), Self::Latency(peer)) => Some(own.p50 as f64 / peer.p50 as f64),
+            (Self::Throughput(own), Self::Throughput(peer)) => {
+                Some(own.per_second / peer.per_second)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Measures one message in flight.
+pub(crate) fn latency(peer: &mut dyn Peer, messages: &Messages, effort: Effort) -> Result<Latency> {
+    for index in 0..messages.len() {
+        if let Some(answer) = peer.round_trip(messages, index)? {
+            messages.check_whole(index, answer)?;
+        }
+    }
+    sample(peer, messages, effort.warm_up())?;
+    summary(&sample(peer, messages, effort)?)
+}
+
+fn sample(peer: &mut dyn Peer, messages: &Messages, effort: Effort) -> Result<Histogram<u64>> {
+    let mut histogram = Histogram::new_with_bounds(1, LONGEST_NS, 3)?;
+    let began = Instant::now();
+    let mut index = 0;
+    loop {
+        let before = Instant::now();
+        let answer = peer.round_trip(messages, index)?;
+        let after = Instant::now();
+        if let Some(answer) = answer {
+            messages.check(index, answer)?;
+        }
+        let took = after.duration_since(before).as_nanos() as u64;
+        histogram.saturating_record(took.max(1));
+        index = if index + 1 == messages.len() {
+            0
+        } else {
+            index + 1
+        };
+        let elapsed = after.duration_since(began);
+        let enough = elapsed >= effort.time && histogram.len() >= effort.least;
+        if enough || elapsed >= effort.time * PATIENCE {
+            return Ok(histogram);
+        }
+    }
+}
+
+fn summary(histogram: &Histogram<u64>) -> Result<Latency> {
+    let at = |quantile| histogram.value_at_quantile(quantile);
+    Some(histogram.len())
+        .filter(|samples| *samples > 0)
+        .context("nothing was measured")?;
+    Ok(Latency {
+        p50: at(0.5),
+        p99: at(0.99),
+        p999: at(0.999),
+        max: histogram.max(),
+        samples: histogram.len(),
+    })
+}
+
+/// Measures messages with `window` of them in flight.
+pub(crate) fn throughput(
+    peer: &mut dyn Peer,
+    messages: &Messages,
+    window: usize,
+    effort: Effort,
+) -> Result<Throughput> {
+    // Warms up, and finds how many messages take the time.
+    let mut count = 2 * window as u64;
+    let mut warmed = run(peer, messages, window, count)?;
+    while warmed.seconds < effort.time.as_secs_f64() / 5.0 && count < 1 << 40 {
+        count *= 2;
+        warmed = run(peer, messages, window, count)?;
+    }
+    let count = (warmed.per_second * effort.time.as_secs_f64()) as u64;
+    run(
+        peer,
+        messages,
+        window,
+        count.max(effort.least).max(2 * window as u64),
+    )
+}
+
+fn run(peer: &mut dyn Peer, messages: &Messages, window: usize, count: u64) -> Result<Throughput> {
+    let mut flow = Flow::new(messages, window, count);
+    let began = Instant::now();
+    peer.windowed(&mut flow)?;
+    let seconds = began.elapsed().as_secs_f64().max(1e-9);
+    Ok(Throughput {
+        messages: count,
+        seconds,
+        per_second: count as f64 / seconds,
+    })
+}
+
+/// The median, or of two in the middle their mean; `None` of nothing.
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        n if n % 2 == 1 => Some(values[middle]),
+        _ => Some(f64::midpoint(values[middle - 1], values[middle])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives back what it gets.
+    struct Mirror {
+        answer: Vec<u8>,
+        broken: bool,
+    }
+
+    impl Peer for Mirror {
+        fn round_trip<'a>(
+            &'a mut self,
+            messages: &Messages,
+            index: usize,
+        ) -> Result<Option<&'a [u8]>> {
+            self.answer = messages.payload(index).to_vec();
+            if self.broken {
+                self.answer.pop();
+            }
+            Ok(Some(&self.answer))
+        }
+
+        fn windowed(&mut self, flow: &mut Flow<'_>) -> Result<()> {
+            while let Some(index) = flow.next() {
+                flow.sent();
+                flow.answered(flow.messages().payload(index))?;
+            }
+            Ok(())
+        }
+
+        fn finish(self: Box<Self>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    const EFFORT: Effort = Effort {
+        time: Duration::ZERO,
+        least: 50,
+    };
+
+    #[test]
+    fn a_figure_comes_from_samples() {
+        let messages = Messages::new(64, 4);
+        let mut mirror = Mirror {
+            answer: Vec::new(),
+            broken: false,
+        };
+        let found = throughput(&mut mirror, &messages, 4, EFFORT).unwrap();
+        assert_eq!(found.messages, 50);
+        assert!(found.per_second > 0.0 && found.seconds > 0.0);
+        let effort = Effort {
+            time: Duration::from_millis(1),
+            ..EFFORT
+        };
+        let found = latency(&mut mirror, &messages, effort).unwrap();
+        assert!(found.samples > 0);
+        assert!(found.p50 <= found.p99 && found.p99 <= found.p999 && found.p999 <= found.max);
+    }
+
+    #[test]
+    fn a_wrong_answer_ends_it() {
+        let mut mirror = Mirror {
+            answer: Vec::new(),
+            broken: true,
+        };
+        let error = latency(&mut mirror, &Messages::new(64, 1), EFFORT).unwrap_err();
+        assert!(error.to_string().contains("wrong data"), "{error}");
+    }
+
+    #[test]
+    fn quantiles_are_those_of_the_histogram() {
+        let mut histogram = Histogram::new_with_bounds(1, LONGEST_NS, 3).unwrap();
+        summary(&histogram).unwrap_err();
+        (1..=1000).for_each(|ns| histogram.saturating_record(ns));
+        let found = summary(&histogram).unwrap();
+        assert_eq!((found.p50, found.p99, found.p999), (500, 990, 999));
+        assert_eq!((found.max, found.samples), (1000, 1000));
+        histogram.saturating_record(u64::MAX);
+        assert!(summary(&histogram).unwrap().max >= LONGEST_NS);
+    }
+
+    #[test]
+    fn medians() {
+        assert_eq!(median([]), None);
+        assert_eq!(median([3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn ratios_are_between_figures_of_one_kind() {
+        let latency = |p50| {
+            Figure::Latency(Latency {
+                p50,
+                p99: 9,
+                p999: 9,
+                max: 9,
+                samples: 9,
+            })
+        };
+        let rate = |per_second| {
+            Figure::Throughput(Throughput {
+                messages: 1,
+                seconds: 1.0,
+                per_second,
+            })
+        };
+        assert_eq!(latency(300).ratio_to(&latency(200)), Some(1.5));
+        assert_eq!(rate(2.0).ratio_to(&rate(4.0)), Some(0.5));
+        assert_eq!(rate(2.0).ratio_to(&latency(1)), None);
+    }
+}

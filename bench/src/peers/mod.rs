@@ -1,0 +1,208 @@
+//! The ways for two processes to exchange messages: ours, and those it is measured against.
+
+mod ours;
+mod ping_pong;
+mod plain_ring;
+mod stream;
+mod unix_socket;
+mod wakeup;
+
+pub(crate) use ours::{ServerChild, connect_raw};
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+
+use crate::child::Parent;
+use crate::machine::Cpus;
+use crate::message::{Flow, Messages};
+
+/// Two processes that exchange messages: this one asks, a child answers with the same bytes.
+pub(crate) trait Peer {
+    /// Sends a message and waits for its answer. `None`: a peer without payload, which has checked its own counter.
+    ///
+    /// # Errors
+    /// The child failed, or what came is no answer.
+    fn round_trip<'a>(&'a mut self, messages: &Messages, index: usize) -> Result<Option<&'a [u8]>>;
+
+    /// Exchanges a flow's messages with several in flight.
+    ///
+    /// # Errors
+    /// The child failed, or an answer was wrong.
+    fn windowed(&mut self, _flow: &mut Flow<'_>) -> Result<()> {
+        bail!("this peer has no window")
+    }
+
+    /// Ends the child.
+    ///
+    /// # Errors
+    /// It had not been well to the end.
+    fn finish(self: Box<Self>) -> Result<()>;
+}
+
+/// How both sides wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Waiting {
+    Spinning,
+    Asleep,
+}
+
+/// The peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    PingPong,
+    PlainRing,
+    BatchedRing,
+    UnixSpinning,
+    OursSpinning,
+    RawSpinning,
+    EventFd,
+    Futex,
+    UnixBlocking,
+    OursAsleep,
+}
+
+/// What peers are started with.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) cpus: Cpus,
+    /// Bytes of each of the plain ring's rings.
+    pub(crate) ring: usize,
+    /// How long ours spins before it sleeps, where it spins.
+    pub(crate) spin: Duration,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::PingPong,
+        Self::PlainRing,
+        Self::BatchedRing,
+        Self::OursSpinning,
+        Self::RawSpinning,
+        Self::UnixSpinning,
+        Self::EventFd,
+        Self::Futex,
+        Self::UnixBlocking,
+        Self::OursAsleep,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::PingPong => "bare ping-pong",
+            Self::PlainRing => "plain ring",
+            Self::BatchedRing => "plain ring, batched",
+            Self::UnixSpinning => "Unix socket, spinning",
+            Self::OursSpinning => "lapce-ai, spinning",
+            Self::RawSpinning => "lapce-ai, raw transport",
+            Self::EventFd => "eventfd",
+            Self::Futex => "futex",
+            Self::UnixBlocking => "Unix socket, blocking",
+            Self::OursAsleep => "lapce-ai, asleep",
+        }
+    }
+
+    pub(crate) fn waiting(self) -> Waiting {
+        match self {
+            Self::PingPong
+            | Self::PlainRing
+            | Self::BatchedRing
+            | Self::UnixSpinning
+            | Self::OursSpinning
+            | Self::RawSpinning => Waiting::Spinning,
+            Self::EventFd | Self::Futex | Self::UnixBlocking | Self::OursAsleep => Waiting::Asleep,
+        }
+    }
+
+    /// Whether messages of its own travel, of which several can be in flight.
+    pub(crate) fn has_window(self) -> bool {
+        !matches!(self, Self::PingPong | Self::EventFd | Self::Futex)
+    }
+
+    /// Whether it differs from the others with one message in flight.
+    pub(crate) fn has_latency(self) -> bool {
+        self != Self::BatchedRing
+    }
+
+    /// Whether it can carry such a payload.
+    pub(crate) fn carries(self, payload: usize) -> bool {
+        match self {
+            Self::RawSpinning => payload <= ours::RAW_LARGEST,
+            _ => true,
+        }
+    }
+
+    pub(crate) fn start(self, setup: &Setup, payload: usize) -> Result<Box<dyn Peer>> {
+        Ok(match self {
+            Self::PingPong => Box::new(ping_pong::PingPong::start(setup)?),
+            Self::PlainRing => Box::new(plain_ring::start(setup, payload, false)?),
+            Self::BatchedRing => Box::new(plain_ring::start(setup, payload, true)?),
+            Self::UnixSpinning => Box::new(unix_socket::start(setup, payload, true)?),
+            Self::UnixBlocking => Box::new(unix_socket::start(setup, payload, false)?),
+            Self::EventFd => Box::new(wakeup::EventFd::start(setup)?),
+            Self::Futex => Box::new(wakeup::Futex::start(setup)?),
+            Self::OursSpinning => Box::new(ours::Ours::start(setup, setup.spin)?),
+            Self::OursAsleep => Box::new(ours::Ours::start(setup, Duration::ZERO)?),
+            Self::RawSpinning => Box::new(ours::Raw::start(setup)?),
+        })
+    }
+}
+
+/// What a child does.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Role {
+    PingPong,
+    PlainRing {
+        ring: usize,
+        frame: usize,
+    },
+    BatchedRing {
+        ring: usize,
+        frame: usize,
+    },
+    UnixSpinning {
+        frame: usize,
+    },
+    UnixBlocking {
+        frame: usize,
+    },
+    EventFd,
+    Futex,
+    Server {
+        socket: PathBuf,
+        spin_us: u64,
+        max_connections: usize,
+    },
+    Holder {
+        socket: PathBuf,
+    },
+}
+
+impl Role {
+    pub(crate) fn play(self) -> Result<()> {
+        let parent = Parent::from_stdin()?;
+        match self {
+            Self::PingPong => ping_pong::answer(parent),
+            Self::PlainRing { ring, frame } => plain_ring::answer(parent, ring, frame, false),
+            Self::BatchedRing { ring, frame } => plain_ring::answer(parent, ring, frame, true),
+            Self::UnixSpinning { frame } => unix_socket::answer(parent, frame, true),
+            Self::UnixBlocking { frame } => unix_socket::answer(parent, frame, false),
+            Self::EventFd => wakeup::answer_eventfd(parent),
+            Self::Futex => wakeup::answer_futex(parent),
+            Self::Server {
+                socket,
+                spin_us,
+                max_connections,
+            } => ours::serve(
+                parent,
+                &socket,
+                Duration::from_micros(spin_us),
+                max_connections,
+            ),
+            Self::Holder { socket } => crate::connections::hold(parent, &socket),
+        }
+    }
+}

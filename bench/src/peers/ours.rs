@@ -1,0 +1,247 @@
+//! Ours: the real server with an echo handler in the child, and the real client here.
+
+use std::collections::VecDeque;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use lapce_ai_client::{BlockingClient, ReconnectPolicy};
+use lapce_ai_proto::{FIN, Features, Kind, MessageType};
+use lapce_ai_server::{Options, Server};
+use lapce_ai_transport::{
+    ConnectOptions, Connection, Listener, RuntimeDir, TransportError, connect, flush,
+};
+use tempfile::TempDir;
+
+use super::{Peer, Setup};
+use crate::child::{Child, Parent, Patience};
+use crate::machine::Cpus;
+use crate::message::{Flow, Messages};
+
+/// Connections that the server of an exchange takes.
+const CONNECTIONS: usize = 16;
+/// Largest payload of the raw transport's row: what surely fits one frame.
+pub(super) const RAW_LARGEST: usize = 4096;
+
+/// A server in a child, and the place of its socket.
+#[derive(Debug)]
+pub(crate) struct ServerChild {
+    pub(crate) child: Child,
+    dir: TempDir,
+}
+
+impl ServerChild {
+    pub(crate) fn start(cpus: &Cpus, spin: Duration, max_connections: usize) -> Result<Self> {
+        // A runtime directory must be closed to others, whatever the umask.
+        let dir = tempfile::Builder::new()
+            .prefix("lapce-ai-bench-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir()?;
+        let socket = dir.path().join(RuntimeDir::SOCKET);
+        let socket = socket
+            .to_str()
+            .context("the temporary directory's path is no UTF-8")?;
+        let spin = spin.as_micros().to_string();
+        let arguments = ["server", socket, &spin, &max_connections.to_string()];
+        let child = Child::start(&arguments, cpus, &[])?;
+        Ok(Self { child, dir })
+    }
+
+    pub(crate) fn socket(&self) -> std::path::PathBuf {
+        self.dir.path().join(RuntimeDir::SOCKET)
+    }
+}
+
+/// The child: a server with its defaults, but for what is said.
+pub(super) fn serve(
+    parent: Parent,
+    socket: &Path,
+    spin: Duration,
+    max_connections: usize,
+) -> Result<()> {
+    let mut server = Server::new(Options {
+        spin,
+        max_connections,
+        ..Options::default()
+    });
+    server.handle(MessageType::ECHO, |request, reply| {
+        reply.send_body(request.into_body());
+    });
+    // Only for the handle: there are no async handlers.
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let listener = Listener::bind(&RuntimeDir::for_socket(socket))?;
+    let running = server.start(listener, runtime.handle())?;
+    parent.ready()?;
+    running.join();
+    bail!("the server stopped by itself")
+}
+
+/// The real client.
+pub(super) struct Ours {
+    client: BlockingClient,
+    answer: Vec<u8>,
+    server: ServerChild,
+}
+
+impl Ours {
+    pub(super) fn start(setup: &Setup, spin: Duration) -> Result<Self> {
+        let server = ServerChild::start(&setup.cpus, spin, CONNECTIONS)?;
+        let mut options = lapce_ai_client::Options::new(server.socket());
+        options.spin = spin;
+        // A server that is gone is a failure here.
+        options.reconnect = ReconnectPolicy {
+            max_attempts: Some(1),
+            give_up_after: Some(Duration::from_secs(1)),
+            ..ReconnectPolicy::default()
+        };
+        let client = BlockingClient::connect(options)?;
+        Ok(Self {
+            client,
+            answer: Vec::new(),
+            server,
+        })
+    }
+}
+
+impl Peer for Ours {
+    fn round_trip<'a>(&'a mut self, messages: &Messages, index: usize) -> Result<Option<&'a [u8]>> {
+        self.client
+            .call_into(MessageType::ECHO, messages.payload(index), &mut self.answer)?;
+        Ok(Some(&self.answer))
+    }
+
+    fn windowed(&mut self, flow: &mut Flow<'_>) -> Result<()> {
+        let messages = flow.messages();
+        let mut pending = VecDeque::with_capacity(messages.len());
+        while !flow.is_done() {
+            while let Some(index) = flow.next() {
+                pending.push_back(
+                    self.client
+                        .submit(MessageType::ECHO, messages.payload(index))?,
+                );
+                flow.sent();
+            }
+            if let Some(first) = pending.pop_front() {
+                first.wait_into(&mut self.answer)?;
+                flow.answered(&self.answer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.client.close();
+        self.server.child.finish()
+    }
+}
+
+/// The transport without the client: what the client costs is the difference. Small payloads only.
+pub(super) struct Raw {
+    connection: Connection,
+    scratch: Vec<u8>,
+    answer: Vec<u8>,
+    last_id: u64,
+    server: ServerChild,
+}
+
+pub(crate) fn connect_raw(socket: &Path) -> Result<Connection> {
+    let options = ConnectOptions {
+        name: "lapce-ai-bench".to_owned(),
+        instance: 1,
+        features: Features {
+            shared_memory: true,
+            crc: false,
+        },
+        response_window: 256 << 10,
+        timeout: Duration::from_secs(20),
+    };
+    let (connection, welcome) = connect(socket, &options)?;
+    if !welcome.features.shared_memory {
+        bail!("the server offers no shared memory");
+    }
+    Ok(connection)
+}
+
+impl Raw {
+    pub(super) fn start(setup: &Setup) -> Result<Self> {
+        let server = ServerChild::start(&setup.cpus, setup.spin, CONNECTIONS)?;
+        let connection = connect_raw(&server.socket())?;
+        let scratch = vec![0; connection.reader.scratch_len()];
+        Ok(Self {
+            connection,
+            scratch,
+            answer: Vec::new(),
+            last_id: 0,
+            server,
+        })
+    }
+}
+
+impl Peer for Raw {
+    fn round_trip<'a>(&'a mut self, messages: &Messages, index: usize) -> Result<Option<&'a [u8]>> {
+        let Connection { reader, writer, .. } = &mut self.connection;
+        self.last_id += 1;
+        let id = self.last_id;
+        let body = messages.payload(index);
+        if !writer.frame(Kind::Open, FIN, MessageType::ECHO.0, id, &[], body)? {
+            bail!("the ring is full with nothing in flight");
+        }
+        // Gives back the room of the last answer too.
+        flush(reader, writer)?;
+        let mut patience = Patience::default();
+        let answer = &mut self.answer;
+        loop {
+            let taken = reader.read(&mut self.scratch, |frame| {
+                if frame.kind != Kind::End || frame.id != id {
+                    return Err(anyhow::anyhow!("{frame:?} came for the request {id}"));
+                }
+                answer.clear();
+                answer.extend_from_slice(frame.payload);
+                Ok::<_, anyhow::Error>(())
+            })?;
+            if taken > 0 {
+                return Ok(Some(&self.answer));
+            }
+            patience.turn(&mut self.server.child)?;
+        }
+    }
+
+    fn windowed(&mut self, flow: &mut Flow<'_>) -> Result<()> {
+        let Connection { reader, writer, .. } = &mut self.connection;
+        let messages = flow.messages();
+        let mut patience = Patience::default();
+        let mut awaited = self.last_id;
+        while !flow.is_done() {
+            while let Some(index) = flow.next() {
+                let id = self.last_id + 1;
+                let body = messages.payload(index);
+                if !writer.frame(Kind::Open, FIN, MessageType::ECHO.0, id, &[], body)? {
+                    break;
+                }
+                self.last_id = id;
+                flow.sent();
+            }
+            flush(reader, writer)?;
+            let taken = reader.read(&mut self.scratch, |frame| {
+                awaited += 1;
+                if frame.kind != Kind::End || frame.id != awaited {
+                    return Err(anyhow::anyhow!("{frame:?} came for the request {awaited}"));
+                }
+                flow.answered(frame.payload)
+            })?;
+            if taken > 0 {
+                patience = Patience::default();
+            } else {
+                patience.turn(&mut self.server.child)?;
+            }
+        }
+        flush(reader, writer).map_err(TransportError::into)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        drop(self.connection);
+        self.server.child.finish()
+    }
+}
