@@ -5,6 +5,10 @@ use crate::{Fault, VERSION};
 
 /// Longest name of a client or daemon, in bytes of UTF-8.
 pub const MAX_NAME_LEN: usize = 64;
+/// Least that `max_frame_payload` may be, in bytes: an ERROR must fit.
+pub const MIN_FRAME_PAYLOAD: u32 = 960;
+/// Most that `max_frame_payload` may be, in bytes: readers set so much aside.
+pub const MAX_FRAME_PAYLOAD: u32 = 1 << 24;
 const HELLO_LEN: usize = 32;
 const WELCOME_LEN: usize = 64;
 
@@ -147,7 +151,7 @@ impl Welcome {
     }
 
     /// # Errors
-    /// [`Fault::BadPayload`] where lengths do not add up or limits of zero make the connection useless,
+    /// [`Fault::BadPayload`] where lengths do not add up or limits make the connection useless,
     /// [`Fault::BadVersion`] for a version this crate does not speak.
     pub fn decode(payload: &[u8]) -> Result<Self, Fault> {
         let name = take_name(payload, WELCOME_LEN)?;
@@ -160,7 +164,9 @@ impl Welcome {
             max_streams: u32_at(payload, 44),
             inline_window: u32_at(payload, 48),
         };
-        if limits.max_frame_payload < 256 || limits.max_streams == 0 {
+        if !(MIN_FRAME_PAYLOAD..=MAX_FRAME_PAYLOAD).contains(&limits.max_frame_payload)
+            || limits.max_streams == 0
+        {
             return Err(Fault::BadPayload);
         }
         Ok(Self {

@@ -32,7 +32,9 @@ pub use frame::{
     Codec, Frame, HEADER_LEN, Kind, MAGIC, VERSION,
     flag::{CRC, FIN, MORE, PREFIX},
 };
-pub use handshake::{Features, Hello, Limits, MAX_NAME_LEN, Welcome};
+pub use handshake::{
+    Features, Hello, Limits, MAX_FRAME_PAYLOAD, MAX_NAME_LEN, MIN_FRAME_PAYLOAD, Welcome,
+};
 pub use message_type::MessageType;
 pub use payload::{Class, Control, GoAway, ITEM_PREFIX_LEN, OPEN_PREFIX_LEN, OpenPrefix};
 pub use server::{ServerEvent, ServerState};

@@ -307,7 +307,7 @@ fn welcome() {
         connection: 0x1112_1314_1516_1718,
         limits: Limits {
             max_message_size: 0x2122_2324_2526_2728,
-            max_frame_payload: 0x3132_3334,
+            max_frame_payload: 0x0012_3334,
             max_streams: 0x4142_4344,
             inline_window: 0x5152_5354,
         },
@@ -329,7 +329,7 @@ fn welcome() {
                 "max_message_size",
                 0x2122_2324_2526_2728_u64.to_le_bytes().to_vec(),
             ),
-            ("max_frame_payload", 0x3132_3334_u32.to_le_bytes().to_vec()),
+            ("max_frame_payload", 0x0012_3334_u32.to_le_bytes().to_vec()),
             ("max_streams", 0x4142_4344_u32.to_le_bytes().to_vec()),
             ("inline_window", 0x5152_5354_u32.to_le_bytes().to_vec()),
             ("request_capacity", 0x6162_6364_u32.to_le_bytes().to_vec()),
@@ -357,7 +357,7 @@ fn open_prefix() {
         class: lapce_ai_proto::Class::Bulk,
         repeatable: true,
         response_window: 0x2122_2324,
-        sequence: 0x3132_3334_3536_3738,
+        sequence: 0x0012_3334_3536_3738,
     };
     let encoded = prefix.encode();
     assert_eq!(encoded.len(), OPEN_PREFIX_LEN);

@@ -146,6 +146,13 @@ impl Reactor {
                 "max_message_size is at most 2147483647".to_owned(),
             ));
         }
+        for capacity in [options.request_capacity, options.response_capacity] {
+            if !capacity.is_power_of_two() || !(4 << 10..=1 << 30).contains(&capacity) {
+                return Err(StartError::Options(format!(
+                    "a ring of {capacity} bytes: it must be a power of two from 4 KiB to 1 GiB"
+                )));
+            }
+        }
         let failed = |what| move |source: io::Error| StartError::System { what, source };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
             .map_err(|errno| failed("make an epoll")(errno.into()))?;
