@@ -393,7 +393,18 @@ fn threads(pid: u32, file: &str, value: impl Fn(&str) -> Option<u64>) -> Result<
     let mut sum = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let path = thread?.path().join(file);
-        let text = fs::read_to_string(&path)?;
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            // The thread has ended since the list was made: no such file, or (ESRCH) no such process.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(3) =>
+            {
+                continue;
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
+        };
         sum += value(&text).with_context(|| format!("cannot understand {}", path.display()))?;
     }
     Ok(sum)
