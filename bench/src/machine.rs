@@ -34,6 +34,15 @@ impl Cpus {
         Self(list)
     }
 
+    /// The same with the sides exchanged: for a child that runs where its parent does.
+    pub(crate) fn exchanged(&self) -> Self {
+        let mut list = self.0.clone();
+        if list.len() >= 2 {
+            list.swap(0, 1);
+        }
+        Self(list)
+    }
+
     /// As [`from_list`](Self::from_list) takes it, on a command line.
     pub(crate) fn to_argument(&self) -> String {
         let list: Vec<String> = self.0.iter().map(usize::to_string).collect();
@@ -159,5 +168,6 @@ mod tests {
             (two.of(Side::Child), two.to_argument()),
             (Some(5), "3,5".to_owned())
         );
+        assert_eq!(two.exchanged().of(Side::Child), Some(3));
     }
 }

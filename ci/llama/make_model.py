@@ -7,7 +7,6 @@ token makes the next one certain. The model answers every prompt with STORY and 
 """
 
 import sys
-from typing import Dict, List, Tuple
 
 import gguf
 import numpy as np
@@ -26,7 +25,7 @@ TEMPLATE = (
 )
 
 
-def vocabulary() -> Tuple[List[str], List[int], Dict[int, int], int]:
+def vocabulary() -> tuple[list[str], list[int], dict[int, int], int]:
     """The tokens (SentencePiece style), their types, each told token's successor, and the first token of STORY."""
     kind = gguf.TokenType
     tokens = [("<unk>", kind.UNKNOWN), ("<s>", kind.CONTROL), ("</s>", kind.CONTROL)]

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import signal
-import sys
 from urllib.parse import urlsplit
 
 import xllamacpp

@@ -11,7 +11,7 @@ waits for writing. What the daemon refuses is raised as LapceError, a daemon tha
 from __future__ import annotations
 
 import contextlib, json, os, queue, socket, struct, sys, threading  # noqa: E401
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Iterator
 
 ECHO, STATUS, SHUTDOWN = 1, 2, 3
 CHAT, AUTOCOMPLETE, FILE_ANALYSIS, EMBEDDINGS, MODELS, TOKEN_COUNT = range(0x10, 0x16)
@@ -21,14 +21,13 @@ FLAGS, SIZES = {DATA: MORE | PREFIX, END: FIN, PING: FIN}, {CREDIT: 4, ACCEPTED:
 RETRY = {2, 6, 7, 9, 11, 15, 25, 27, 28, 29, 30, 31}  # section 8: the same request may succeed later
 HEADER, OPEN_PREFIX = struct.Struct("<IBBHIQI"), struct.Struct("<QI20x")
 HELLO_HEAD, WELCOME_HEAD = struct.Struct("<BBHI16sII"), struct.Struct("<B3xI16sQQIII12x")
-GOAWAY_CODES = {9: "server_restarting", 15: "idle_timeout"}
 MAGIC, VERSION, WINDOW = 0x4C415043, 1, 1 << 18
 CRC_TABLE = list(range(256))
 for _ in range(8):
     CRC_TABLE = [c >> 1 ^ (0x82F63B78 if c & 1 else 0) for c in CRC_TABLE]
 
 
-def crc32c(data: Union[bytes, memoryview], crc: int = 0) -> int:
+def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
     """CRC-32C (RFC 3720 B.4) of `data`, or of what `crc` was made from and then `data`."""
     crc ^= 0xFFFFFFFF
     for byte in data:
@@ -39,10 +38,10 @@ def crc32c(data: Union[bytes, memoryview], crc: int = 0) -> int:
 class LapceError(Exception):
     """What an ERROR frame says (section 8). `retry`: the same request may succeed later, after `retry_after` seconds."""
 
-    def __init__(self, number: int, body: Dict[str, Any]) -> None:
+    def __init__(self, number: int, body: dict[str, Any]) -> None:
         self.number, self.retry = number, number in RETRY
         self.code, self.message = body.get("code", "internal"), body.get("message", "")
-        self.retry_after: Optional[float] = body["retryAfterMs"] / 1000 if "retryAfterMs" in body else None
+        self.retry_after: float | None = body["retryAfterMs"] / 1000 if "retryAfterMs" in body else None
         self.provider, self.status, self.fault = body.get("provider"), body.get("status"), body.get("fault")
         super().__init__(f"{self.code}: {self.message}")
 
@@ -98,19 +97,21 @@ class Stream:
 class Client:
     """One connection. After the daemon's GOAWAY what runs goes on, and a new request raises its reason: make another Client."""
 
-    def __init__(self, path: Optional[str] = None, crc: bool = False, name: str = "lapce_ai.py") -> None:
+    def __init__(self, path: str | None = None, crc: bool = False, name: str = "lapce_ai.py") -> None:
         folder, uid = os.environ.get("XDG_RUNTIME_DIR"), os.getuid()
         path = path or (f"{folder}/lapce-ai" if folder else f"/tmp/lapce-ai-{uid}") + "/daemon.sock"
-        self._crc, self._max_frame, self._last_id, self._gone = False, 1 << 16, 0, None  # the last: why no more requests
+        self._crc, self._max_frame, self._last_id = False, 1 << 16, 0
+        self._gone: Exception | None = None  # why this connection takes no more requests
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._changed = threading.Condition()  # for the two dictionaries and _gone
-        self._streams: Dict[int, Stream] = {}  # those without a terminal frame
-        self._unseen: Dict[int, int] = {}  # OPEN payload of those that have seen no frame from the daemon
+        self._streams: dict[int, Stream] = {}  # those without a terminal frame
+        self._unseen: dict[int, int] = {}  # OPEN payload of those that have seen no frame from the daemon
         self._socket = socket.socket(socket.AF_UNIX)
         with contextlib.ExitStack() as undo:
             self._file = undo.enter_context(undo.enter_context(self._socket).makefile("rb"))
             self._socket.settimeout(10)
-            self._socket.connect(path)
+            if failed := self._socket.connect_ex(path):
+                raise ConnectionError(f"no daemon answers at {path}: {os.strerror(failed)}. Start one with `lapce-ai serve`")
             owner = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
             if owner not in (0, uid):
                 raise PermissionError(f"{path} belongs to uid {owner}, which is neither yours nor root")
@@ -158,21 +159,21 @@ class Client:
         """One request with an answer of one item, as bytes."""
         return b"".join(self.stream(type, request, False, deadline))
 
-    def status(self) -> Dict[str, Any]:
+    def status(self) -> Any:
         return json.loads(self.call(STATUS))
 
-    def models(self) -> List[Dict[str, Any]]:
+    def models(self) -> Any:
         return json.loads(self.call(MODELS))["models"]
 
-    def chat(self, messages: Union[str, List[Dict[str, Any]]], model: str = "", deadline: float = 0, **fields: Any) -> Stream:
+    def chat(self, messages: str | list[dict[str, Any]], model: str = "", deadline: float = 0, **fields: Any) -> Stream:
         """The events of a chat about one prompt, or a list of `Message`; `fields` are more of `AIRequest`'s."""
         messages = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         return self.stream(CHAT, {"messages": messages, "model": model, **fields}, True, deadline)
 
-    def _send(self, kind: int, flags: int, id: int, payload: Union[bytes, memoryview] = b"", type: int = 0) -> None:
+    def _send(self, kind: int, flags: int, id: int, payload: bytes | memoryview = b"", type: int = 0) -> None:
         self._queue.put((kind, flags, id, payload, type))  # never waits; windows and credit bound what lies there
 
-    def _write(self, kind: int, flags: int, id: int, payload: Union[bytes, memoryview], type: int = 0) -> None:
+    def _write(self, kind: int, flags: int, id: int, payload: bytes | memoryview, type: int = 0) -> None:
         header = HEADER.pack(MAGIC, VERSION, kind | flags | CRC * self._crc, type, len(payload), id, 0)
         crc = crc32c(payload, crc32c(header)) if self._crc else 0
         self._socket.sendall(header[:20] + struct.pack("<I", crc) + payload)
@@ -182,7 +183,7 @@ class Client:
             for frame in iter(self._queue.get, None):
                 self._write(*frame)
 
-    def _read(self) -> Tuple[int, int, int, int, bytes]:
+    def _read(self) -> tuple[int, int, int, int, bytes]:
         """The next frame: kind, flags, type, id, payload."""
         header = self._file.read(24)
         if len(header) < 24:
@@ -205,7 +206,7 @@ class Client:
             try:
                 while self._streams or not self._gone:
                     self._take(*self._read())
-            except (LapceError, OSError, ValueError) as error:
+            except Exception as error:  # whatever it is, nobody may wait for it for ever
                 lost = error
         with self._changed:
             self._gone = self._gone or lost
@@ -226,8 +227,8 @@ class Client:
                 self._send(PING, FIN, 0, payload)
             elif kind == GOAWAY:
                 code = int.from_bytes(payload[12:14], "little")
-                body = {"code": GOAWAY_CODES.get(code, "internal"), "message": "the daemon takes no more requests on this connection"}
-                self._gone = LapceError(code, body)
+                name = {9: "server_restarting", 15: "idle_timeout"}.get(code, "internal")
+                self._gone = LapceError(code, {"code": name, "message": "the daemon takes no more requests on this connection"})
             elif kind != PING:
                 _check(id in self._streams and kind in (DATA, END, CREDIT, ERROR, ACCEPTED), "unexpected_frame")
                 stream = self._streams[id]

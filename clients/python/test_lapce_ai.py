@@ -7,6 +7,8 @@ RealDaemon runs against the socket named by LAPCE_AI_TEST_SOCKET, and is skipped
     LAPCE_AI_TEST_SOCKET=/tmp/mine/daemon.sock python3 -m unittest -v
 """
 
+from __future__ import annotations
+
 import json
 import os
 import queue
@@ -19,7 +21,7 @@ import threading
 import unittest
 import unittest.mock
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, List, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import lapce_ai as lapce
 from lapce_ai import ECHO, Client, LapceError
@@ -127,7 +129,7 @@ class Peer:
             else:
                 self.send(END if last else DATA, FIN if last else 0, id, piece)
 
-    def until_closed(self) -> List[Frame]:
+    def until_closed(self) -> list[Frame]:
         frames = []
         try:
             while True:
@@ -143,12 +145,12 @@ class FakeDaemon(unittest.TestCase):
         os.mkdir(f"{self.folder}/lapce-ai")
         self.path = f"{self.folder}/lapce-ai/daemon.sock"
 
-    def serve(self, script: Callable[[Peer], Any]) -> "queue.Queue[Any]":
+    def serve(self, script: Callable[[Peer], Any]) -> queue.Queue[Any]:
         """Plays `script` on the next connection; what it returns, or the exception that it raises, comes out of the queue."""
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self.path)
         listener.listen()
-        done: "queue.Queue[Any]" = queue.Queue()
+        done: queue.Queue[Any] = queue.Queue()
 
         def run() -> None:
             with listener, listener.accept()[0] as connection:
@@ -165,7 +167,7 @@ class FakeDaemon(unittest.TestCase):
         self.addCleanup(thread.join, 30)
         return done
 
-    def result(self, done: "queue.Queue[Any]") -> Any:
+    def result(self, done: queue.Queue[Any]) -> Any:
         result = done.get(timeout=30)
         if isinstance(result, BaseException):
             raise result
@@ -190,7 +192,7 @@ class FakeDaemon(unittest.TestCase):
         self.assertEqual(hello[24:], le(1 << 18, 4) + le(7, 4) + "ä test".encode())
 
     def test_echo_whole_and_in_pieces(self) -> None:
-        def script(peer: Peer) -> List[int]:
+        def script(peer: Peer) -> list[int]:
             peer.welcome()
             ids = []
             for _ in range(5):
@@ -234,7 +236,11 @@ class FakeDaemon(unittest.TestCase):
         self.assertEqual(self.result(done), le(3, 8) + le(1500, 4) + bytes(20) + b"abc")
 
     def test_events(self) -> None:
-        events = [{"type": "start", "provider": "p", "model": "m"}, {"type": "text", "text": "日" * 9000}, {"type": "finish", "reason": "stop"}]
+        events = [
+            {"type": "start", "provider": "p", "model": "m"},
+            {"type": "text", "text": "日" * 9000},
+            {"type": "finish", "reason": "stop"},
+        ]
 
         def script(peer: Peer) -> Any:
             peer.welcome()
@@ -344,7 +350,7 @@ class FakeDaemon(unittest.TestCase):
         self.result(done)
 
     def test_cancel(self) -> None:
-        def script(peer: Peer) -> List[Frame]:
+        def script(peer: Peer) -> list[Frame]:
             peer.welcome()
             first = peer.request()
             peer.send(DATA, 0, first.id, b"{}")
@@ -371,7 +377,7 @@ class FakeDaemon(unittest.TestCase):
         self.assertEqual([(frame.kind, frame.id) for frame in self.result(done)], [(CANCEL, 1)])
 
     def test_goaway(self) -> None:
-        def script(peer: Peer) -> List[Frame]:
+        def script(peer: Peer) -> list[Frame]:
             peer.welcome()
             request = peer.request()
             peer.send(GOAWAY, payload=le(request.id, 8) + le(1000, 4) + le(9, 2) + le(0, 2))

@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::client::{models_body, shutdown_body, single};
-use crate::link::{Link, Rx, Stream, Tx};
+use crate::link::{Link, Outgoing, Rx, Stream, Tx};
 use crate::session::{Plan, Session, Step, Wait};
 use crate::{ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
 
@@ -101,7 +101,8 @@ impl BlockingClient {
     }
 
     /// Sends a request whose answer is one item, and does not wait for it: so one thread keeps many in flight. Waits
-    /// only where the daemon takes no more.
+    /// only where the daemon takes no more. A few requests that are submitted beside others may be sent together, at the
+    /// latest when any of them is waited for.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -124,7 +125,7 @@ impl BlockingClient {
         options: &RequestOptions,
     ) -> Result<Pending<'a>, ClientError> {
         let plan = self.session.plan(ty, options, true);
-        let stream = self.begin(&plan, body)?;
+        let stream = self.begin(&plan, body, true)?;
         Ok(Pending {
             client: self,
             plan,
@@ -144,7 +145,7 @@ impl BlockingClient {
         options: &RequestOptions,
     ) -> Result<Items<'_>, ClientError> {
         let plan = self.session.plan(ty, options, false);
-        let stream = self.begin(&plan, body)?;
+        let stream = self.begin(&plan, body, false)?;
         Ok(Items {
             client: self,
             plan,
@@ -370,10 +371,10 @@ impl BlockingClient {
         }
     }
 
-    fn begin(&self, plan: &Plan, body: &[u8]) -> Result<Stream, ClientError> {
+    fn begin(&self, plan: &Plan, body: &[u8], may_lag: bool) -> Result<Stream, ClientError> {
         loop {
             let link = self.link(plan.deadline())?;
-            let request = plan.outgoing(body);
+            let request = Outgoing { may_lag, ..plan.outgoing(body) };
             let mut ticket = None;
             let mut begun = with_waker(|waker| link.begin(&request, &mut ticket, waker));
             if begun.is_pending() {
@@ -404,6 +405,10 @@ impl BlockingClient {
         until: Option<Instant>,
         mut look: impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
     ) -> Option<T> {
+        // With many requests in flight, one pump brings the answers of several.
+        if let Poll::Ready(found) = link.look(|tx, wakes| look(tx, None, wakes)) {
+            return Some(found);
+        }
         loop {
             if let Some(mut rx) = link.try_rx() {
                 let found = self.lead(link, &mut rx, until, &mut look);
@@ -557,7 +562,7 @@ impl Pending<'_> {
                 Err(outcome) => {
                     self.client.session.note(&stream.link);
                     self.plan.after(outcome)?;
-                    self.stream = self.client.begin(&self.plan, self.body)?;
+                    self.stream = self.client.begin(&self.plan, self.body, true)?;
                 }
             }
         }
@@ -609,7 +614,7 @@ impl Items<'_> {
                 Err(outcome) => {
                     self.client.session.note(&stream.link);
                     self.plan.after(outcome)?;
-                    self.stream = Some(self.client.begin(&self.plan, &self.body)?);
+                    self.stream = Some(self.client.begin(&self.plan, &self.body, false)?);
                 }
             }
         }

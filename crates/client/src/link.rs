@@ -86,7 +86,13 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) repeatable: bool,
     /// The answer is one item, wanted whole.
     pub(crate) one_item: bool,
+    /// It may be published together with those that follow, at the latest when an answer is waited for.
+    pub(crate) may_lag: bool,
 }
+
+/// Requests that are published together at most. Each publication costs a fence that waits until all that was written
+/// has left the CPU; so few of them hardly delay the first.
+const LAG: u32 = 8;
 
 /// Longest memory that a free slot keeps in each of its buffers.
 const KEPT: usize = 1 << 20;
@@ -139,6 +145,8 @@ pub(crate) struct Tx {
     followers: Vec<Waker>,
     /// The task that pumps when nobody else does.
     driver: Option<Waker>,
+    /// Requests that were written and not yet published.
+    lagging: u32,
     /// Longest payload of a request's frame, so that it fits the ring.
     fragment: usize,
     goaway: Option<GoAway>,
@@ -243,6 +251,7 @@ impl Link {
             next_ticket: 0,
             followers: Vec::new(),
             driver: None,
+            lagging: 0,
             fragment,
             goaway: None,
             end: None,
@@ -361,7 +370,10 @@ impl Link {
             Err(Refusal::GoingAway) => Err(Refused::Gone),
             Err(Refusal::TooLarge) => Err(Refused::TooLarge(tx.state.limits().max_message_size)),
             Ok((slot, written)) => {
-                let flushed = written.and_then(|()| tx.flush_now());
+                tx.lagging += 1;
+                // One that is alone in flight has nobody to wait for.
+                let lag = request.may_lag && tx.lagging < LAG && tx.state.live() > 1;
+                let flushed = written.and_then(|()| if lag { Ok(()) } else { tx.flush_now() });
                 match flushed {
                     Ok(()) => {
                         if tx.writer.wants_writable() {
@@ -377,6 +389,27 @@ impl Link {
             tx.dequeue(ticket, wakes);
         }
         Poll::Ready(refused)
+    }
+
+    /// Looks without pumping; if there is nothing, publishes what lags, since the caller is about to wait.
+    #[inline]
+    pub(crate) fn look<T>(
+        &self,
+        look: impl FnOnce(&mut Tx, &mut Vec<Waker>) -> Poll<T>,
+    ) -> Poll<T> {
+        let mut wakes = Vec::new();
+        let mut tx = lock(&self.tx);
+        let found = look(&mut tx, &mut wakes);
+        if found.is_pending()
+            && tx.lagging > 0
+            && tx.end.is_none()
+            && let Err(error) = tx.flush_now()
+        {
+            self.fail(&mut tx, error.into(), &mut wakes);
+        }
+        drop(tx);
+        wake_all(&mut wakes);
+        found
     }
 
     pub(crate) fn leave_queue(&self, ticket: &mut Option<u64>) {
@@ -409,6 +442,7 @@ impl Link {
             frames = taken;
             let pumped = read.and_then(|_| {
                 tx.write_out()?;
+                tx.lagging = 0;
                 match flush(reader, &mut tx.writer) {
                     // Whether it left something to read is seen on the next round.
                     Err(TransportError::PeerGone) => *gone = true,
@@ -721,6 +755,7 @@ impl Tx {
     /// Publishes what was written. A daemon that is gone is found by the reader, after what it left.
     #[inline]
     fn flush_now(&mut self) -> Result<(), TransportError> {
+        self.lagging = 0;
         match self.writer.flush() {
             Err(TransportError::PeerGone) => Ok(()),
             other => other,

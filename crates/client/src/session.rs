@@ -350,6 +350,7 @@ impl Plan {
             prefix,
             repeatable: self.repeatable,
             one_item: self.one_item,
+            may_lag: false,
         }
     }
 

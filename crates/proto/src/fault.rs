@@ -100,7 +100,7 @@ impl Fault {
             Self::BadType => ("bad_type", "a type field that must be 0 is not"),
             Self::BadId => (
                 "bad_id",
-                "an id of 0 where a stream is meant, or the reverse",
+                "an id of 0 where a stream is meant, or the reverse, or of a stream that never was",
             ),
             Self::IdReused => (
                 "id_reused",

@@ -144,8 +144,8 @@ impl ServerState {
             Kind::Open => self.on_open(frame),
             Kind::Data => self.on_piece(frame, false),
             Kind::End => self.on_piece(frame, true),
+            // An unknown id is no fault here: whoever cancels need not know how far its OPEN came.
             Kind::Cancel => {
-                self.known(frame.id)?;
                 let live = self
                     .streams
                     .get(&frame.id)
