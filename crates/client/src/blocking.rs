@@ -374,7 +374,10 @@ impl BlockingClient {
     fn begin(&self, plan: &Plan, body: &[u8], may_lag: bool) -> Result<Stream, ClientError> {
         loop {
             let link = self.link(plan.deadline())?;
-            let request = Outgoing { may_lag, ..plan.outgoing(body) };
+            let request = Outgoing {
+                may_lag,
+                ..plan.outgoing(body)
+            };
             let mut ticket = None;
             let mut begun = with_waker(|waker| link.begin(&request, &mut ticket, waker));
             if begun.is_pending() {
