@@ -473,6 +473,8 @@ impl BlockingClient {
     ) -> Option<T> {
         let mut wakes = Vec::new();
         loop {
+            // The answer cannot be there at once: a look at the ring costs less than a pump for nothing.
+            let ready = rx.has_data() || self.spin(link, rx);
             let (frames, found) = link.pump(rx, |tx| look(tx, None, &mut wakes));
             wakes.drain(..).for_each(Waker::wake);
             if let Poll::Ready(found) = found {
@@ -481,7 +483,7 @@ impl BlockingClient {
             if passed(until) {
                 return None;
             }
-            if frames > 0 || self.spin(link, rx) {
+            if frames > 0 || ready {
                 continue;
             }
             if let Some(writable) = link.prepare_to_sleep(rx) {
@@ -506,8 +508,10 @@ impl BlockingClient {
             return false;
         }
         let mut spin = Spin::new(self.session.options.spin);
+        // A request that found no room in the ring waits for that too.
+        let blocked = link.is_blocked();
         while spin.turn() {
-            if rx.has_data() {
+            if rx.has_data() || (blocked && link.has_room()) {
                 return true;
             }
         }

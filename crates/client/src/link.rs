@@ -145,6 +145,8 @@ pub(crate) struct Tx {
     followers: Vec<Waker>,
     /// The task that pumps when nobody else does.
     driver: Option<Waker>,
+    /// Payload of the frame that found no room, if one waits.
+    blocked: Option<usize>,
     /// Requests that were written and not yet published.
     lagging: u32,
     /// Longest payload of a request's frame, so that it fits the ring.
@@ -251,6 +253,7 @@ impl Link {
             next_ticket: 0,
             followers: Vec::new(),
             driver: None,
+            blocked: None,
             lagging: 0,
             fragment,
             goaway: None,
@@ -571,6 +574,18 @@ impl Link {
         done
     }
 
+    /// Whether a frame waits for room.
+    pub(crate) fn is_blocked(&self) -> bool {
+        lock(&self.tx).blocked.is_some()
+    }
+
+    /// Whether a frame that waits for room would find it now. A corrupt ring counts: the pump tells.
+    pub(crate) fn has_room(&self) -> bool {
+        let mut tx = lock(&self.tx);
+        let need = tx.blocked.unwrap_or(0);
+        tx.writer.has_room(need).unwrap_or(true)
+    }
+
     /// Lets go of a stream: cancels it if it has not ended.
     pub(crate) fn release(&self, index: u32) {
         let mut wakes = Vec::new();
@@ -769,9 +784,11 @@ impl Tx {
         if !self.state.has_control() && self.deferred.is_none() && self.uploads.is_empty() {
             return Ok(());
         }
+        self.blocked = None;
         while let Some(need) = self.write_some()? {
             self.flush_now()?;
             if self.writer.wait_for_room(need)? {
+                self.blocked = Some(need);
                 break;
             }
         }

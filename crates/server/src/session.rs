@@ -356,6 +356,11 @@ impl Tx {
         }
     }
 
+    /// Whether what is blocked could go on.
+    pub(crate) fn has_room(&mut self) -> Result<bool, TransportError> {
+        self.writer.has_room(self.max_frame + ITEM_PREFIX_LEN)
+    }
+
     /// Writes what waits to be written: control frames first, then the sync handlers' answers in turn. Makes it all
     /// visible, and asks for a bell if there was no room for the rest.
     pub(crate) fn pump(&mut self) -> Result<(), TransportError> {

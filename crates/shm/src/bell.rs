@@ -68,13 +68,16 @@ impl<'a> Bell<'a> {
     /// Takes all rings of our own bell, without blocking. True if there were any.
     ///
     /// # Errors
-    /// [`BellError::PeerGone`] if the peer is gone, even if it rang before; or the system's refusal.
+    /// [`BellError::PeerGone`] if the peer is gone and what it rang before has been taken (the socket stays readable, so
+    /// nobody sleeps on it meanwhile); or the system's refusal.
     pub fn drain(self) -> Result<bool, BellError> {
         let mut rung = false;
         let mut bytes = [0_u8; 256];
         loop {
             match recv(self.socket, bytes.as_mut_slice(), RecvFlags::DONTWAIT) {
                 Ok((_, 0)) | Err(Errno::CONNRESET) => return Err(BellError::PeerGone),
+                // Less than was asked for: there is no more now. Asking again would cost a system call on every wake-up.
+                Ok((_, n)) if n < bytes.len() => return Ok(true),
                 Ok(_) => rung = true,
                 Err(Errno::AGAIN) => return Ok(rung),
                 Err(Errno::INTR) => {}

@@ -366,6 +366,8 @@ fn bell_tells_of_the_peers_death() {
     Bell::new(&peers).ring().unwrap();
     drop(peers);
     assert_eq!(Bell::new(&ours).wait(None).unwrap(), Woken::PeerGone);
+    assert!(Bell::new(&ours).drain().unwrap(), "it rang before");
+    assert_eq!(Bell::new(&ours).wait(None).unwrap(), Woken::PeerGone);
     assert!(matches!(Bell::new(&ours).drain(), Err(BellError::PeerGone)));
     assert!(matches!(Bell::new(&ours).ring(), Err(BellError::PeerGone)));
     // Unread bytes at the peer's death make a reset of it.

@@ -16,7 +16,7 @@ pub const CONTROL_ROOM: usize = 1024;
 
 /// Bytes that are copied out of a ring at a time, unless one frame is longer. Small enough that the first frame
 /// does not wait long for the copy of those behind it.
-const BATCH: usize = 16 * 1024;
+const BATCH: usize = 4 * 1024;
 
 /// Bytes that a socket's writer holds before it says that there is no room.
 const SOCKET_BUFFER: usize = 64 * 1024;
@@ -127,7 +127,7 @@ impl Reader {
         (HEADER_LEN + self.codec.max_payload as usize).max(BATCH)
     }
 
-    /// Hands the frames that are there to `on_frame`, about 16 KiB of them at most, and returns how many
+    /// Hands the frames that are there to `on_frame`, about 4 KiB of them at most, and returns how many
     /// they were. The bytes are copied to `scratch` once and checked there; their room goes back to the peer with
     /// [`flush`] or [`release`](Self::release).
     ///
@@ -389,6 +389,7 @@ impl Writer {
         payload: &[u8],
     ) -> Result<bool, TransportError> {
         match &mut self.sink {
+            Sink::Ring(producer) if prefix.is_empty() => Ok(producer.push(&[header, payload])?),
             Sink::Ring(producer) => Ok(producer.push(&[header, prefix, payload])?),
             Sink::Socket { buffer, .. } => {
                 buffer.extend_from_slice(header);
@@ -424,10 +425,24 @@ impl Writer {
     pub fn wait_for_room(&mut self, payload: usize) -> Result<bool, TransportError> {
         match &mut self.sink {
             Sink::Ring(producer) => {
-                let need = (HEADER_LEN + payload + CONTROL_ROOM).min(producer.capacity());
+                let need = need_to_resume(producer, payload);
                 Ok(producer.wait_for_space(need)?)
             }
             Sink::Socket { buffer, start } => Ok(buffer.len() - *start >= SOCKET_BUFFER),
+        }
+    }
+
+    /// Whether whoever waits for room for `payload` bytes could go on. Costs a look at the peer's line.
+    ///
+    /// # Errors
+    /// The ring is corrupt.
+    pub fn has_room(&mut self, payload: usize) -> Result<bool, TransportError> {
+        match &mut self.sink {
+            Sink::Ring(producer) => {
+                let need = need_to_resume(producer, payload);
+                Ok(producer.has_room(need)?)
+            }
+            Sink::Socket { buffer, start } => Ok(buffer.len() - *start < SOCKET_BUFFER),
         }
     }
 
@@ -473,6 +488,13 @@ pub fn flush(reader: &mut Reader, writer: &mut Writer) -> Result<(), TransportEr
         }
         _ => writer.flush(),
     }
+}
+
+/// Bytes that must be free before a writer that found no room goes on: half the ring, so that a long message does not
+/// stop at every frame.
+fn need_to_resume(producer: &Producer<MappedRing>, payload: usize) -> usize {
+    let frame = HEADER_LEN + payload + CONTROL_ROOM;
+    frame.max(producer.capacity() / 2).min(producer.capacity())
 }
 
 fn send_all(
