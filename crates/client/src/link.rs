@@ -4,9 +4,8 @@
 //! answers gather. `rx` guards the reader; its holder is the one who pumps, spins and sleeps. Where both are needed `rx` is
 //! taken first. No waker is called under `tx`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -133,7 +132,8 @@ pub(crate) struct Tx {
     state: ClientState,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    by_id: HashMap<u64, u32, BuildHasherDefault<IdHasher>>,
+    /// The slot of each live stream, by the stream's [place](ClientState::place).
+    places: Vec<u32>,
     /// Slots with credit and bytes to send, in turn.
     uploads: VecDeque<u32>,
     /// The one request whose OPEN found no room in the ring. No other is begun before it is out: ids rise.
@@ -160,6 +160,8 @@ pub(crate) struct Tx {
 #[derive(Debug, Default)]
 struct Slot {
     id: u64,
+    /// The stream has no terminal frame yet.
+    live: bool,
     one_item: bool,
     repeatable: bool,
     accepted: bool,
@@ -194,26 +196,6 @@ enum SlotEnd {
     Lost,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
-        }
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        self.0 = (self.0 ^ id).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.0 ^= self.0 >> 32;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every step leaves the state whole, so a panic elsewhere does not spoil it.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -246,7 +228,7 @@ impl Link {
             state: ClientState::new(limits, response_window),
             slots: Vec::new(),
             free: Vec::new(),
-            by_id: HashMap::default(),
+            places: Vec::new(),
             uploads: VecDeque::new(),
             deferred: None,
             queue: VecDeque::new(),
@@ -501,8 +483,8 @@ impl Link {
         tx.end = Some(Arc::new(end));
         self.phase.store(Phase::Ended as u8, Ordering::Release);
         tx.writer.hang_up();
-        for (_, index) in std::mem::take(&mut tx.by_id) {
-            let slot = &mut tx.slots[index as usize];
+        for slot in tx.slots.iter_mut().filter(|slot| slot.live) {
+            slot.live = false;
             slot.end = Some(SlotEnd::Lost);
             wakes.extend(slot.waker.take());
         }
@@ -710,7 +692,11 @@ impl Tx {
             self.slots.push(Slot::default());
             (self.slots.len() - 1) as u32
         });
-        self.by_id.insert(opening.id, index);
+        let place = self.state.place(opening.id);
+        if self.places.len() <= place {
+            self.places.resize(place + 1, 0);
+        }
+        self.places[place] = index;
         let prefix = match request.prefix {
             None if opening.whole => None,
             prefix => {
@@ -723,6 +709,7 @@ impl Tx {
         };
         let slot = &mut self.slots[index as usize];
         slot.id = opening.id;
+        slot.live = true;
         slot.one_item = request.one_item;
         slot.repeatable = request.repeatable;
         slot.whole = opening.whole;
@@ -862,13 +849,11 @@ impl Tx {
                 item_ends,
                 stream_ends,
             } => {
-                let index = if stream_ends {
-                    self.by_id.remove(&id)
-                } else {
-                    self.by_id.get(&id).copied()
+                let Some(index) = self.slot_of(id) else {
+                    return Ok(());
                 };
-                let Some(index) = index else { return Ok(()) };
                 let slot = &mut self.slots[index as usize];
+                slot.live = !stream_ends;
                 if slot.abandoned {
                     if stream_ends {
                         self.recycle(index);
@@ -903,9 +888,9 @@ impl Tx {
             }
             ClientEvent::Ended { id } => self.finish(id, SlotEnd::Fine, wakes),
             ClientEvent::Failed { id, body } => {
-                let end = match (self.goaway, self.by_id.get(&id)) {
+                let end = match (self.goaway, self.slot_of(id)) {
                     // Not run: it goes to the next connection.
-                    (Some(goaway), Some(&index))
+                    (Some(goaway), Some(index))
                         if body.code == goaway.code
                             && self.slots[index as usize].is_untouched() =>
                     {
@@ -917,12 +902,12 @@ impl Tx {
                 self.finish(id, end, wakes);
             }
             ClientEvent::Accepted { id } => {
-                if let Some(&index) = self.by_id.get(&id) {
+                if let Some(index) = self.slot_of(id) {
                     self.slots[index as usize].accepted = true;
                 }
             }
             ClientEvent::Credit { id } => {
-                if let Some(&index) = self.by_id.get(&id) {
+                if let Some(index) = self.slot_of(id) {
                     let slot = &mut self.slots[index as usize];
                     if !slot.uploading && slot.sent < slot.body.len() {
                         slot.uploading = true;
@@ -937,11 +922,20 @@ impl Tx {
         Ok(())
     }
 
+    /// The slot of a live stream.
+    #[inline]
+    fn slot_of(&self, id: u64) -> Option<u32> {
+        let index = *self.places.get(self.state.place(id))?;
+        let slot = &self.slots[index as usize];
+        (slot.live && slot.id == id).then_some(index)
+    }
+
     fn finish(&mut self, id: u64, end: SlotEnd, wakes: &mut Vec<Waker>) {
-        let Some(index) = self.by_id.remove(&id) else {
+        let Some(index) = self.slot_of(id) else {
             return;
         };
         let slot = &mut self.slots[index as usize];
+        slot.live = false;
         if slot.abandoned {
             self.recycle(index);
         } else {

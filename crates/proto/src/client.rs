@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use crate::id_map::IdMap;
 use crate::payload::{add_credit, u64_at};
+use crate::slots::Slots;
 use crate::{
     Control, ErrorBody, FIN, Fault, Frame, GoAway, ITEM_PREFIX_LEN, Kind, Limits, MORE,
     OPEN_PREFIX_LEN, PREFIX,
@@ -80,8 +80,7 @@ pub enum Refusal {
 pub struct ClientState {
     limits: Limits,
     window: u32,
-    last_id: u64,
-    streams: IdMap<Stream>,
+    streams: Slots<Stream>,
     inline_bytes: u64,
     to_say: VecDeque<u64>,
     front: Option<Control>,
@@ -115,8 +114,7 @@ impl ClientState {
         Self {
             limits,
             window,
-            last_id: 0,
-            streams: IdMap::default(),
+            streams: Slots::new(limits.max_streams),
             inline_bytes: 0,
             to_say: VecDeque::new(),
             front: None,
@@ -128,6 +126,13 @@ impl ClientState {
     /// What WELCOME allows.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// A small number for a stream, below twice `max_streams`, that no other live stream has: an index for tables
+    /// beside this one. The number of a stream that has ended goes to another.
+    #[inline]
+    pub fn place(&self, id: u64) -> usize {
+        self.streams.place(id)
     }
 
     /// Streams that have no terminal frame yet.
@@ -146,7 +151,7 @@ impl ClientState {
         if length > self.limits.max_message_size {
             return Err(Refusal::TooLarge);
         }
-        if self.streams.len() >= self.limits.max_streams as usize {
+        if self.streams.is_full() {
             return Err(Refusal::Busy);
         }
         let room = u64::from(self.limits.max_frame_payload)
@@ -157,7 +162,6 @@ impl ClientState {
             return Err(Refusal::Busy);
         }
         self.inline_bytes += inline;
-        self.last_id += 1;
         let stream = Stream {
             inline: inline as u32,
             unsent: length - inline,
@@ -165,22 +169,19 @@ impl ClientState {
             window: self.window,
             ..Stream::default()
         };
-        self.streams.insert(self.last_id, stream);
-        Ok(Opening {
-            id: self.last_id,
-            whole,
-        })
+        let id = self.streams.insert(stream);
+        Ok(Opening { id, whole })
     }
 
     /// Request bytes of a stream that may be sent now in DATA or END; `None` once the stream has ended or was cancelled.
     pub fn sendable(&self, id: u64) -> Option<u64> {
-        let stream = self.streams.get(&id).filter(|stream| !stream.cancel)?;
+        let stream = self.streams.get(id).filter(|stream| !stream.cancel)?;
         Some(stream.unsent.min(u64::from(stream.credit)))
     }
 
     /// `bytes` of the request have been written.
     pub fn sent(&mut self, id: u64, bytes: u32) {
-        if let Some(stream) = self.streams.get_mut(&id) {
+        if let Some(stream) = self.streams.get_mut(id) {
             stream.unsent -= u64::from(bytes);
             stream.credit -= bytes;
         }
@@ -188,7 +189,7 @@ impl ClientState {
 
     /// The reader has taken `bytes` of the response. Credit goes back in steps of half a window.
     pub fn taken(&mut self, id: u64, bytes: u32) {
-        if let Some(stream) = self.streams.get_mut(&id) {
+        if let Some(stream) = self.streams.get_mut(id) {
             stream.taken += bytes;
             if stream.taken >= stream.window.div_ceil(2) && !stream.cancel {
                 stream.grant += std::mem::take(&mut stream.taken);
@@ -199,7 +200,7 @@ impl ClientState {
 
     /// The response is no longer wanted. The stream lives until the daemon ends it, and its pieces are still reported.
     pub fn cancel(&mut self, id: u64) {
-        if let Some(stream) = self.streams.get_mut(&id)
+        if let Some(stream) = self.streams.get_mut(id)
             && !stream.cancel
         {
             stream.cancel = true;
@@ -209,7 +210,7 @@ impl ClientState {
 
     /// Whether the stream has no terminal frame yet.
     pub fn is_live(&self, id: u64) -> bool {
-        self.streams.contains_key(&id)
+        self.streams.get(id).is_some()
     }
 
     /// Takes one frame.
@@ -247,7 +248,7 @@ impl ClientState {
                 if !self.answered(id)? {
                     return Ok(ClientEvent::Nothing);
                 }
-                if let Some(stream) = self.streams.get_mut(&id) {
+                if let Some(stream) = self.streams.get_mut(id) {
                     stream.credit = add_credit(stream.credit, frame.payload)?;
                 }
                 Ok(ClientEvent::Credit { id })
@@ -269,10 +270,10 @@ impl ClientState {
 
     /// Notes the stream's first frame from the daemon; false for a stream that has ended.
     fn answered(&mut self, id: u64) -> Result<bool, Fault> {
-        if id > self.last_id {
+        if id > self.streams.last_id() {
             return Err(Fault::BadId);
         }
-        let Some(stream) = self.streams.get_mut(&id) else {
+        let Some(stream) = self.streams.get_mut(id) else {
             return Ok(false);
         };
         self.inline_bytes -= u64::from(std::mem::take(&mut stream.inline));
@@ -286,7 +287,7 @@ impl ClientState {
         if !self.answered(id)? {
             return Ok(ClientEvent::Nothing);
         }
-        let Some(stream) = self.streams.get_mut(&id) else {
+        let Some(stream) = self.streams.get_mut(id) else {
             return Ok(ClientEvent::Nothing);
         };
         if end && !frame.has(FIN) {
@@ -342,13 +343,13 @@ impl ClientState {
     }
 
     fn remove(&mut self, id: u64) {
-        if let Some(stream) = self.streams.remove(&id) {
+        if let Some(stream) = self.streams.remove(id) {
             self.inline_bytes -= u64::from(stream.inline);
         }
     }
 
     fn queue(&mut self, id: u64) {
-        if let Some(stream) = self.streams.get_mut(&id)
+        if let Some(stream) = self.streams.get_mut(id)
             && !stream.queued
         {
             stream.queued = true;
@@ -380,7 +381,7 @@ impl ClientState {
             return Some(Control::Pong(bytes));
         }
         while let Some(id) = self.to_say.pop_front() {
-            let Some(stream) = self.streams.get_mut(&id) else {
+            let Some(stream) = self.streams.get_mut(id) else {
                 continue;
             };
             stream.queued = false;

@@ -23,6 +23,7 @@ mod id_map;
 mod message_type;
 mod payload;
 mod server;
+mod slots;
 pub mod status;
 
 pub use client::{ClientEvent, ClientState, Opening, Refusal};
