@@ -31,12 +31,14 @@
 //!
 //! | stop on the path | here |
 //! |---|---|
-//! | request -> frames -> answer, one connection | `link.rs`, runtime-free, under both clients |
+//! | request -> frames -> answer, one connection | `link/`, runtime-free, under both clients |
 //! | which connection, and when another | `session.rs`, `reconnect.rs` (no clock, no I/O) |
-//! | waiting | `client.rs` on tokio, `blocking.rs` by leader and followers |
+//! | waiting | `client/` on tokio, `blocking/` by leader and followers |
+//! | types <-> bodies | `typed.rs` of either client, over `bodies.rs` |
 #![forbid(unsafe_code)]
 
 mod blocking;
+mod bodies;
 mod client;
 mod error;
 mod link;

@@ -1,0 +1,362 @@
+//! The client for programs without a runtime. It has no thread of its own: of those who wait for answers one pumps, and
+//! the others sleep until their answer is there or it is their turn to pump.
+
+mod typed;
+mod wait;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, TryLockError};
+use std::task::Poll;
+use std::time::Instant;
+
+use lapce_ai_proto::{MessageType, Welcome};
+
+pub use self::typed::ChatItems;
+use self::wait::{park, passed, with_waker};
+use crate::link::{Link, Outgoing, Stream};
+use crate::session::{Plan, Session, Step, Wait};
+use crate::{ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
+
+/// A client of the daemon for programs without a runtime. Any number of threads may use it at once, over one connection.
+///
+/// Nothing happens between calls: a connection that was lost is made again by the next call.
+pub struct BlockingClient {
+    session: Session,
+    /// Who holds it connects; the others wait.
+    connecting: Mutex<()>,
+}
+
+impl fmt::Debug for BlockingClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockingClient")
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for BlockingClient {
+    fn drop(&mut self) {
+        self.session.close();
+    }
+}
+
+impl BlockingClient {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] if the first attempt fails; only lost connections are made again.
+    pub fn connect(options: Options) -> Result<Self, ClientError> {
+        let session = Session::new(options, false)?;
+        let connected = session.connect();
+        session.connected(connected)?;
+        Ok(Self {
+            session,
+            connecting: Mutex::new(()),
+        })
+    }
+
+    /// Sends a request whose answer is one item, and waits for it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn call(&self, ty: MessageType, body: &[u8]) -> Result<Vec<u8>, ClientError> {
+        self.call_with(ty, body, &RequestOptions::default())
+    }
+
+    /// [`call`](Self::call) with options.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn call_with(
+        &self,
+        ty: MessageType,
+        body: &[u8],
+        options: &RequestOptions,
+    ) -> Result<Vec<u8>, ClientError> {
+        let mut answer = Vec::new();
+        self.submit_with(ty, body, options)?
+            .wait_into(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// [`call`](Self::call) into memory that is used again: what `answer` held is gone, and its memory may be another
+    /// afterwards. Allocates nothing once the memory is large enough.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn call_into(
+        &self,
+        ty: MessageType,
+        body: &[u8],
+        answer: &mut Vec<u8>,
+    ) -> Result<(), ClientError> {
+        self.submit(ty, body)?.wait_into(answer)
+    }
+
+    /// Sends a request whose answer is one item, and does not wait for it: so one thread keeps many in flight. Waits
+    /// only where the daemon takes no more. A few requests that are submitted beside others may be sent together, at the
+    /// latest when any of them is waited for.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn submit<'a>(
+        &'a self,
+        ty: MessageType,
+        body: &'a [u8],
+    ) -> Result<Pending<'a>, ClientError> {
+        self.submit_with(ty, body, &RequestOptions::default())
+    }
+
+    /// [`submit`](Self::submit) with options.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn submit_with<'a>(
+        &'a self,
+        ty: MessageType,
+        body: &'a [u8],
+        options: &RequestOptions,
+    ) -> Result<Pending<'a>, ClientError> {
+        let plan = self.session.plan(ty, options, true);
+        let stream = self.begin(&plan, body, true)?;
+        Ok(Pending {
+            client: self,
+            plan,
+            body,
+            stream,
+        })
+    }
+
+    /// Sends a request whose answer is a sequence of items.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; the daemon's errors come from the iterator.
+    pub fn stream(
+        &self,
+        ty: MessageType,
+        body: &[u8],
+        options: &RequestOptions,
+    ) -> Result<Items<'_>, ClientError> {
+        let plan = self.session.plan(ty, options, false);
+        let stream = self.begin(&plan, body, false)?;
+        Ok(Items {
+            client: self,
+            plan,
+            body: body.to_vec(),
+            stream: Some(stream),
+        })
+    }
+
+    /// What the daemon said when the latest connection was made.
+    pub fn welcome(&self) -> Option<Welcome> {
+        self.session.welcome()
+    }
+
+    /// Where the connection stands, as far as the last call saw.
+    pub fn state(&self) -> State {
+        self.session.state()
+    }
+
+    /// The latest events of the connection, oldest first.
+    pub fn history(&self) -> Vec<Event> {
+        self.session.history()
+    }
+
+    /// How often what happened to the connection.
+    pub fn counters(&self) -> ReconnectCounters {
+        self.session.counters()
+    }
+
+    /// Waits until there is a connection.
+    ///
+    /// # Errors
+    /// There will be none: [`ClientError::Unreachable`] or [`ClientError::Closed`].
+    pub fn wait_connected(&self) -> Result<(), ClientError> {
+        self.link(None).map(drop)
+    }
+
+    /// Closes the connection.
+    pub fn close(self) {
+        drop(self);
+    }
+
+    /// The present link. Without one, one of those who ask connects and the others wait.
+    fn link(&self, deadline: Option<Instant>) -> Result<Arc<Link>, ClientError> {
+        let mut wait = Wait::default();
+        loop {
+            if let Poll::Ready(link) = with_waker(|waker| self.session.poll_link(&mut wait, waker))
+            {
+                return link;
+            }
+            if passed(deadline) {
+                // Others may sleep in the belief that we connect.
+                self.session.hand_over();
+                return Err(ClientError::DeadlineExceeded);
+            }
+            let connecting = match self.connecting.try_lock() {
+                Ok(guard) => Some(guard),
+                Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            };
+            let Some(connecting) = connecting else {
+                park(deadline);
+                continue;
+            };
+            match self.session.step() {
+                Step::Connect => {
+                    // Why it failed stands in the state, which is looked at next.
+                    let _ = self.session.connected(self.session.connect());
+                }
+                Step::WaitUntil(until) => {
+                    park(Some(deadline.map_or(until, |deadline| deadline.min(until))));
+                }
+                Step::Rest | Step::Closed => {}
+            }
+            drop(connecting);
+        }
+    }
+
+    fn begin(&self, plan: &Plan, body: &[u8], may_lag: bool) -> Result<Stream, ClientError> {
+        loop {
+            let link = self.link(plan.deadline())?;
+            let request = Outgoing {
+                may_lag,
+                ..plan.outgoing(body)
+            };
+            let mut ticket = None;
+            let mut begun = with_waker(|waker| link.begin(&request, &mut ticket, waker));
+            if begun.is_pending() {
+                let waited = self.wait(&link, plan.deadline(), |tx, waker, wakes| match waker {
+                    Some(waker) => link.begin_locked(tx, &request, &mut ticket, waker, wakes),
+                    None => with_waker(|waker| {
+                        link.begin_locked(tx, &request, &mut ticket, waker, wakes)
+                    }),
+                });
+                link.leave_queue(&mut ticket);
+                begun = Poll::Ready(waited.ok_or(ClientError::DeadlineExceeded)?);
+            }
+            match begun {
+                Poll::Ready(Ok(index)) => return Ok(Stream::new(link, index)),
+                Poll::Ready(Err(refused)) => match refused.into() {
+                    Some(error) => return Err(error),
+                    None => self.session.note(&link),
+                },
+                Poll::Pending => {}
+            }
+        }
+    }
+}
+
+/// A request under way, whose answer is one item. Dropping it cancels it.
+#[derive(Debug)]
+#[must_use = "dropping it cancels the request"]
+pub struct Pending<'a> {
+    client: &'a BlockingClient,
+    plan: Plan,
+    body: &'a [u8],
+    stream: Stream,
+}
+
+impl Pending<'_> {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn wait(self) -> Result<Vec<u8>, ClientError> {
+        let mut answer = Vec::new();
+        self.wait_into(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// Waits for the answer, into memory that is used again; it may be another afterwards.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    #[inline]
+    pub fn wait_into(mut self, answer: &mut Vec<u8>) -> Result<(), ClientError> {
+        loop {
+            let stream = &self.stream;
+            let waited = self
+                .client
+                .wait(&stream.link, self.plan.last_moment(), |tx, waker, _| {
+                    tx.take_answer(stream.index, answer, waker)
+                });
+            match waited.ok_or(ClientError::DeadlineExceeded)? {
+                Ok(()) => {
+                    self.stream.taken();
+                    return Ok(());
+                }
+                Err(outcome) => {
+                    self.client.session.note(&stream.link);
+                    self.plan.after(outcome)?;
+                    self.stream = self.client.begin(&self.plan, self.body, true)?;
+                }
+            }
+        }
+    }
+}
+
+/// A response of many items, as an iterator. Dropping it before its end cancels it.
+#[derive(Debug)]
+pub struct Items<'a> {
+    client: &'a BlockingClient,
+    plan: Plan,
+    /// The request, while it may have to be sent again.
+    body: Vec<u8>,
+    stream: Option<Stream>,
+}
+
+impl Items<'_> {
+    /// The next item, into memory that is used again. False at the end.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; the response has then ended.
+    pub fn next_into(&mut self, item: &mut Vec<u8>) -> Result<bool, ClientError> {
+        let result = self.advance(item);
+        if !matches!(result, Ok(true)) {
+            self.stream = None;
+        }
+        result
+    }
+
+    fn advance(&mut self, item: &mut Vec<u8>) -> Result<bool, ClientError> {
+        loop {
+            let Some(stream) = &self.stream else {
+                return Ok(false);
+            };
+            let waited = self
+                .client
+                .wait(&stream.link, self.plan.last_moment(), |tx, waker, _| {
+                    let taken = tx.take_item(stream.index, item, waker);
+                    taken.map(|taken| (taken, tx.may_repeat(stream.index)))
+                });
+            let (next, may_repeat) = waited.ok_or(ClientError::DeadlineExceeded)?;
+            match next {
+                Ok(taken) => {
+                    if !may_repeat {
+                        self.body = Vec::new();
+                    }
+                    return Ok(taken);
+                }
+                Err(outcome) => {
+                    self.client.session.note(&stream.link);
+                    self.plan.after(outcome)?;
+                    self.stream = Some(self.client.begin(&self.plan, &self.body, false)?);
+                }
+            }
+        }
+    }
+}
+
+impl Iterator for Items<'_> {
+    type Item = Result<Vec<u8>, ClientError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut item = Vec::new();
+        match self.next_into(&mut item) {
+            Ok(true) => Some(Ok(item)),
+            Ok(false) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Waiting by leader and followers: one thread pumps for all, the others are parked until their answer is there or the
+//! leader leaves.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+use std::task::{Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use lapce_ai_transport::Spin;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::BlockingClient;
+use crate::link::{Link, Rx, Tx};
+
+/// Longest sleep of a thread that waits for its answer and for a full socket at once.
+const WRITABLE_SLICE: Duration = Duration::from_millis(10);
+
+enum Turn<T> {
+    Found(T),
+    Again,
+}
+
+impl BlockingClient {
+    /// Waits on a link until `look` has what it looks for, pumping if nobody else does. `None`: the time is over.
+    pub(super) fn wait<T>(
+        &self,
+        link: &Link,
+        until: Option<Instant>,
+        mut look: impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
+    ) -> Option<T> {
+        // With many requests in flight, one pump brings the answers of several.
+        if let Poll::Ready(found) = link.look(|tx, wakes| look(tx, None, wakes)) {
+            return Some(found);
+        }
+        loop {
+            if let Some(mut rx) = link.try_rx() {
+                let found = self.lead(link, &mut rx, until, &mut look);
+                drop(rx);
+                link.promote();
+                return found;
+            }
+            let turn = with_waker(|waker| {
+                let mut wakes = Vec::new();
+                let mut tx = link.tx();
+                let found = look(&mut tx, Some(waker), &mut wakes);
+                let writable = tx.wants_writable();
+                if found.is_pending() {
+                    link.follow(&mut tx, waker);
+                }
+                drop(tx);
+                wakes.into_iter().for_each(Waker::wake);
+                if let Poll::Ready(found) = found {
+                    return Turn::Found(found);
+                }
+                // The leader may have left before we joined those whom it would have woken.
+                let free = link.try_rx().is_some();
+                if !free {
+                    if writable {
+                        // A poll does not notice that our answer came, so it is a short one.
+                        let soon = Instant::now() + WRITABLE_SLICE;
+                        let until = until.map_or(soon, |until| until.min(soon));
+                        sleep(link, PollFlags::OUT, Some(until));
+                        link.write_more();
+                    } else {
+                        park(until);
+                    }
+                }
+                link.unfollow(&mut link.tx(), waker);
+                Turn::Again
+            });
+            match turn {
+                Turn::Found(found) => {
+                    // We may have been woken to lead, and leave instead.
+                    link.promote();
+                    return Some(found);
+                }
+                Turn::Again if passed(until) => {
+                    link.promote();
+                    return None;
+                }
+                Turn::Again => {}
+            }
+        }
+    }
+
+    #[inline]
+    fn lead<T>(
+        &self,
+        link: &Link,
+        rx: &mut Rx,
+        until: Option<Instant>,
+        look: &mut impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
+    ) -> Option<T> {
+        let mut wakes = Vec::new();
+        loop {
+            // The answer cannot be there at once: a look at the ring costs less than a pump for nothing.
+            let ready = rx.has_data() || self.spin(link, rx);
+            let (frames, found) = link.pump(rx, |tx| look(tx, None, &mut wakes));
+            wakes.drain(..).for_each(Waker::wake);
+            if let Poll::Ready(found) = found {
+                return Some(found);
+            }
+            if passed(until) {
+                return None;
+            }
+            if frames > 0 || ready {
+                continue;
+            }
+            if let Some(writable) = link.prepare_to_sleep(rx) {
+                let flags = if writable {
+                    PollFlags::IN | PollFlags::OUT
+                } else {
+                    PollFlags::IN
+                };
+                sleep(link, flags, until);
+                link.woken(rx);
+                if writable {
+                    link.write_more();
+                }
+            }
+        }
+    }
+
+    /// Looks again and again for a while. True: there is something.
+    #[inline]
+    fn spin(&self, link: &Link, rx: &mut Rx) -> bool {
+        if !link.shares_memory() {
+            return false;
+        }
+        let mut spin = Spin::new(self.session.options.spin);
+        // A request that found no room in the ring waits for that too.
+        let blocked = link.is_blocked();
+        while spin.turn() {
+            if rx.has_data() || (blocked && link.has_room()) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Wakes a parked thread.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Calls `f` with this thread's waker, which is made once.
+pub(super) fn with_waker<T>(f: impl FnOnce(&Waker) -> T) -> T {
+    thread_local! {
+        static WAKER: OnceCell<Waker> = const { OnceCell::new() };
+    }
+    let made = || Waker::from(Arc::new(Unpark(thread::current())));
+    let mut f = Some(f);
+    let kept = WAKER.try_with(|kept| f.take().map(|f| f(kept.get_or_init(made))));
+    match (kept, f) {
+        (Ok(Some(result)), _) => result,
+        // While the thread ends there is none to keep.
+        (_, Some(f)) => f(&made()),
+        (_, None) => unreachable!("the closure is taken only where it is called"),
+    }
+}
+
+pub(super) fn passed(until: Option<Instant>) -> bool {
+    until.is_some_and(|until| until <= Instant::now())
+}
+
+pub(super) fn park(until: Option<Instant>) {
+    match until {
+        None => thread::park(),
+        Some(until) => thread::park_timeout(until.saturating_duration_since(Instant::now())),
+    }
+}
+
+/// Sleeps on the link's socket. Waking without a cause does no harm, so errors are left to the next pump.
+fn sleep(link: &Link, flags: PollFlags, until: Option<Instant>) {
+    let left = until
+        .map(|until| until.saturating_duration_since(Instant::now()))
+        .and_then(|left| Timespec::try_from(left).ok());
+    let socket = link.socket();
+    let _ = poll(
+        &mut [PollFd::new(&socket, flags | PollFlags::RDHUP)],
+        left.as_ref(),
+    );
+}

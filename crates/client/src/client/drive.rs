@@ -1,0 +1,137 @@
+//! The client's tasks: one makes the connection again when it is lost, one pumps each link while nobody else does.
+
+use std::future::poll_fn;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use lapce_ai_transport::{ConnectError, TransportError};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::link::{End, Link, Phase};
+use crate::session::{Session, Step};
+
+/// Batches that one turn of the driving task takes before it lets others run.
+const BATCHES: usize = 32;
+
+pub(super) async fn attempt(session: &Arc<Session>) -> Result<Arc<Link>, ConnectError> {
+    let connecting = Arc::clone(session);
+    let connected = match tokio::task::spawn_blocking(move || connecting.connect()).await {
+        Ok(connected) => connected,
+        // Only a runtime that shuts down drops the attempt.
+        Err(error) => Err(ConnectError::Io {
+            path: session.options.socket.clone(),
+            source: std::io::Error::other(error),
+        }),
+    };
+    session.connected(connected)
+}
+
+/// Makes the connection again whenever it is wanted.
+pub(super) async fn supervise(session: Arc<Session>) {
+    loop {
+        match session.step() {
+            Step::Connect => {
+                if let Ok(link) = attempt(&session).await {
+                    tokio::spawn(drive(Arc::clone(&session), link));
+                }
+            }
+            Step::WaitUntil(until) => {
+                // Ending earlier is as well: the step is looked up again.
+                let _ = tokio::time::timeout_at(until.into(), session.kick.notified()).await;
+            }
+            Step::Rest => session.kick.notified().await,
+            Step::Closed => return,
+        }
+    }
+}
+
+/// Pumps a link until it ends.
+pub(super) async fn drive(session: Arc<Session>, link: Arc<Link>) {
+    // Over shared memory every bell that the daemon takes would make the socket writable anew.
+    let interest = match link.shares_memory() {
+        true => Interest::READABLE,
+        false => Interest::READABLE | Interest::WRITABLE,
+    };
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, for types whose descriptor may change; an Arc<OwnedFd> keeps its one open"
+    )]
+    let registered = AsyncFd::with_interest(link.shared_socket(), interest);
+    match registered {
+        Ok(socket) => {
+            let mut driven = pin!(poll_fn(|cx| poll_drive(&session, &link, &socket, cx)));
+            driven.as_mut().await;
+        }
+        Err(source) => {
+            let call = "epoll_ctl";
+            link.close(TransportError::System { call, source }.into());
+        }
+    }
+    session.note(&link);
+}
+
+/// The runtime shuts down, and nobody will be woken by the socket any more.
+fn closed(link: &Link) -> Poll<()> {
+    link.close(End::Closed);
+    Poll::Ready(())
+}
+
+fn poll_drive(
+    session: &Session,
+    link: &Arc<Link>,
+    socket: &AsyncFd<Arc<OwnedFd>>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    link.set_driver(cx.waker());
+    for _ in 0..BATCHES {
+        let sleep = {
+            let mut rx = link.rx();
+            let (frames, ()) = link.pump(&mut rx, |_| ());
+            if frames > 0 {
+                None
+            } else {
+                Some(link.prepare_to_sleep(&mut rx))
+            }
+        };
+        match link.phase() {
+            Phase::Ended => return Poll::Ready(()),
+            Phase::GoingAway => {
+                session.note(link);
+                if link.close_if_drained() {
+                    return Poll::Ready(());
+                }
+            }
+            Phase::Open => {}
+        }
+        let Some(Some(writable)) = sleep else {
+            continue;
+        };
+        match socket.poll_read_ready(cx) {
+            Poll::Ready(Ok(mut ready)) => {
+                link.woken(&mut link.rx());
+                ready.clear_ready();
+                continue;
+            }
+            Poll::Ready(Err(_)) => return closed(link),
+            Poll::Pending => {}
+        }
+        if writable {
+            match socket.poll_write_ready(cx) {
+                Poll::Ready(Ok(mut ready)) => {
+                    if !link.write_more() {
+                        ready.clear_ready();
+                    }
+                    continue;
+                }
+                Poll::Ready(Err(_)) => return closed(link),
+                Poll::Pending => {}
+            }
+        }
+        return Poll::Pending;
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}

@@ -1,0 +1,304 @@
+//! One live connection, without a runtime: requests go in, answers come out, whoever waits pumps.
+//!
+//! Two locks. `tx` guards everything that is written and known: the writer, the protocol's state, the slots where
+//! answers gather. `rx` guards the reader; its holder is the one who pumps, spins and sleeps. Where both are needed `rx` is
+//! taken first. No waker is called under `tx`.
+//!
+//! | part | here |
+//! |---|---|
+//! | the link, its locks and its phases; beginning a request, and letting go of one | `mod.rs` |
+//! | `rx`: reading, sleeping, and who does it | `pump.rs` |
+//! | `tx`: requests and control frames out, the daemon's frames to their slots | `tx.rs` |
+//! | where one answer gathers, and how it is taken | `slot.rs` |
+//! | how far a link is and how it ends, in words | `end.rs` |
+
+mod end;
+mod pump;
+mod slot;
+mod tx;
+
+use std::fmt;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::task::{Poll, Waker};
+
+use lapce_ai_proto::{GoAway, MessageType, OpenPrefix, Refusal, Welcome};
+use lapce_ai_transport::Connection;
+
+pub(crate) use self::end::{End, Outcome, Phase, Refused};
+pub(crate) use self::pump::Rx;
+use self::slot::SlotEnd;
+pub(crate) use self::slot::Stream;
+pub(crate) use self::tx::Tx;
+
+/// A request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outgoing<'a> {
+    pub(crate) ty: MessageType,
+    pub(crate) body: &'a [u8],
+    pub(crate) prefix: Option<OpenPrefix>,
+    pub(crate) repeatable: bool,
+    /// The answer is one item, wanted whole.
+    pub(crate) one_item: bool,
+    /// It may be published together with those that follow, at the latest when an answer is waited for.
+    pub(crate) may_lag: bool,
+}
+
+/// Requests that are published together at most. Each publication costs a fence that waits until all that was written
+/// has left the CPU; so few of them hardly delay the first.
+const LAG: u32 = 8;
+
+pub(crate) struct Link {
+    tx: Mutex<Tx>,
+    rx: Mutex<Rx>,
+    socket: Arc<OwnedFd>,
+    phase: AtomicU8,
+    followers: AtomicUsize,
+    welcome: Welcome,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("welcome", &self.welcome)
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every step leaves the state whole, so a panic elsewhere does not spoil it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wake_all(wakes: &mut Vec<Waker>) {
+    for waker in wakes.drain(..) {
+        waker.wake();
+    }
+}
+
+impl Link {
+    pub(crate) fn new(connection: Connection, welcome: Welcome, response_window: u32) -> Self {
+        let Connection { reader, writer, .. } = connection;
+        let socket = reader.shared_socket();
+        Self {
+            tx: Mutex::new(Tx::new(writer, &welcome, response_window)),
+            rx: Mutex::new(Rx::new(reader)),
+            socket,
+            phase: AtomicU8::new(Phase::Open as u8),
+            followers: AtomicUsize::new(0),
+            welcome,
+        }
+    }
+
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        use std::os::fd::AsFd;
+        self.socket.as_fd()
+    }
+
+    pub(crate) fn shared_socket(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.socket)
+    }
+
+    pub(crate) fn shares_memory(&self) -> bool {
+        self.welcome.features.shared_memory
+    }
+
+    #[inline]
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Open,
+            1 => Phase::GoingAway,
+            _ => Phase::Ended,
+        }
+    }
+
+    /// Why it ended.
+    pub(crate) fn end(&self) -> Option<Arc<End>> {
+        lock(&self.tx).end.clone()
+    }
+
+    pub(crate) fn goaway(&self) -> Option<GoAway> {
+        lock(&self.tx).goaway
+    }
+
+    #[inline]
+    pub(crate) fn tx(&self) -> MutexGuard<'_, Tx> {
+        lock(&self.tx)
+    }
+
+    /// The right to pump, if nobody has it.
+    #[inline]
+    pub(crate) fn try_rx(&self) -> Option<MutexGuard<'_, Rx>> {
+        match self.rx.try_lock() {
+            Ok(rx) => Some(rx),
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// The right to pump.
+    pub(crate) fn rx(&self) -> MutexGuard<'_, Rx> {
+        lock(&self.rx)
+    }
+
+    /// Begins a request, or queues for it: `ticket` is the place in the queue, `waker` is called when it is worth
+    /// another try. Whoever gives up must [`leave_queue`](Self::leave_queue).
+    #[inline]
+    pub(crate) fn begin(
+        &self,
+        request: &Outgoing<'_>,
+        ticket: &mut Option<u64>,
+        waker: &Waker,
+    ) -> Poll<Result<u32, Refused>> {
+        let mut wakes = Vec::new();
+        let mut tx = lock(&self.tx);
+        let begun = self.begin_locked(&mut tx, request, ticket, waker, &mut wakes);
+        drop(tx);
+        wake_all(&mut wakes);
+        begun
+    }
+
+    /// [`begin`](Self::begin) for those who hold `tx`; `wakes` are to be called without it.
+    #[inline]
+    pub(crate) fn begin_locked(
+        &self,
+        tx: &mut Tx,
+        request: &Outgoing<'_>,
+        ticket: &mut Option<u64>,
+        waker: &Waker,
+        wakes: &mut Vec<Waker>,
+    ) -> Poll<Result<u32, Refused>> {
+        let turn = tx
+            .queue
+            .front()
+            .is_none_or(|(first, _)| Some(*first) == *ticket);
+        let begun = match tx.end {
+            Some(_) => Err(Refusal::GoingAway),
+            None if !turn || tx.deferred.is_some() => Err(Refusal::Busy),
+            None => tx.open(request),
+        };
+        let refused = match begun {
+            Err(Refusal::Busy) => {
+                tx.enqueue(ticket, waker);
+                return Poll::Pending;
+            }
+            Err(Refusal::GoingAway) => Err(Refused::Gone),
+            Err(Refusal::TooLarge) => Err(Refused::TooLarge(tx.state.limits().max_message_size)),
+            Ok((slot, written)) => {
+                tx.lagging += 1;
+                // One that is alone in flight has nobody to wait for.
+                let lag = request.may_lag && tx.lagging < LAG && tx.state.live() > 1;
+                let flushed = written.and_then(|()| if lag { Ok(()) } else { tx.flush_now() });
+                match flushed {
+                    Ok(()) => {
+                        if tx.writer.wants_writable() {
+                            wakes.extend(tx.driver.clone());
+                        }
+                    }
+                    Err(error) => self.fail(tx, error.into(), wakes),
+                }
+                Ok(slot)
+            }
+        };
+        if ticket.is_some() {
+            tx.dequeue(ticket, wakes);
+        }
+        Poll::Ready(refused)
+    }
+
+    /// Looks without pumping; if there is nothing, publishes what lags, since the caller is about to wait.
+    #[inline]
+    pub(crate) fn look<T>(
+        &self,
+        look: impl FnOnce(&mut Tx, &mut Vec<Waker>) -> Poll<T>,
+    ) -> Poll<T> {
+        let mut wakes = Vec::new();
+        let mut tx = lock(&self.tx);
+        let found = look(&mut tx, &mut wakes);
+        if found.is_pending()
+            && tx.lagging > 0
+            && tx.end.is_none()
+            && let Err(error) = tx.flush_now()
+        {
+            self.fail(&mut tx, error.into(), &mut wakes);
+        }
+        drop(tx);
+        wake_all(&mut wakes);
+        found
+    }
+
+    pub(crate) fn leave_queue(&self, ticket: &mut Option<u64>) {
+        if ticket.is_some() {
+            let mut wakes = Vec::new();
+            lock(&self.tx).dequeue(ticket, &mut wakes);
+            wake_all(&mut wakes);
+        }
+    }
+
+    /// Publishes GOAWAY, and the end of a link that has drained after it.
+    #[inline]
+    fn note_phase(&self, tx: &mut Tx, wakes: &mut Vec<Waker>) {
+        if tx.goaway.is_none() {
+            return;
+        }
+        if self.phase() == Phase::Open {
+            self.phase.store(Phase::GoingAway as u8, Ordering::Release);
+            wakes.extend(tx.queue.drain(..).map(|(_, waker)| waker));
+            wakes.extend(tx.driver.clone());
+        }
+        if tx.state.live() == 0 {
+            self.fail(tx, End::Drained, wakes);
+        }
+    }
+
+    /// Ends the link: every stream that lives is lost, everybody is told.
+    fn fail(&self, tx: &mut Tx, end: End, wakes: &mut Vec<Waker>) {
+        if tx.end.is_some() {
+            return;
+        }
+        tx.reason = Arc::from(end.to_string());
+        tx.end = Some(Arc::new(end));
+        self.phase.store(Phase::Ended as u8, Ordering::Release);
+        tx.writer.hang_up();
+        for slot in tx.slots.iter_mut().filter(|slot| slot.live) {
+            slot.live = false;
+            slot.end = Some(SlotEnd::Lost);
+            wakes.extend(slot.waker.take());
+        }
+        wakes.extend(tx.queue.drain(..).map(|(_, waker)| waker));
+        wakes.extend(tx.followers.iter().cloned());
+        wakes.extend(tx.driver.take());
+    }
+
+    /// Ends the link on this side's wish.
+    pub(crate) fn close(&self, end: End) {
+        let mut wakes = Vec::new();
+        self.fail(&mut lock(&self.tx), end, &mut wakes);
+        wake_all(&mut wakes);
+    }
+
+    /// Lets go of a stream: cancels it if it has not ended.
+    pub(crate) fn release(&self, index: u32) {
+        let mut wakes = Vec::new();
+        let mut tx = lock(&self.tx);
+        if let Err(error) = tx.release(index) {
+            self.fail(&mut tx, error.into(), &mut wakes);
+        } else if tx.writer.wants_writable() {
+            wakes.extend(tx.driver.clone());
+        }
+        drop(tx);
+        wake_all(&mut wakes);
+    }
+
+    /// After GOAWAY: ends the link if no stream lives any more.
+    pub(crate) fn close_if_drained(&self) -> bool {
+        let mut wakes = Vec::new();
+        let mut tx = lock(&self.tx);
+        self.note_phase(&mut tx, &mut wakes);
+        let ended = tx.end.is_some();
+        drop(tx);
+        wake_all(&mut wakes);
+        ended
+    }
+}

@@ -1,0 +1,216 @@
+//! The reading side: whoever waits for an answer takes what came for all, and sleeps when there is nothing. Those who find
+//! another pumping follow, and are promoted when it leaves.
+
+use std::sync::atomic::{Ordering, fence};
+use std::task::Waker;
+
+use lapce_ai_transport::{Reader, TransportError, flush};
+
+use super::tx::Tx;
+use super::{Link, lock, wake_all};
+
+/// The reading side and who holds it.
+#[derive(Debug)]
+pub(crate) struct Rx {
+    reader: Reader,
+    scratch: Vec<u8>,
+    wakes: Vec<Waker>,
+    /// The daemon's end of the socket is closed; what it had published is still read.
+    gone: bool,
+}
+
+impl Rx {
+    pub(super) fn new(reader: Reader) -> Self {
+        let scratch = vec![0; reader.scratch_len()];
+        Self {
+            reader,
+            scratch,
+            wakes: Vec::new(),
+            gone: false,
+        }
+    }
+
+    /// Whether there is something to read, without a system call. A corrupt ring counts: the pump tells.
+    #[inline]
+    pub(crate) fn has_data(&mut self) -> bool {
+        self.reader.has_data().unwrap_or(true)
+    }
+}
+
+impl Link {
+    /// Takes frames that are there, sends what waits, and asks `then` before it lets go of the lock. Returns how many
+    /// frames there were.
+    #[inline]
+    pub(crate) fn pump<T>(&self, rx: &mut Rx, then: impl FnOnce(&mut Tx) -> T) -> (usize, T) {
+        let Rx {
+            reader,
+            scratch,
+            wakes,
+            gone,
+        } = rx;
+        let mut guard = lock(&self.tx);
+        let tx = &mut *guard;
+        let mut frames = 0;
+        if tx.end.is_none() {
+            let mut taken = 0;
+            let read = reader.read(scratch, |frame| {
+                taken += 1;
+                tx.on_frame(&frame, wakes)
+            });
+            frames = taken;
+            let pumped = read.and_then(|_| {
+                tx.write_out()?;
+                tx.lagging = 0;
+                match flush(reader, &mut tx.writer) {
+                    // Whether it left something to read is seen on the next round.
+                    Err(TransportError::PeerGone) => *gone = true,
+                    other => other?,
+                }
+                if *gone && frames == 0 {
+                    Err(TransportError::PeerGone.into())
+                } else {
+                    Ok(())
+                }
+            });
+            match pumped {
+                Err(end) => self.fail(tx, end, wakes),
+                Ok(()) if frames > 0 => {
+                    if let Some((_, waker)) = tx.queue.front() {
+                        wakes.push(waker.clone());
+                    }
+                    self.note_phase(tx, wakes);
+                }
+                Ok(()) => {}
+            }
+        }
+        let then = then(tx);
+        drop(guard);
+        if !wakes.is_empty() {
+            wake_all(wakes);
+        }
+        (frames, then)
+    }
+
+    /// Prepares to sleep on the socket. `None`: there is something to do first. Otherwise whether it matters too that
+    /// the socket becomes writable.
+    pub(crate) fn prepare_to_sleep(&self, rx: &mut Rx) -> Option<bool> {
+        let mut tx = lock(&self.tx);
+        if tx.end.is_some() {
+            return None;
+        }
+        match rx.reader.prepare_to_sleep() {
+            Ok(true) => Some(tx.writer.wants_writable()),
+            Ok(false) => None,
+            Err(error) => {
+                let mut wakes = Vec::new();
+                self.fail(&mut tx, error.into(), &mut wakes);
+                drop(tx);
+                wake_all(&mut wakes);
+                None
+            }
+        }
+    }
+
+    /// After a sleep: takes the bells.
+    pub(crate) fn woken(&self, rx: &mut Rx) {
+        rx.reader.awake();
+        self.drain_bell(rx);
+    }
+
+    /// Takes the bells, and notes the daemon's death.
+    fn drain_bell(&self, rx: &mut Rx) {
+        match rx.reader.drain_bell() {
+            Ok(()) => {}
+            Err(TransportError::PeerGone) => rx.gone = true,
+            Err(error) => self.close(error.into()),
+        }
+    }
+
+    /// Sends what waits for the socket to be writable, or for room. False: it would block still.
+    pub(crate) fn write_more(&self) -> bool {
+        let mut wakes = Vec::new();
+        let mut tx = lock(&self.tx);
+        if tx.end.is_none()
+            && let Err(error) = tx
+                .flush_now()
+                .and_then(|()| tx.write_out())
+                .and_then(|()| tx.flush_now())
+        {
+            self.fail(&mut tx, error.into(), &mut wakes);
+        }
+        if let Some((_, waker)) = tx.queue.front() {
+            wakes.push(waker.clone());
+        }
+        let done = tx.end.is_some() || !tx.writer.wants_writable();
+        drop(tx);
+        wake_all(&mut wakes);
+        done
+    }
+
+    /// Whether a frame waits for room.
+    pub(crate) fn is_blocked(&self) -> bool {
+        lock(&self.tx).blocked.is_some()
+    }
+
+    /// Whether a frame that waits for room would find it now. A corrupt ring counts: the pump tells.
+    pub(crate) fn has_room(&self) -> bool {
+        let mut tx = lock(&self.tx);
+        let need = tx.blocked.unwrap_or(0);
+        tx.writer.has_room(need).unwrap_or(true)
+    }
+
+    /// Notes who is to be woken when something other than the socket asks for attention.
+    pub(crate) fn set_driver(&self, waker: &Waker) {
+        let mut tx = lock(&self.tx);
+        if !tx
+            .driver
+            .as_ref()
+            .is_some_and(|driver| driver.will_wake(waker))
+        {
+            tx.driver = Some(waker.clone());
+        }
+    }
+
+    /// Wakes the driver if something waits for the socket to be writable.
+    #[inline]
+    pub(crate) fn tell_driver(&self) {
+        if !self.shares_memory() {
+            let tx = lock(&self.tx);
+            let driver = if tx.wants_writable() {
+                tx.driver.clone()
+            } else {
+                None
+            };
+            drop(tx);
+            if let Some(driver) = driver {
+                driver.wake();
+            }
+        }
+    }
+
+    /// Joins those who wait while another thread pumps. To be called before [`try_rx`](Self::try_rx).
+    pub(crate) fn follow(&self, tx: &mut Tx, waker: &Waker) {
+        tx.followers.push(waker.clone());
+        self.followers.store(tx.followers.len(), Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn unfollow(&self, tx: &mut Tx, waker: &Waker) {
+        if let Some(at) = tx.followers.iter().position(|other| other.will_wake(waker)) {
+            tx.followers.swap_remove(at);
+            self.followers.store(tx.followers.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// Wakes one of those who wait, after the right to pump was given up.
+    #[inline]
+    pub(crate) fn promote(&self) {
+        fence(Ordering::SeqCst);
+        if self.followers.load(Ordering::Relaxed) > 0 {
+            let waker = lock(&self.tx).followers.first().cloned();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Where one answer gathers, how it is taken, and what is left of its request meanwhile.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType, OpenPrefix};
+
+use super::tx::Tx;
+use super::{End, Link, Outcome};
+
+/// Longest memory that a free slot keeps in each of its buffers.
+const KEPT: usize = 1 << 20;
+
+/// Where one answer gathers.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    pub(super) id: u64,
+    /// The stream has no terminal frame yet.
+    pub(super) live: bool,
+    pub(super) one_item: bool,
+    pub(super) repeatable: bool,
+    pub(super) accepted: bool,
+    /// Something of the response came.
+    pub(super) answered: bool,
+    /// The application has seen an item.
+    handed: bool,
+    /// Nobody waits for the answer any more.
+    pub(super) abandoned: bool,
+    pub(super) end: Option<SlotEnd>,
+    pub(super) waker: Option<Waker>,
+    /// Finished items from `head` on, one after another, and behind them the pieces of the next.
+    pub(super) bytes: Vec<u8>,
+    head: usize,
+    /// Length of each finished item, with the credit that is given when it is taken.
+    pub(super) items: VecDeque<(usize, u32)>,
+    pub(super) partial: usize,
+    pub(super) partial_credit: u32,
+    /// What is still to be sent of the request, from `sent` on.
+    pub(super) body: Vec<u8>,
+    pub(super) sent: usize,
+    pub(super) prefix: Option<OpenPrefix>,
+    pub(super) ty: Option<MessageType>,
+    pub(super) whole: bool,
+    pub(super) uploading: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum SlotEnd {
+    Fine,
+    Failed(ErrorBody),
+    Lost,
+}
+
+impl Slot {
+    /// Surely not run: neither accepted nor answered.
+    pub(super) fn is_untouched(&self) -> bool {
+        !self.accepted && !self.answered
+    }
+
+    fn may_repeat(&self) -> bool {
+        self.is_untouched() || (self.repeatable && !self.handed)
+    }
+
+    fn wait(&mut self, waker: Option<&Waker>) {
+        if let Some(waker) = waker {
+            match &mut self.waker {
+                Some(old) => old.clone_from(waker),
+                none => *none = Some(waker.clone()),
+            }
+        }
+    }
+
+    fn compact(&mut self) {
+        if self.head == self.bytes.len() {
+            self.bytes.clear();
+            self.head = 0;
+        } else if self.head >= self.bytes.len() / 2 && self.head >= 4096 {
+            self.bytes.drain(..self.head);
+            self.head = 0;
+        }
+    }
+
+    /// Ready for another stream. `uploading` stays: it says that the slot stands in `uploads`.
+    #[inline]
+    pub(super) fn reset(&mut self) {
+        for buffer in [&mut self.bytes, &mut self.body] {
+            buffer.clear();
+            if buffer.capacity() > KEPT {
+                *buffer = Vec::new();
+            }
+        }
+        self.items.clear();
+        self.head = 0;
+        self.partial = 0;
+        self.partial_credit = 0;
+        self.sent = 0;
+        self.accepted = false;
+        self.answered = false;
+        self.handed = false;
+        self.abandoned = false;
+        self.end = None;
+        self.waker = None;
+        self.prefix = None;
+    }
+}
+
+impl Tx {
+    /// Takes the answer of a one-item request into `answer`, or notes who waits for it. With the answer the slot is
+    /// given back: see [`Stream::taken`].
+    #[inline]
+    pub(crate) fn take_answer(
+        &mut self,
+        index: u32,
+        answer: &mut Vec<u8>,
+        waker: Option<&Waker>,
+    ) -> Poll<Result<(), Outcome>> {
+        let slot = &mut self.slots[index as usize];
+        match &slot.end {
+            None => {
+                slot.wait(waker);
+                Poll::Pending
+            }
+            Some(SlotEnd::Fine) if slot.items.len() == 1 => {
+                std::mem::swap(answer, &mut slot.bytes);
+                self.recycle(index);
+                Poll::Ready(Ok(()))
+            }
+            Some(SlotEnd::Fine) => {
+                let message = format!(
+                    "the answer has {} items where one was expected",
+                    slot.items.len()
+                );
+                Poll::Ready(Err(Outcome::Failed(ErrorBody::new(
+                    ErrorCode::Internal,
+                    message,
+                ))))
+            }
+            Some(_) => Poll::Ready(Err(self.outcome(index))),
+        }
+    }
+
+    /// Takes the next item into `item`: true, or false at the end; or notes who waits for it.
+    #[inline]
+    pub(crate) fn take_item(
+        &mut self,
+        index: u32,
+        item: &mut Vec<u8>,
+        waker: Option<&Waker>,
+    ) -> Poll<Result<bool, Outcome>> {
+        let slot = &mut self.slots[index as usize];
+        let lost = matches!(slot.end, Some(SlotEnd::Lost)) && slot.may_repeat();
+        if let Some(&(length, mut credit)) = slot.items.front().filter(|_| !lost) {
+            slot.items.pop_front();
+            slot.handed = true;
+            item.clear();
+            item.extend_from_slice(&slot.bytes[slot.head..slot.head + length]);
+            slot.head += length;
+            slot.compact();
+            if slot.items.is_empty() {
+                // What comes now is what the reader waits for.
+                credit += std::mem::take(&mut slot.partial_credit);
+            }
+            if slot.end.is_none() && self.end.is_none() {
+                let id = slot.id;
+                self.state.taken(id, credit);
+                // A daemon that is gone, and a ring that is corrupt, are found by the next pump.
+                let _ = self.write_out().and_then(|()| self.flush_now());
+            }
+            return Poll::Ready(Ok(true));
+        }
+        match &slot.end {
+            None => {
+                slot.wait(waker);
+                Poll::Pending
+            }
+            Some(SlotEnd::Fine) => Poll::Ready(Ok(false)),
+            Some(_) => Poll::Ready(Err(self.outcome(index))),
+        }
+    }
+
+    /// Whether the request may still have to be sent again.
+    pub(crate) fn may_repeat(&self, index: u32) -> bool {
+        self.slots[index as usize].may_repeat()
+    }
+
+    fn outcome(&mut self, index: u32) -> Outcome {
+        let slot = &self.slots[index as usize];
+        match &slot.end {
+            Some(SlotEnd::Failed(body)) => Outcome::Failed(body.clone()),
+            _ if matches!(self.end.as_deref(), Some(End::Closed)) => Outcome::Closed,
+            _ => Outcome::Lost {
+                safe: slot.may_repeat(),
+                reason: Arc::clone(&self.reason),
+            },
+        }
+    }
+}
+
+/// A stream that somebody waits for. Dropping it before its end cancels it.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) link: Arc<Link>,
+    pub(crate) index: u32,
+    taken: bool,
+}
+
+impl Stream {
+    pub(crate) fn new(link: Arc<Link>, index: u32) -> Self {
+        Self {
+            link,
+            index,
+            taken: false,
+        }
+    }
+
+    /// [`Tx::take_answer`] has given the answer, and the slot back.
+    pub(crate) fn taken(mut self) {
+        self.taken = true;
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.link.release(self.index);
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! The writing side: opens requests, sends them as far as the ring and the daemon's credit allow, and hands what the
+//! daemon sends to the slots.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use lapce_ai_proto::{
+    ClientEvent, ClientState, FIN, Frame, GoAway, HEADER_LEN, Kind, Limits, OPEN_PREFIX_LEN,
+    OpenPrefix, PREFIX, Refusal, Welcome,
+};
+use lapce_ai_transport::{CONTROL_ROOM, TransportError, Writer};
+
+use super::slot::{Slot, SlotEnd};
+use super::{End, Outgoing};
+
+/// Most that is set aside for an item on the daemon's word that it will come.
+const AHEAD: u64 = 1 << 20;
+
+/// The writing side and everything that is known.
+#[derive(Debug)]
+pub(crate) struct Tx {
+    pub(super) writer: Writer,
+    pub(super) state: ClientState,
+    pub(super) slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// The slot of each live stream, by the stream's [place](ClientState::place).
+    places: Vec<u32>,
+    /// Slots with credit and bytes to send, in turn.
+    uploads: VecDeque<u32>,
+    /// The one request whose OPEN found no room in the ring. No other is begun before it is out: ids rise.
+    pub(super) deferred: Option<u32>,
+    /// Who waits to begin a request, in order. Only the first may.
+    pub(super) queue: VecDeque<(u64, Waker)>,
+    next_ticket: u64,
+    /// Threads that wait while another one pumps.
+    pub(super) followers: Vec<Waker>,
+    /// The task that pumps when nobody else does.
+    pub(super) driver: Option<Waker>,
+    /// Payload of the frame that found no room, if one waits.
+    pub(super) blocked: Option<usize>,
+    /// Requests that were written and not yet published.
+    pub(super) lagging: u32,
+    /// Longest payload of a request's frame, so that it fits the ring.
+    fragment: usize,
+    pub(super) goaway: Option<GoAway>,
+    pub(super) end: Option<Arc<End>>,
+    pub(super) reason: Arc<str>,
+}
+
+impl Tx {
+    pub(super) fn new(writer: Writer, welcome: &Welcome, response_window: u32) -> Self {
+        let limits = welcome.limits;
+        // A ring smaller than a frame with its reserve could never take one.
+        let room = match welcome.request_capacity as usize {
+            0 => usize::MAX,
+            capacity => capacity
+                .saturating_sub(HEADER_LEN + CONTROL_ROOM)
+                .max(OPEN_PREFIX_LEN + 1),
+        };
+        let fragment = room.min(limits.max_frame_payload as usize);
+        let limits = Limits {
+            max_frame_payload: fragment as u32,
+            ..limits
+        };
+        Self {
+            writer,
+            state: ClientState::new(limits, response_window),
+            slots: Vec::new(),
+            free: Vec::new(),
+            places: Vec::new(),
+            uploads: VecDeque::new(),
+            deferred: None,
+            queue: VecDeque::new(),
+            next_ticket: 0,
+            followers: Vec::new(),
+            driver: None,
+            blocked: None,
+            lagging: 0,
+            fragment,
+            goaway: None,
+            end: None,
+            reason: Arc::from(""),
+        }
+    }
+
+    pub(super) fn enqueue(&mut self, ticket: &mut Option<u64>, waker: &Waker) {
+        let Some(ticket) = *ticket else {
+            self.next_ticket += 1;
+            *ticket = Some(self.next_ticket);
+            self.queue.push_back((self.next_ticket, waker.clone()));
+            return;
+        };
+        match self.queue.iter_mut().find(|(other, _)| *other == ticket) {
+            Some((_, old)) => old.clone_from(waker),
+            None => self.queue.push_back((ticket, waker.clone())),
+        }
+    }
+
+    pub(super) fn dequeue(&mut self, ticket: &mut Option<u64>, wakes: &mut Vec<Waker>) {
+        let ticket = ticket.take();
+        self.queue.retain(|(other, _)| Some(*other) != ticket);
+        // The next in line may find room too.
+        if let Some((_, waker)) = self.queue.front() {
+            wakes.push(waker.clone());
+        }
+    }
+
+    /// Opens a stream and writes its OPEN, or defers that.
+    #[inline]
+    pub(super) fn open(
+        &mut self,
+        request: &Outgoing<'_>,
+    ) -> Result<(u32, Result<(), TransportError>), Refusal> {
+        let opening = self
+            .state
+            .open(request.body.len() as u64, request.prefix.is_some())?;
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            (self.slots.len() - 1) as u32
+        });
+        let place = self.state.place(opening.id);
+        if self.places.len() <= place {
+            self.places.resize(place + 1, 0);
+        }
+        self.places[place] = index;
+        let prefix = match request.prefix {
+            None if opening.whole => None,
+            prefix => {
+                let total_length = request.body.len() as u64;
+                Some(OpenPrefix {
+                    total_length,
+                    ..prefix.unwrap_or_default()
+                })
+            }
+        };
+        let slot = &mut self.slots[index as usize];
+        slot.id = opening.id;
+        slot.live = true;
+        slot.one_item = request.one_item;
+        slot.repeatable = request.repeatable;
+        slot.whole = opening.whole;
+        if opening.whole && prefix.is_none() {
+            let written =
+                self.writer
+                    .frame(Kind::Open, FIN, request.ty.0, opening.id, &[], request.body);
+            if let Ok(true) = written {
+                return Ok((index, Ok(())));
+            }
+        }
+        slot.prefix = prefix;
+        slot.ty = Some(request.ty);
+        slot.sent = 0;
+        slot.body.clear();
+        if !opening.whole {
+            slot.body.extend_from_slice(request.body);
+        }
+        let opened = self.write_open(index, request.body);
+        let written = opened.and_then(|written| {
+            if !written {
+                let slot = &mut self.slots[index as usize];
+                if slot.whole {
+                    slot.body.extend_from_slice(request.body);
+                }
+                self.deferred = Some(index);
+                self.write_out()?;
+            }
+            Ok(())
+        });
+        Ok((index, written))
+    }
+
+    fn write_open(&mut self, index: u32, whole_body: &[u8]) -> Result<bool, TransportError> {
+        let slot = &self.slots[index as usize];
+        let encoded = slot.prefix.map(|prefix| prefix.encode());
+        let prefix = encoded.as_ref().map_or(&[][..], |prefix| prefix);
+        let flags = if slot.whole { FIN } else { 0 } | if encoded.is_some() { PREFIX } else { 0 };
+        let body = if slot.whole { whole_body } else { &[] };
+        let ty = slot.ty.map_or(0, |ty| ty.0);
+        self.writer
+            .frame(Kind::Open, flags, ty, slot.id, prefix, body)
+    }
+
+    /// Publishes what was written. A daemon that is gone is found by the reader, after what it left.
+    #[inline]
+    pub(super) fn flush_now(&mut self) -> Result<(), TransportError> {
+        self.lagging = 0;
+        match self.writer.flush() {
+            Err(TransportError::PeerGone) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Writes control frames, the deferred OPEN and pieces of uploads as far as there is room; where there is not, asks
+    /// to be woken.
+    #[inline]
+    pub(super) fn write_out(&mut self) -> Result<(), TransportError> {
+        if !self.state.has_control() && self.deferred.is_none() && self.uploads.is_empty() {
+            return Ok(());
+        }
+        self.blocked = None;
+        while let Some(need) = self.write_some()? {
+            self.flush_now()?;
+            if self.writer.wait_for_room(need)? {
+                self.blocked = Some(need);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes until all is written, or a frame with so many bytes of payload finds no room.
+    fn write_some(&mut self) -> Result<Option<usize>, TransportError> {
+        while let Some(control) = self.state.next_control() {
+            if !self.writer.control(control)? {
+                return Ok(Some(8));
+            }
+            self.state.control_sent();
+        }
+        if let Some(index) = self.deferred {
+            let body = std::mem::take(&mut self.slots[index as usize].body);
+            let written = self.write_open(index, &body);
+            let slot = &mut self.slots[index as usize];
+            slot.body = body;
+            if !written? {
+                let body = if slot.whole { slot.body.len() } else { 0 };
+                return Ok(Some(OPEN_PREFIX_LEN + body));
+            }
+            self.deferred = None;
+            if slot.abandoned {
+                self.state.cancel(slot.id);
+                return self.write_some();
+            }
+        }
+        while let Some(&index) = self.uploads.front() {
+            let slot = &mut self.slots[index as usize];
+            let left = slot.body.len() - slot.sent;
+            let sendable = if slot.uploading {
+                self.state.sendable(slot.id)
+            } else {
+                None
+            };
+            let len = match sendable {
+                None | Some(0) => {
+                    slot.uploading = false;
+                    self.uploads.pop_front();
+                    continue;
+                }
+                Some(sendable) => left.min(self.fragment).min(sendable as usize),
+            };
+            let last = len == left;
+            let kind = if last { Kind::End } else { Kind::Data };
+            let piece = &slot.body[slot.sent..slot.sent + len];
+            if !self.writer.frame(kind, 0, 0, slot.id, &[], piece)? {
+                return Ok(Some(len));
+            }
+            slot.sent += len;
+            self.state.sent(slot.id, len as u32);
+            self.uploads.pop_front();
+            if last {
+                slot.uploading = false;
+            } else {
+                self.uploads.push_back(index);
+            }
+        }
+        Ok(None)
+    }
+
+    #[inline]
+    pub(super) fn on_frame(
+        &mut self,
+        frame: &Frame<'_>,
+        wakes: &mut Vec<Waker>,
+    ) -> Result<(), End> {
+        match self.state.handle(frame).map_err(TransportError::Fault)? {
+            ClientEvent::Piece {
+                id,
+                bytes,
+                item_length,
+                item_ends,
+                stream_ends,
+            } => {
+                let Some(index) = self.slot_of(id) else {
+                    return Ok(());
+                };
+                let slot = &mut self.slots[index as usize];
+                slot.live = !stream_ends;
+                if slot.abandoned {
+                    if stream_ends {
+                        self.recycle(index);
+                    }
+                    return Ok(());
+                }
+                slot.answered = true;
+                if let Some(length) = item_length {
+                    slot.bytes.reserve(length.min(AHEAD) as usize);
+                }
+                slot.bytes.extend_from_slice(bytes);
+                slot.partial += bytes.len();
+                let credit = bytes.len() as u32;
+                // A call wants its one item whole, and a reader with nothing ahead of an unfinished item waits for it.
+                let at_once = slot.one_item || (slot.items.is_empty() && !item_ends);
+                if !stream_ends && at_once {
+                    self.state.taken(id, credit);
+                } else {
+                    slot.partial_credit += credit;
+                }
+                if item_ends {
+                    let length = std::mem::take(&mut slot.partial);
+                    let credit = std::mem::take(&mut slot.partial_credit);
+                    slot.items.push_back((length, credit));
+                }
+                if stream_ends {
+                    slot.end = Some(SlotEnd::Fine);
+                }
+                if stream_ends || (item_ends && !slot.one_item) {
+                    wakes.extend(slot.waker.take());
+                }
+            }
+            ClientEvent::Ended { id } => self.finish(id, SlotEnd::Fine, wakes),
+            ClientEvent::Failed { id, body } => {
+                let end = match (self.goaway, self.slot_of(id)) {
+                    // Not run: it goes to the next connection.
+                    (Some(goaway), Some(index))
+                        if body.code == goaway.code
+                            && self.slots[index as usize].is_untouched() =>
+                    {
+                        self.reason = Arc::from(body.to_string());
+                        SlotEnd::Lost
+                    }
+                    _ => SlotEnd::Failed(body),
+                };
+                self.finish(id, end, wakes);
+            }
+            ClientEvent::Accepted { id } => {
+                if let Some(index) = self.slot_of(id) {
+                    self.slots[index as usize].accepted = true;
+                }
+            }
+            ClientEvent::Credit { id } => {
+                if let Some(index) = self.slot_of(id) {
+                    let slot = &mut self.slots[index as usize];
+                    if !slot.uploading && slot.sent < slot.body.len() {
+                        slot.uploading = true;
+                        self.uploads.push_back(index);
+                    }
+                }
+            }
+            ClientEvent::GoAway(goaway) => self.goaway = Some(goaway),
+            ClientEvent::Closed(body) => return Err(End::Daemon(body)),
+            ClientEvent::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// The slot of a live stream.
+    #[inline]
+    fn slot_of(&self, id: u64) -> Option<u32> {
+        let index = *self.places.get(self.state.place(id))?;
+        let slot = &self.slots[index as usize];
+        (slot.live && slot.id == id).then_some(index)
+    }
+
+    fn finish(&mut self, id: u64, end: SlotEnd, wakes: &mut Vec<Waker>) {
+        let Some(index) = self.slot_of(id) else {
+            return;
+        };
+        let slot = &mut self.slots[index as usize];
+        slot.live = false;
+        if slot.abandoned {
+            self.recycle(index);
+        } else {
+            slot.end = Some(end);
+            wakes.extend(slot.waker.take());
+        }
+    }
+
+    pub(super) fn recycle(&mut self, index: u32) {
+        self.slots[index as usize].reset();
+        self.free.push(index);
+    }
+
+    pub(super) fn release(&mut self, index: u32) -> Result<(), TransportError> {
+        let slot = &mut self.slots[index as usize];
+        if slot.end.is_some() {
+            self.recycle(index);
+            return Ok(());
+        }
+        slot.abandoned = true;
+        slot.waker = None;
+        // Before its OPEN is out, there is nothing that could be cancelled.
+        if self.deferred != Some(index) {
+            self.state.cancel(slot.id);
+            self.write_out()?;
+            self.flush_now()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn wants_writable(&self) -> bool {
+        self.end.is_none() && self.writer.wants_writable()
+    }
+}
