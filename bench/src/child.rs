@@ -69,12 +69,18 @@ impl Child {
 
     /// Asks the child for something, and waits for its word.
     pub(crate) fn ask(&mut self, request: &str) -> Result<String> {
-        writeln!(self.control.get_mut(), "{request}")
-            .with_context(|| format!("`{}` is gone", self.what))?;
+        self.tell(request)?;
         self.read_word()
     }
 
-    fn read_word(&mut self) -> Result<String> {
+    /// Asks the child for something without waiting for its word.
+    pub(crate) fn tell(&mut self, request: &str) -> Result<()> {
+        writeln!(self.control.get_mut(), "{request}")
+            .with_context(|| format!("`{}` is gone", self.what))
+    }
+
+    /// The child's next word.
+    pub(crate) fn read_word(&mut self) -> Result<String> {
         let mut line = String::new();
         let read = self.control.read_line(&mut line);
         if !matches!(read, Ok(n) if n > 0) {

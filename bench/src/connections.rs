@@ -74,12 +74,12 @@ struct Report {
 /// `/proc/<pid>/status` are sums of counters that lag behind by up to 64 pages for each thread. A page that two
 /// processes have touched counts half in a `Pss` and whole in an `Rss`; one that only the client has touched does not count.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-struct Memory {
-    rss: u64,
+pub(crate) struct Memory {
+    pub(crate) rss: u64,
     pss: u64,
-    pss_anon: u64,
+    pub(crate) pss_anon: u64,
     pss_file: u64,
-    pss_shmem: u64,
+    pub(crate) pss_shmem: u64,
     /// Of the mappings of memory files, which is what segments are.
     rss_shmem: u64,
     memfd_mappings: u64,
@@ -300,7 +300,7 @@ fn seconds(word: &str) -> Result<f64> {
 }
 
 /// Lets this process and its children have a descriptor for each connection.
-fn raise_limit(count: u64) -> Result<()> {
+pub(crate) fn raise_limit(count: u64) -> Result<()> {
     let need = count + FURTHER_DESCRIPTORS;
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < need) {
@@ -316,7 +316,7 @@ fn raise_limit(count: u64) -> Result<()> {
     Ok(())
 }
 
-fn memory(pid: u32) -> Result<Memory> {
+pub(crate) fn memory(pid: u32) -> Result<Memory> {
     let read = |name: &str| {
         let path = format!("/proc/{pid}/{name}");
         fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))

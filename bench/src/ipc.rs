@@ -5,15 +5,17 @@
 //! the last. Only where all of them agree, the figures belong together; otherwise the group is measured again.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::machine::{Cpus, Machine, Side};
 use crate::measure::{Effort, Figure, latency, throughput};
 use crate::message::Messages;
-use crate::peers::{Kind, Setup, Waiting};
+use crate::peers::{Kind, Node, Setup, Waiting};
 use crate::report::Report;
 
 const PAYLOADS: [usize; 4] = [64, 1 << 10, 64 << 10, 1 << 20];
@@ -45,6 +47,9 @@ pub(crate) struct Arguments {
     /// Bytes of each of the plain ring's rings: as many as ours has by default
     #[arg(long, default_value_t = 128 << 10, value_parser = capacity)]
     ring: usize,
+    /// The Node.js that is measured beside it, up to 4 KiB
+    #[arg(long, default_value = "node")]
+    node: PathBuf,
     /// Print JSON, with every single repetition
     #[arg(long)]
     json: bool,
@@ -82,6 +87,17 @@ pub(crate) enum Regime {
     Unsettled,
     /// Nobody spins, so it does not matter.
     Any,
+}
+
+impl Regime {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Near => "near",
+            Self::Far => "far",
+            Self::Unsettled => "unsettled",
+            Self::Any => "-",
+        }
+    }
 }
 
 /// Messages in flight for a payload: as many as leave both rings something to do.
@@ -168,10 +184,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let spinning = cpus.can_spin();
     cpus.pin(Side::Parent)?;
     let machine = Machine::look(&cpus);
+    let mut left_out = Vec::new();
+    let node = Node::find(&arguments.node)
+        .map_err(|error| left_out.push(format!("Node.js: {error:#}")))
+        .ok()
+        .map(Arc::new);
     let setup = Setup {
         cpus,
         ring: settings.ring_bytes,
         spin: Duration::from_micros(settings.spin_us),
+        node: node.clone(),
     };
     let mut run = Run {
         settings,
@@ -191,13 +213,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             }
         }
     }
-    let mut left_out = Vec::new();
     if !spinning {
         left_out.push("everything that spins: fewer than two processors are usable".to_owned());
     }
     let report = Report {
         machine,
         settings: run.settings,
+        node: node.map(|node| node.version().to_owned()),
         measured_again: run.measured_again,
         left_out,
         failures: run.failures,
@@ -287,6 +309,7 @@ impl Run {
         let takes_part = |peer: &Kind| {
             peer.waiting() == waiting
                 && peer.carries(payload)
+                && (peer.node_script().is_none() || self.setup.node.is_some())
                 && match mode {
                     Mode::Latency => peer.has_latency(),
                     Mode::Throughput => peer.has_window(),
@@ -307,14 +330,11 @@ impl Run {
     /// The median of a bare ping-pong, in nanoseconds.
     fn bracket(&mut self) -> Option<u64> {
         let effort = self.settings.bracket;
-        let figure = measure(Kind::PingPong, Mode::Latency, 64, &self.setup, effort);
-        match self.note(Kind::PingPong, 0, figure)? {
-            Figure::Latency(latency) => Some(latency.p50),
-            Figure::Throughput(_) => None,
-        }
+        let median = ping_pong(&self.setup, effort);
+        self.note(Kind::PingPong, 0, median)
     }
 
-    fn note(&mut self, peer: Kind, payload: usize, figure: Result<Figure>) -> Option<Figure> {
+    fn note<T>(&mut self, peer: Kind, payload: usize, figure: Result<T>) -> Option<T> {
         figure
             .with_context(|| format!("{}, {payload} bytes", peer.name()))
             .map_err(|error| self.failures.push(format!("{error:#}")))
@@ -340,6 +360,28 @@ impl Run {
     }
 }
 
+/// The median of a bare ping-pong, in nanoseconds.
+pub(crate) fn ping_pong(setup: &Setup, effort: Effort) -> Result<u64> {
+    match measure(Kind::PingPong, Mode::Latency, 64, setup, effort)? {
+        Figure::Latency(latency) => Ok(latency.p50),
+        Figure::Throughput(_) => bail!("a latency is no throughput"),
+    }
+}
+
+/// A plain ring's messages for each second.
+pub(crate) fn plain_ring(
+    setup: &Setup,
+    payload: usize,
+    window: usize,
+    effort: Effort,
+) -> Result<f64> {
+    let mut ring = Kind::PlainRing.start(setup, payload)?;
+    let messages = Messages::new(payload, window);
+    let found = throughput(ring.as_mut(), &messages, window, effort)?;
+    ring.finish()?;
+    Ok(found.per_second)
+}
+
 fn measure(
     peer: Kind,
     mode: Mode,
@@ -347,6 +389,14 @@ fn measure(
     setup: &Setup,
     effort: Effort,
 ) -> Result<Figure> {
+    if let Some(script) = peer.node_script() {
+        let node = setup.node.as_ref().context("there is no Node.js")?;
+        let window = match mode {
+            Mode::Latency => 1,
+            Mode::Throughput => window(payload),
+        };
+        return node.measure(script, (mode, payload, window), &setup.cpus, effort);
+    }
     let mut running = peer.start(setup, payload)?;
     let figure = match mode {
         Mode::Latency => Figure::Latency(latency(
@@ -364,14 +414,14 @@ fn measure(
     Ok(figure)
 }
 
-fn agree(brackets: &[u64]) -> bool {
+pub(crate) fn agree(brackets: &[u64]) -> bool {
     match (brackets.iter().min(), brackets.iter().max()) {
         (Some(least), Some(most)) => *most as f64 <= *least as f64 * AGREEMENT,
         _ => false,
     }
 }
 
-fn regime(before: u64, after: u64) -> Regime {
+pub(crate) fn regime(before: u64, after: u64) -> Regime {
     let mean = ((before as f64) * (after as f64)).sqrt();
     if mean < NEAR_BELOW_NS {
         Regime::Near

@@ -63,21 +63,46 @@ impl Cpus {
         self.0.len() >= 2 && usable_cpus() >= 2
     }
 
+    /// The same for the `index`th of many clients: they share what processors the child's side leaves.
+    pub(crate) fn for_client(&self, index: usize) -> Self {
+        let Some(server) = self.of(Side::Child) else {
+            return self.clone();
+        };
+        let mut others: Vec<usize> = self
+            .0
+            .iter()
+            .copied()
+            .filter(|cpu| *cpu != server)
+            .collect();
+        let others_len = others.len();
+        others.rotate_left(index % others_len);
+        // A child takes the second place.
+        others.insert(0, server);
+        Self(others)
+    }
+
+    /// Lets this thread, and those it starts from now on, run on all of them again.
+    pub(crate) fn unpin(&self) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        set_affinity(&self.0)
+    }
+
     /// Pins this thread, and those it starts from now on, to its side's processor.
     pub(crate) fn pin(&self, side: Side) -> Result<()> {
-        let set = |cpus: &[usize]| {
-            let mut set = CpuSet::new();
-            cpus.iter().for_each(|cpu| set.set(*cpu));
-            sched_setaffinity(None, &set).context("cannot pin to a processor")
-        };
         // A child inherits its parent's pin. What the transport asks once, how many processors are usable, must be asked
         // of all of them: from one alone it would conclude that spinning is useless.
-        if !self.0.is_empty() {
-            set(&self.0)?;
-        }
+        self.unpin()?;
         let _ = usable_cpus();
-        self.of(side).map_or(Ok(()), |cpu| set(&[cpu]))
+        self.of(side).map_or(Ok(()), |cpu| set_affinity(&[cpu]))
     }
+}
+
+fn set_affinity(cpus: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    cpus.iter().for_each(|cpu| set.set(*cpu));
+    sched_setaffinity(None, &set).context("cannot pin to a processor")
 }
 
 /// The machine and the moment.
@@ -169,5 +194,9 @@ mod tests {
             (Some(5), "3,5".to_owned())
         );
         assert_eq!(two.exchanged().of(Side::Child), Some(3));
+        assert_eq!(two.for_client(5).of(Side::Child), Some(3));
+        let three = Cpus::from_list(vec![3, 5, 7]);
+        let of_clients = [0, 1, 2].map(|index| three.for_client(index).of(Side::Child));
+        assert_eq!(of_clients, [Some(3), Some(7), Some(3)]);
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release -p lapce-ai-bench -- ipc           latency and throughput beside the peers
 //! cargo run --release -p lapce-ai-bench -- connections   memory and idleness of many connections
+//! cargo run --release -p lapce-ai-bench -- many          throughput of many connections from several processes
 //! ```
 //!
 //! Each peer is a child process: this program again, in a hidden role (`peer`). Nothing printed is a constant.
@@ -12,6 +13,7 @@ mod child;
 mod connections;
 mod ipc;
 mod machine;
+mod many;
 mod measure;
 mod message;
 mod peers;
@@ -37,6 +39,7 @@ struct CommandLine {
 enum Command {
     Ipc(ipc::Arguments),
     Connections(connections::Arguments),
+    Many(many::Arguments),
     /// The other side of an exchange; started by the commands above.
     #[command(hide = true)]
     Peer {
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
     let result = match CommandLine::parse().command {
         Command::Ipc(arguments) => ipc::run(&arguments),
         Command::Connections(arguments) => connections::run(&arguments),
+        Command::Many(arguments) => many::run(&arguments),
         Command::Peer { cpus, role } => play(cpus, role),
     };
     match result {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::message::{Flow, Messages};
 use crate::peers::Peer;
@@ -33,7 +33,7 @@ impl Effort {
 }
 
 /// Latencies with one message in flight, in nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Latency {
     pub(crate) p50: u64,
     pub(crate) p99: u64,
@@ -43,7 +43,7 @@ pub(crate) struct Latency {
 }
 
 /// Messages, each with its answer, with several in flight.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Throughput {
     pub(crate) messages: u64,
     pub(crate) seconds: f64,
@@ -51,7 +51,7 @@ pub(crate) struct Throughput {
 }
 
 /// What a peer gave.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Figure {
     Latency(Latency),

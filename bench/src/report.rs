@@ -17,6 +17,8 @@ use crate::peers::{Kind, Waiting};
 pub(crate) struct Report {
     pub(crate) machine: Machine,
     pub(crate) settings: Settings,
+    /// Node.js's version, if it is installed.
+    pub(crate) node: Option<String>,
     /// Groups that were measured again because their ping-pongs disagreed.
     pub(crate) measured_again: u32,
     pub(crate) left_out: Vec<String>,
@@ -92,14 +94,17 @@ impl Report {
     }
 
     fn json(&self) -> Value {
+        let rows = self.rows();
         json!({
             "what": "round trips between two processes: request and answer with the same payload",
             "machine": self.machine,
             "settings": self.settings,
+            "node": self.node,
             "groups_measured_again": self.measured_again,
             "left_out": self.left_out,
             "failures": self.failures,
-            "rows": self.rows(),
+            "rows": &rows,
+            "against_node": against_node(&rows),
             "repetitions": self.samples,
         })
     }
@@ -111,6 +116,7 @@ impl Report {
         let rows = self.rows();
         let _ = latency_table(&mut out, &rows);
         let _ = throughput_table(&mut out, &rows);
+        let _ = self.node_table(&mut out, &against_node(&rows));
         let _ = self.foot(&mut out);
         out
     }
@@ -162,6 +168,47 @@ impl Report {
         Ok(())
     }
 
+    fn node_table(&self, out: &mut String, ratios: &[AgainstNode]) -> std::fmt::Result {
+        let (Some(version), false) = (&self.node, ratios.is_empty()) else {
+            return Ok(());
+        };
+        writeln!(
+            out,
+            "\nAGAINST NODE.JS {version}: how many times faster than it lapce-ai is (p50, p99), and how many times as many \
+             messages it carries"
+        )?;
+        writeln!(
+            out,
+            "both sides run under node, which times itself and is not pinned; batched: all that is there goes in one write"
+        )?;
+        writeln!(
+            out,
+            "{:>8} {:<24} {:<9} {:<24} {:>8} {:>8} {:>10}",
+            "payload", "ours", "regime", "node's", "x p50", "x p99", "x rate"
+        )?;
+        let mut last = None;
+        for found in ratios {
+            if last
+                .replace(found.payload)
+                .is_some_and(|last| last != found.payload)
+            {
+                writeln!(out)?;
+            }
+            writeln!(
+                out,
+                "{:>8} {:<24} {:<9} {:<24} {:>8} {:>8} {:>10}",
+                bytes(found.payload),
+                found.ours.name(),
+                found.regime.name(),
+                found.node.name(),
+                ratio(found.p50),
+                ratio(found.p99),
+                ratio(found.rate),
+            )?;
+        }
+        Ok(())
+    }
+
     fn foot(&self, out: &mut String) -> std::fmt::Result {
         for left_out in &self.left_out {
             writeln!(out, "\nleft out: {left_out}")?;
@@ -170,6 +217,94 @@ impl Report {
             writeln!(out, "\nFAILED: {failure}")?;
         }
         Ok(())
+    }
+}
+
+/// Ours against one of Node.js's ways, as a person would say it: above 1 ours is better.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct AgainstNode {
+    payload: usize,
+    ours: Kind,
+    regime: Regime,
+    node: Kind,
+    p50: Option<f64>,
+    p99: Option<f64>,
+    rate: Option<f64>,
+}
+
+fn against_node(rows: &[Row]) -> Vec<AgainstNode> {
+    let find = |like: &Row, mode: Mode, regime: Option<Regime>| {
+        rows.iter().find(|row| {
+            row.mode == mode
+                && row.peer == like.peer
+                && row.payload == like.payload
+                && regime.is_none_or(|regime| row.regime == regime)
+        })
+    };
+    let mut found: Vec<AgainstNode> = Vec::new();
+    for ours in rows {
+        if !matches!(ours.peer, Kind::OursSpinning | Kind::OursAsleep) {
+            continue;
+        }
+        for node in rows {
+            let pair = |other: &AgainstNode| {
+                (other.payload, other.ours, other.regime, other.node)
+                    == (ours.payload, ours.peer, ours.regime, node.peer)
+            };
+            let is_pair = node.peer.node_script().is_some() && node.payload == ours.payload;
+            // A pair has a row for its latency and one for its rate, or only one of them.
+            if !is_pair || found.iter().any(pair) {
+                continue;
+            }
+            let columns = |mode| {
+                let ours = find(ours, mode, Some(ours.regime))?.columns;
+                Some((ours, find(node, mode, None)?.columns))
+            };
+            let quotient = |column: fn(&Columns) -> Option<f64>, mode| {
+                let (ours, node) = columns(mode)?;
+                Some((column(&ours)?, column(&node)?))
+            };
+            let faster = |column| quotient(column, Mode::Latency).map(|(ours, node)| node / ours);
+            let rate = quotient(Columns::rate, Mode::Throughput).map(|(ours, node)| ours / node);
+            found.push(AgainstNode {
+                payload: ours.payload,
+                ours: ours.peer,
+                regime: ours.regime,
+                node: node.peer,
+                p50: faster(Columns::p50),
+                p99: faster(Columns::p99),
+                rate,
+            });
+        }
+    }
+    found.retain(|pair| pair.p50.is_some() || pair.rate.is_some());
+    found.sort_by_key(|pair| pair.payload);
+    found
+}
+
+impl Columns {
+    fn p50(&self) -> Option<f64> {
+        match self {
+            Self::Latency { p50_us, .. } => Some(*p50_us),
+            Self::Throughput { .. } => None,
+        }
+    }
+
+    fn p99(&self) -> Option<f64> {
+        match self {
+            Self::Latency { p99_us, .. } => Some(*p99_us),
+            Self::Throughput { .. } => None,
+        }
+    }
+
+    fn rate(&self) -> Option<f64> {
+        match self {
+            Self::Throughput {
+                messages_per_second,
+                ..
+            } => Some(*messages_per_second),
+            Self::Latency { .. } => None,
+        }
     }
 }
 
@@ -326,12 +461,7 @@ fn beginning(row: &Row) -> String {
     } else {
         "-".to_owned()
     };
-    let regime = match row.regime {
-        Regime::Near => "near",
-        Regime::Far => "far",
-        Regime::Unsettled => "unsettled",
-        Regime::Any => "-",
-    };
+    let regime = row.regime.name();
     let ping_pong = row
         .ping_pong_us
         .map_or_else(|| "-".to_owned(), |us| format!("{us:.2}"));
@@ -405,6 +535,7 @@ mod tests {
                 ring_bytes: 131_072,
                 payloads: vec![64],
             },
+            node: Some("v0".to_owned()),
             measured_again: 2,
             left_out: vec!["the sun".to_owned()],
             failures: vec!["the moon".to_owned()],
@@ -471,6 +602,29 @@ mod tests {
         assert_eq!(json["rows"][0]["p50_us"], 0.4);
         assert_eq!(json["repetitions"][0]["latency"]["p50"], 300);
         assert_eq!(json["failures"][0], "the moon");
+    }
+
+    #[test]
+    fn node_is_compared_by_payload_and_regime() {
+        let mut report = report();
+        report.samples.extend([
+            latency(Kind::NodeChildProcess, Regime::Any, 40_000, 1.0),
+            Sample {
+                payload: 1024,
+                ..latency(Kind::NodeNet, Regime::Any, 40_000, 1.0)
+            },
+        ]);
+        report.settings.payloads.push(1024);
+        let found = against_node(&report.rows());
+        // Of 64 bytes the one, near and far; of 1024 there is nothing of ours.
+        assert_eq!(found.len(), 2);
+        assert_eq!(found[0].p50, Some(100.0));
+        assert_eq!((found[0].p99, found[0].rate), (Some(1.0), None));
+        let text = report.text();
+        assert!(
+            text.contains("NODE.JS v0") && text.contains("100.00"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::fs;
+use std::io::{self, Write};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -41,7 +42,7 @@ fn every_peer_answers() {
     let found = success(&["ipc", "--quick", "--json"]);
     assert_eq!(found["failures"], Value::Array(Vec::new()));
     let rows = found["rows"].as_array().unwrap();
-    let spinning = found["left_out"].as_array().unwrap().is_empty();
+    let spinning = !found["left_out"].to_string().contains("spins");
     let has = |mode: &str, payload: u64, peer: &str| {
         rows.iter()
             .any(|row| row["mode"] == mode && row["payload"] == payload && row["peer"] == peer)
@@ -93,6 +94,88 @@ fn connections_are_held_and_answer() {
     assert_eq!(found["answered_after"], 20);
     assert_eq!(found["after"]["memfd_mappings"], 20);
     assert!(found["after"]["rss_shmem"].as_u64() > found["before"]["rss_shmem"].as_u64());
+}
+
+const NODE: [&str; 3] = ["node_child_process", "node_net", "node_net_batched"];
+
+#[test]
+fn node_is_measured_beside_ours() {
+    let found = success(&["ipc", "--quick", "--payloads", "64,1024,65536", "--json"]);
+    assert_eq!(found["failures"], Value::Array(Vec::new()));
+    if found["node"].is_null() {
+        writeln!(io::stderr(), "skipped: {}", found["left_out"]).unwrap();
+        return;
+    }
+    let rows = found["rows"].as_array().unwrap();
+    for payload in [64, 1024] {
+        for (mode, peers) in [("latency", &NODE[..2]), ("throughput", &NODE[..])] {
+            for peer in peers {
+                let is_it = |row: &&Value| {
+                    row["mode"] == mode && row["payload"] == payload && row["peer"] == *peer
+                };
+                assert_eq!(rows.iter().filter(is_it).count(), 1, "{mode} {peer}");
+            }
+        }
+        let against = found["against_node"].as_array().unwrap();
+        let asleep = against
+            .iter()
+            .find(|row| row["payload"] == payload && row["ours"] == "ours_asleep")
+            .unwrap();
+        assert_eq!(asleep["node"], "node_child_process");
+        assert!(asleep["p50"].as_f64().unwrap() > 0.0 && asleep["rate"].as_f64().unwrap() > 0.0);
+    }
+    // Only of small payloads.
+    assert!(
+        !rows
+            .iter()
+            .any(|row| row["payload"] == 65536 && NODE.iter().any(|peer| row["peer"] == *peer))
+    );
+}
+
+#[test]
+fn without_node_its_rows_are_left_out() {
+    let arguments = [
+        "ipc",
+        "--quick",
+        "--payloads",
+        "64",
+        "--json",
+        "--node",
+        "/nowhere/node",
+    ];
+    let found = success(&arguments);
+    assert!(found["left_out"].to_string().contains("/nowhere/node"));
+    let rows = found["rows"].as_array().unwrap();
+    assert!(!rows.is_empty() && found["against_node"] == Value::Array(Vec::new()));
+    assert!(
+        !rows
+            .iter()
+            .any(|row| NODE.iter().any(|peer| row["peer"] == *peer))
+    );
+}
+
+#[test]
+fn many_connections_are_served() {
+    // The second fills the rings, so that answers may overtake each other.
+    for (window, payload) in [("4", "1024"), ("64", "4096")] {
+        let found = success(&[
+            "many",
+            "--connections",
+            "10",
+            "--processes",
+            "3",
+            "--secs",
+            "0.05",
+            "--json",
+            "--window",
+            window,
+            "--payload",
+            payload,
+        ]);
+        assert_eq!(found["errors"], Value::Array(Vec::new()));
+        assert_eq!(found["served"], 10);
+        assert!(found["server_rss"].as_u64().unwrap() > 0);
+    }
 }
 
 /// The child of a run that plays this role, once there is one.

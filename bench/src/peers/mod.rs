@@ -1,5 +1,6 @@
 //! The ways for two processes to exchange messages: ours, and those it is measured against.
 
+mod node;
 mod ours;
 mod ping_pong;
 mod plain_ring;
@@ -7,9 +8,11 @@ mod stream;
 mod unix_socket;
 mod wakeup;
 
-pub(crate) use ours::{ServerChild, connect_raw};
+pub(crate) use node::Node;
+pub(crate) use ours::{RAW_LARGEST, ServerChild, connect_raw};
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -42,6 +45,9 @@ pub(crate) trait Peer {
     fn finish(self: Box<Self>) -> Result<()>;
 }
 
+/// Largest payload of Node.js's rows: the small ones are what it is compared for.
+const NODE_LARGEST: usize = 4096;
+
 /// How both sides wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +70,9 @@ pub(crate) enum Kind {
     Futex,
     UnixBlocking,
     OursAsleep,
+    NodeChildProcess,
+    NodeNet,
+    NodeNetBatched,
 }
 
 /// What peers are started with.
@@ -74,10 +83,12 @@ pub(crate) struct Setup {
     pub(crate) ring: usize,
     /// How long ours spins before it sleeps, where it spins.
     pub(crate) spin: Duration,
+    /// Node.js, if it is installed.
+    pub(crate) node: Option<Arc<Node>>,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::PingPong,
         Self::PlainRing,
         Self::BatchedRing,
@@ -88,6 +99,9 @@ impl Kind {
         Self::Futex,
         Self::UnixBlocking,
         Self::OursAsleep,
+        Self::NodeChildProcess,
+        Self::NodeNet,
+        Self::NodeNetBatched,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -102,6 +116,9 @@ impl Kind {
             Self::Futex => "futex",
             Self::UnixBlocking => "Unix socket, blocking",
             Self::OursAsleep => "lapce-ai, asleep",
+            Self::NodeChildProcess => "node child_process, JSON",
+            Self::NodeNet => "node net, Unix socket",
+            Self::NodeNetBatched => "node net, batched",
         }
     }
 
@@ -113,7 +130,13 @@ impl Kind {
             | Self::UnixSpinning
             | Self::OursSpinning
             | Self::RawSpinning => Waiting::Spinning,
-            Self::EventFd | Self::Futex | Self::UnixBlocking | Self::OursAsleep => Waiting::Asleep,
+            Self::EventFd
+            | Self::Futex
+            | Self::UnixBlocking
+            | Self::OursAsleep
+            | Self::NodeChildProcess
+            | Self::NodeNet
+            | Self::NodeNetBatched => Waiting::Asleep,
         }
     }
 
@@ -124,14 +147,27 @@ impl Kind {
 
     /// Whether it differs from the others with one message in flight.
     pub(crate) fn has_latency(self) -> bool {
-        self != Self::BatchedRing
+        !matches!(self, Self::BatchedRing | Self::NodeNetBatched)
     }
 
     /// Whether it can carry such a payload.
     pub(crate) fn carries(self, payload: usize) -> bool {
         match self {
-            Self::RawSpinning => payload <= ours::RAW_LARGEST,
+            Self::RawSpinning => payload <= RAW_LARGEST,
+            Self::NodeChildProcess | Self::NodeNet | Self::NodeNetBatched => {
+                payload <= NODE_LARGEST
+            }
             _ => true,
+        }
+    }
+
+    /// The script of a peer whose two sides both run under node, where they are measured too; and whether it batches.
+    pub(crate) fn node_script(self) -> Option<(&'static str, bool)> {
+        match self {
+            Self::NodeChildProcess => Some((node::CHILD_PROCESS, false)),
+            Self::NodeNet => Some((node::NET, false)),
+            Self::NodeNetBatched => Some((node::NET, true)),
+            _ => None,
         }
     }
 
@@ -147,6 +183,9 @@ impl Kind {
             Self::OursSpinning => Box::new(ours::Ours::start(setup, setup.spin)?),
             Self::OursAsleep => Box::new(ours::Ours::start(setup, Duration::ZERO)?),
             Self::RawSpinning => Box::new(ours::Raw::start(setup)?),
+            Self::NodeChildProcess | Self::NodeNet | Self::NodeNetBatched => {
+                bail!("{} is measured under node", self.name())
+            }
         })
     }
 }
@@ -179,6 +218,11 @@ pub(crate) enum Role {
     Holder {
         socket: PathBuf,
     },
+    Crowd {
+        socket: PathBuf,
+        window: usize,
+        payload: usize,
+    },
 }
 
 impl Role {
@@ -203,6 +247,11 @@ impl Role {
                 max_connections,
             ),
             Self::Holder { socket } => crate::connections::hold(parent, &socket),
+            Self::Crowd {
+                socket,
+                window,
+                payload,
+            } => crate::many::crowd(parent, &socket, window, payload),
         }
     }
 }

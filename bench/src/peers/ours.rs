@@ -23,7 +23,7 @@ use crate::message::{Flow, Messages};
 /// Connections that the server of an exchange takes.
 const CONNECTIONS: usize = 16;
 /// Largest payload of the raw transport's row: what surely fits one frame.
-pub(super) const RAW_LARGEST: usize = 4096;
+pub(crate) const RAW_LARGEST: usize = 4096;
 
 /// A server in a child, and the place of its socket.
 #[derive(Debug)]

@@ -131,10 +131,15 @@ impl Session {
         self.tx.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Notes how many requests are under way, for those who look without the lock.
+    pub(crate) fn note_live(&self, tx: &Tx) {
+        self.live.store(tx.state.live() as u64, Ordering::Relaxed);
+    }
+
     /// Makes what a task wrote visible. A connection that broke is left to the reactor, which sees it too.
     fn settle(&self, tx: &mut Tx, shared: &Shared) {
         let result = tx.pump();
-        self.live.store(tx.state.live() as u64, Ordering::Relaxed);
+        self.note_live(tx);
         if result.is_err() || tx.blocked_since.is_some() || tx.writer.wants_writable() {
             shared.call_reactor(self);
         }
@@ -163,8 +168,7 @@ impl Session {
                     break Poll::Pending;
                 }
                 Ok(Some(Written::NoRoom)) => {
-                    tx.wait(id, context);
-                    tx.room_waiters.push(id);
+                    tx.wait_for_room(id, context);
                     break Poll::Pending;
                 }
                 Ok(None) => return Poll::Ready(Err(Gone)),
@@ -200,8 +204,7 @@ impl Session {
             tx.state.ended(id);
             tx.streams.remove(&id);
         } else {
-            tx.wait(id, context);
-            tx.room_waiters.push(id);
+            tx.wait_for_room(id, context);
         }
         self.settle(&mut tx, shared);
         if written {
@@ -259,6 +262,8 @@ impl Tx {
         if !self.writer.frame(kind, flags, 0, id, prefix, piece)? {
             return Ok(Some(Written::NoRoom));
         }
+        // The client reads, however slowly.
+        self.blocked_since = None;
         if kind == Kind::End {
             self.state.ended(id);
         } else {
@@ -269,6 +274,13 @@ impl Tx {
         } else {
             Written::Some(piece.len())
         }))
+    }
+
+    fn wait_for_room(&mut self, id: u64, context: &mut Context<'_>) {
+        self.wait(id, context);
+        if !self.room_waiters.contains(&id) {
+            self.room_waiters.push(id);
+        }
     }
 
     fn wait(&mut self, id: u64, context: &mut Context<'_>) {

@@ -128,6 +128,12 @@ pub fn connect(
     let frame = Codec::HANDSHAKE.encode(Kind::Hello, 0, 0, 0, &hello.encode());
     match send_with_fd(&socket, &frame, None) {
         Ok(n) if n == frame.len() => {}
+        // Closed already: then why has been said, and is still to be read.
+        Err(lapce_ai_shm::FdError::System { source, .. })
+            if matches!(
+                source.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            ) => {}
         _ => return Err(TransportError::PeerGone.into()),
     }
     let (welcome, segment, received) = await_welcome(path, &socket, options, deadline)?;

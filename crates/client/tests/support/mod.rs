@@ -373,6 +373,7 @@ impl Served {
                 self.answers.extend(self.waiting.drain(..));
             }
             let wrote = self.write();
+            let full = self.connection.writer.wants_writable();
             if self.connection.writer.flush().is_err() || self.connection.reader.release().is_err()
             {
                 gone = true;
@@ -380,7 +381,9 @@ impl Served {
             if self.die {
                 break;
             }
-            if frames > 0 || wrote {
+            // What found no room may find it now, and nobody would tell.
+            let emptied = full && !self.connection.writer.wants_writable();
+            if frames > 0 || wrote || emptied {
                 continue;
             }
             if gone {

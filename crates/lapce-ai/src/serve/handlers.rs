@@ -8,7 +8,7 @@ use lapce_ai_proto::ai::{
 };
 use lapce_ai_proto::status::Status;
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
-use lapce_ai_providers::Event;
+use lapce_ai_providers::{ChatRequest, Event};
 use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -64,23 +64,21 @@ pub(super) fn register(server: &mut Server, app: &Arc<App>) {
     server.handle(MessageType::SHUTDOWN, move |request, reply| {
         shared.shutdown(&request, reply);
     });
-    server.handle(
-        MessageType::TOKEN_COUNT,
-        |request, reply| match wire::parse::<AIRequest>(request.body()) {
+    // Not on the reactor's own thread: a request may be megabytes of JSON.
+    server.handle_async(MessageType::TOKEN_COUNT, |request, responder| async move {
+        match wire::parse::<AIRequest>(&request.body) {
             Ok(request) => {
-                send_json(
-                    reply,
-                    &TokenCount {
-                        tokens: wire::estimated_tokens(&request),
-                        exact: false,
-                    },
-                );
+                let count = TokenCount {
+                    tokens: wire::estimated_tokens(&request),
+                    exact: false,
+                };
+                answer_json(responder, &count).await;
             }
-            Err(error) => reply.fail(error),
-        },
-    );
-    server.handle(MessageType::EMBEDDINGS, |request, reply| {
-        reply.fail(match wire::parse::<EmbeddingsRequest>(request.body()) {
+            Err(error) => responder.fail(error),
+        }
+    });
+    server.handle_async(MessageType::EMBEDDINGS, |request, responder| async move {
+        responder.fail(match wire::parse::<EmbeddingsRequest>(&request.body) {
             Ok(_) => ErrorBody::new(
                 ErrorCode::Unsupported,
                 "no provider here makes embeddings yet",
@@ -206,11 +204,8 @@ impl App {
 
     async fn chat(self: Arc<Self>, request: OwnedRequest, responder: Responder, read: ReadChat) {
         let (ty, connection, begun) = (request.ty, request.connection(), Instant::now());
-        let parsed = read(&request.body);
-        // Its bytes count against the budget, and the answer may take minutes.
-        drop(request);
-        let outcome = match parsed {
-            Ok(request) => self.answer(request, responder).await,
+        let outcome = match read(&request.body) {
+            Ok(parsed) => self.answer(parsed, request, responder).await,
             Err(error) => {
                 let code = error.code;
                 responder.fail(error);
@@ -223,7 +218,14 @@ impl App {
         tracing::debug!(kind = %ty, connection, millis, code, "request ended");
     }
 
-    async fn answer(&self, request: AIRequest, responder: Responder) -> Result<(), ErrorCode> {
+    /// `held` is the request as it came. It counts against the budget, and so stands for what was made of it, until the
+    /// provider has it: an answer may take minutes.
+    async fn answer(
+        &self,
+        request: AIRequest,
+        held: OwnedRequest,
+        responder: Responder,
+    ) -> Result<(), ErrorCode> {
         let failed = |responder: Responder, error: ErrorBody| {
             let code = error.code;
             responder.fail(error);
@@ -241,10 +243,16 @@ impl App {
             Ok(stream) => stream,
             Err(error) => return failed(responder, wire::provider_error(&error)),
         };
-        if !chat.stream {
+        let ChatRequest {
+            model,
+            stream: streamed,
+            ..
+        } = chat;
+        drop(held);
+        if !streamed {
             return match stream.collect().await {
                 Ok(answer) => {
-                    answer_json(responder, &wire::response(answer, route.name, &chat.model)).await;
+                    answer_json(responder, &wire::response(answer, route.name, &model)).await;
                     Ok(())
                 }
                 Err(error) => failed(responder, wire::provider_error(&error)),
@@ -258,7 +266,7 @@ impl App {
                 Some(Err(error)) => return failed(responder, wire::provider_error(&error)),
                 None => return failed(responder, wire::without_finish(route.name)),
             };
-            wire::write_item(&mut item, event, route.name, &chat.model);
+            wire::write_item(&mut item, event, route.name, &model);
             if matches!(event, Event::Finish(_)) {
                 break;
             }

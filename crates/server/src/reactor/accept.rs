@@ -18,6 +18,8 @@ use crate::session::Session;
 
 /// Handshakes that may be under way at once; later clients wait in the listener's backlog.
 const MAX_HANDSHAKES: usize = 256;
+/// Clients that are taken at a time; the others wait for the next turn, so that a crowd at the door stops nobody inside.
+const ACCEPTS: usize = 64;
 /// Tokens of handshakes have this bit, which a connection's generation never reaches.
 const HANDSHAKE: u64 = 1 << 63;
 
@@ -76,7 +78,10 @@ impl Door {
 impl Reactor {
     /// Takes those who wait.
     pub(super) fn accept(&mut self) {
-        while self.door.handshakes.len() < MAX_HANDSHAKES {
+        for _ in 0..ACCEPTS {
+            if self.door.handshakes.len() >= MAX_HANDSHAKES {
+                return;
+            }
             let socket = match self.door.listener.accept() {
                 Ok(Some(socket)) => socket,
                 Ok(None) => return,
@@ -99,6 +104,8 @@ impl Reactor {
     /// Descriptors have run out: gives up the spare one to tell a client so. False: not even that is possible.
     fn refuse_one(&mut self) -> bool {
         if self.door.spare.take().is_none() {
+            // It could not be had again the last time; perhaps it can now.
+            self.door.spare = File::open("/dev/null").ok();
             return false;
         }
         let accepted = self.door.listener.accept();

@@ -11,7 +11,7 @@ use lapce_ai_transport::{Buffer, Reader, TransportError, flush};
 use rustix::event::epoll;
 
 use super::waiting::{Granted, Waiter};
-use super::{Tools, fault_body};
+use super::{Tools, fault_body, is_over};
 use crate::handler::{Body, Handler, OwnedRequest, Reply, Request, Responder, take_fault};
 use crate::server::Shared;
 use crate::session::{Session, Tx};
@@ -30,6 +30,8 @@ pub(super) struct Connection {
     pub(super) watched: bool,
     /// Whether the reactor has it on its list for that.
     pub(super) listed: bool,
+    /// Asleep without a bell for its data, since it is not read until it reads.
+    pub(super) paused: bool,
     /// The epoll waits for the socket to be writable.
     writable_wanted: bool,
 }
@@ -54,6 +56,7 @@ impl Connection {
             last_activity: Instant::now(),
             watched: false,
             listed: false,
+            paused: false,
             writable_wanted: false,
         }
     }
@@ -94,9 +97,7 @@ impl Connection {
             tx.pump()?;
             self.watched = may_stall(&self.uploads, &tx);
         }
-        session
-            .live
-            .store(tx.state.live() as u64, Ordering::Relaxed);
+        session.note_live(&tx);
         flush(&mut self.reader, &mut tx.writer)?;
         self.watch_for_writable(&tx, tools.shared);
         Ok(true)
@@ -121,14 +122,15 @@ impl Connection {
     }
 
     /// Prepares for sleep; false: there is something to do.
-    pub(super) fn go_to_sleep(&mut self) -> Result<bool, TransportError> {
+    pub(super) fn go_to_sleep(&mut self, shared: &Shared) -> Result<bool, TransportError> {
         self.last_activity = Instant::now();
-        let paused = self.watched && {
+        self.paused = self.watched && {
             let mut tx = self.session.lock();
-            tx.parked > 0 && tx.pump().map(|()| tx.blocked_since.is_some())?
+            is_over(&tx, shared) && tx.pump().map(|()| tx.blocked_since.is_some())?
         };
-        // A client that is not read because it does not read is woken for by its room, not by its data.
-        Ok(paused || self.reader.prepare_to_sleep()?)
+        // A client that is not read because it does not read is woken for by its room, and by the next tick, not by
+        // its data.
+        Ok(self.paused || self.reader.prepare_to_sleep()?)
     }
 
     /// The socket is readable, writable or hung up.
@@ -149,9 +151,7 @@ impl Connection {
     pub(super) fn attend(&mut self, epoll: &impl std::os::fd::AsFd) -> Result<(), TransportError> {
         let mut tx = self.session.lock();
         tx.pump()?;
-        self.session
-            .live
-            .store(tx.state.live() as u64, Ordering::Relaxed);
+        self.session.note_live(&tx);
         self.watched = may_stall(&self.uploads, &tx);
         let wants = tx.writer.wants_writable();
         drop(tx);
@@ -219,6 +219,7 @@ impl Connection {
             self.watched = true;
         }
         tx.pump()?;
+        session.note_live(&tx);
         self.watched |= may_stall(&self.uploads, &tx);
         self.watch_for_writable(&tx, tools.shared);
         Ok(())
@@ -269,6 +270,7 @@ impl Connection {
                 .fail(id, ErrorBody::new(ErrorCode::Stalled, message));
         }
         tx.pump()?;
+        self.session.note_live(&tx);
         if tx.blocked_since.is_some_and(late) {
             tracing::warn!(
                 connection = self.session.id,
@@ -295,6 +297,7 @@ impl Connection {
         tx.state
             .fail(id, ErrorBody::new(ErrorCode::DeadlineExceeded, message));
         tx.pump()?;
+        self.session.note_live(&tx);
         self.watch_for_writable(&tx, shared);
         Ok(())
     }
@@ -436,7 +439,9 @@ fn on_frame(
         ServerEvent::Data { id, bytes } => {
             if let Some(upload) = uploads.get_mut(&id) {
                 upload.buffer.extend(bytes);
-                upload.last_progress = Instant::now();
+                if !bytes.is_empty() {
+                    upload.last_progress = Instant::now();
+                }
             }
             Ok(())
         }

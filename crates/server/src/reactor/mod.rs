@@ -72,8 +72,12 @@ struct Tools<'a> {
 impl Tools<'_> {
     /// Whether more is held for a connection, beside the budget, than may be.
     fn is_over(&self, tx: &Tx) -> bool {
-        tx.parked > self.shared.options.limits.inline_window as usize
+        is_over(tx, self.shared)
     }
+}
+
+fn is_over(tx: &Tx, shared: &Shared) -> bool {
+    tx.parked > shared.options.limits.inline_window as usize
 }
 
 /// Connections by index; a token is index and generation, so that a late event never meets a newcomer.
@@ -284,7 +288,7 @@ impl Reactor {
             connection.idle_turns = 0;
         } else {
             connection.idle_turns += 1;
-            if connection.idle_turns >= COOL_AFTER && connection.go_to_sleep()? {
+            if connection.idle_turns >= COOL_AFTER && connection.go_to_sleep(&self.shared)? {
                 connection.hot = false;
                 self.hot.retain(|hot| *hot != index);
             }
@@ -300,7 +304,7 @@ impl Reactor {
                 self.hot.swap_remove(at);
                 continue;
             };
-            match connection.go_to_sleep() {
+            match connection.go_to_sleep(&self.shared) {
                 Ok(true) => {
                     connection.hot = false;
                     self.hot.swap_remove(at);
@@ -432,6 +436,8 @@ impl Reactor {
         self.watched.retain(|watched| *watched != index);
         self.waiting
             .forget(connection.session.token, None, &self.shared);
+        // The socket lives as long as a task that still holds the session, and must not wake anybody.
+        let _ = epoll::delete(&self.epoll, connection.reader.socket());
         connection.close(error, &self.shared);
         self.shared
             .sessions
@@ -504,7 +510,13 @@ impl Reactor {
                 };
                 connection.listed = false;
                 match connection.check_stalls(now, &self.shared) {
-                    Ok(()) => self.note_watched(index),
+                    Ok(()) => {
+                        // It sleeps without a bell for its data: whether it may be read again is seen here.
+                        if std::mem::take(&mut connection.paused) {
+                            self.heat(index);
+                        }
+                        self.note_watched(index);
+                    }
                     Err(error) => self.close(index, &error),
                 }
             }

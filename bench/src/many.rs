@@ -1,0 +1,583 @@
+//! Many busy connections: several client processes share one server, each connection with a window of its own.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use lapce_ai_proto::{FIN, Kind as FrameKind, MessageType};
+use lapce_ai_transport::{Connection, flush};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::{Deserialize, Serialize};
+
+use crate::child::{Child, Parent};
+use crate::connections::{memory, raise_limit};
+use crate::ipc::{agree, ping_pong, plain_ring, regime};
+use crate::machine::{Cpus, Machine, Side};
+use crate::measure::{Effort, median};
+use crate::message::Messages;
+use crate::peers::{RAW_LARGEST, ServerChild, Setup, connect_raw};
+
+/// Longest wait for any answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Passes over all connections without an answer before a client sleeps. After each it lets others run.
+const IDLE_PASSES: u32 = 64;
+/// For the bare ping-pong, and for the plain ring.
+const BRACKET: Duration = Duration::from_millis(20);
+
+/// Measure the throughput of many connections from several processes.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Arguments {
+    /// Connections of all processes together
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
+    /// Client processes
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    processes: u32,
+    /// Messages in flight on each connection, up to as many as the server takes
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    window: u16,
+    /// Bytes of each payload: of what surely fits one frame
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u16).range(16..=RAW_LARGEST as i64))]
+    payload: u16,
+    /// Seconds for which messages are counted
+    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
+    secs: f64,
+    /// Microseconds that the server spins before it sleeps
+    #[arg(long, default_value_t = 50)]
+    spin: u64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.01..=600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("0.01 to 600 seconds".to_owned()),
+    }
+}
+
+/// What was found. Rates are messages with their answers, for each second.
+#[derive(Debug, Serialize)]
+struct Report {
+    what: String,
+    machine: Machine,
+    connections: u32,
+    processes: u32,
+    window: u16,
+    payload: u16,
+    seconds: f64,
+    open_seconds: f64,
+    /// Connections that had an answer at all.
+    served: usize,
+    messages: u64,
+    messages_per_second: f64,
+    per_connection: Spread,
+    /// The slowest process and the fastest.
+    per_process: Spread,
+    /// A plain ring with the same bytes and window between two processes, before and after.
+    plain_ring_per_second: Vec<f64>,
+    to_plain_ring: Option<f64>,
+    /// Medians of the bare ping-pong, before and after; empty where nobody can spin.
+    ping_pong_ns: Vec<u64>,
+    regime: &'static str,
+    /// Under load, at its end.
+    server_rss: u64,
+    server_pss_anon_and_shmem: u64,
+    errors: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct Spread {
+    min: f64,
+    mean: f64,
+    max: f64,
+    min_to_mean: f64,
+    /// How many have less than half of the mean.
+    under_half: usize,
+}
+
+impl Spread {
+    fn of(rates: &[f64]) -> Self {
+        let mean = rates.iter().sum::<f64>() / rates.len().max(1) as f64;
+        let min = rates.iter().copied().fold(f64::INFINITY, f64::min);
+        Self {
+            min,
+            mean,
+            max: rates.iter().copied().fold(0.0, f64::max),
+            min_to_mean: min / mean,
+            under_half: rates.iter().filter(|rate| **rate < mean / 2.0).count(),
+        }
+    }
+}
+
+/// What a client process tells of its run.
+#[derive(Debug, Serialize, Deserialize)]
+struct Counted {
+    seconds: f64,
+    /// Of each connection, within those seconds.
+    answers: Vec<u64>,
+    /// Connections that had an answer at all.
+    served: usize,
+    errors: Vec<String>,
+}
+
+/// Measures and prints. False: an answer was wrong or missing.
+pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
+    let Arguments {
+        connections,
+        processes,
+        window,
+        payload,
+        ..
+    } = *arguments;
+    if processes > connections {
+        bail!("{processes} processes cannot share {connections} connections");
+    }
+    raise_limit(connections.into())?;
+    let cpus = Cpus::allowed()?;
+    cpus.pin(Side::Parent)?;
+    let machine = Machine::look(&cpus);
+    let mut brackets = Brackets::new(&cpus, arguments);
+    brackets.take()?;
+
+    let spin = Duration::from_micros(arguments.spin);
+    let mut server = ServerChild::start(&cpus, spin, connections as usize + 1)?;
+    let socket = server.socket();
+    let socket = socket
+        .to_str()
+        .context("the temporary directory's path is no UTF-8")?;
+    let (window_text, payload_text) = (window.to_string(), payload.to_string());
+    let role = ["crowd", socket, &window_text, &payload_text];
+    let mut crowd = (0..processes)
+        .map(|index| Child::start(&role, &cpus.for_client(index as usize), &[]))
+        .collect::<Result<Vec<_>>>()?;
+    let began = Instant::now();
+    for (index, child) in (0..processes).zip(&mut crowd) {
+        let share = connections / processes + u32::from(index < connections % processes);
+        child.tell(&format!("open {share}"))?;
+    }
+    for child in &mut crowd {
+        let word = child.read_word()?;
+        if word != "open" {
+            bail!("a client process said {word:?} instead of open");
+        }
+    }
+    let open_seconds = began.elapsed().as_secs_f64();
+    let time = Duration::from_secs_f64(arguments.secs);
+    for child in &mut crowd {
+        child.tell(&format!("run {}", time.as_nanos()))?;
+    }
+    // The wait for their words is limited, and counts from when they can be expected.
+    thread::sleep(warm_up(time) + time);
+    server.child.check()?;
+    let memory = memory(server.child.pid())?;
+    let counted = crowd
+        .iter_mut()
+        .map(|child| Ok(serde_json::from_str::<Counted>(&child.read_word()?)?))
+        .collect::<Result<Vec<_>>>()?;
+    let errors: Vec<String> = counted.iter().flat_map(|c| c.errors.clone()).collect();
+    crowd.into_iter().try_for_each(Child::finish)?;
+    server.child.finish()?;
+    brackets.take()?;
+
+    let rates: Vec<f64> = counted
+        .iter()
+        .flat_map(|c| c.answers.iter().map(|n| *n as f64 / c.seconds))
+        .collect();
+    let of_processes: Vec<f64> = counted
+        .iter()
+        .map(|c| c.answers.iter().sum::<u64>() as f64 / c.seconds)
+        .collect();
+    let messages_per_second = rates.iter().sum();
+    let report = Report {
+        what: format!(
+            "{connections} connections from {processes} processes to one server, each with {window} messages of {payload} \
+             bytes in flight"
+        ),
+        machine,
+        connections,
+        processes,
+        window,
+        payload,
+        seconds: arguments.secs,
+        open_seconds,
+        served: counted.iter().map(|c| c.served).sum(),
+        messages: counted.iter().flat_map(|c| &c.answers).sum(),
+        messages_per_second,
+        per_connection: Spread::of(&rates),
+        per_process: Spread::of(&of_processes),
+        to_plain_ring: median(brackets.rings.iter().copied())
+            .map(|ring| messages_per_second / ring),
+        regime: brackets.regime(),
+        plain_ring_per_second: brackets.rings,
+        ping_pong_ns: brackets.ping_pongs,
+        server_rss: memory.rss,
+        server_pss_anon_and_shmem: memory.pss_anon + memory.pss_shmem,
+        errors,
+    };
+    let text = if arguments.json {
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else {
+        report.text()
+    };
+    io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(report.errors.is_empty())
+}
+
+/// What the machine gives at the moment, before and after.
+struct Brackets {
+    setup: Setup,
+    window: usize,
+    payload: usize,
+    ping_pongs: Vec<u64>,
+    rings: Vec<f64>,
+}
+
+impl Brackets {
+    fn new(cpus: &Cpus, arguments: &Arguments) -> Self {
+        Self {
+            setup: Setup {
+                cpus: cpus.clone(),
+                ring: 128 << 10,
+                spin: Duration::ZERO,
+                node: None,
+            },
+            window: arguments.window.into(),
+            payload: arguments.payload.into(),
+            ping_pongs: Vec::new(),
+            rings: Vec::new(),
+        }
+    }
+
+    fn take(&mut self) -> Result<()> {
+        if !self.setup.cpus.can_spin() {
+            return Ok(());
+        }
+        let effort = Effort {
+            time: BRACKET,
+            least: 1000,
+        };
+        self.ping_pongs.push(ping_pong(&self.setup, effort)?);
+        let ring = plain_ring(&self.setup, self.payload, self.window, effort)?;
+        self.rings.push(ring);
+        Ok(())
+    }
+
+    fn regime(&self) -> &'static str {
+        match self.ping_pongs.as_slice() {
+            [before, after] if agree(&[*before, *after]) => regime(*before, *after).name(),
+            [] => "-",
+            _ => "unsettled",
+        }
+    }
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let Machine {
+            cpu,
+            usable_cpus,
+            kernel,
+            load_average,
+            date,
+            version,
+            build,
+            ..
+        } = &self.machine;
+        writeln!(out, "lapce-ai-bench {version} ({build} build), {date}")?;
+        writeln!(
+            out,
+            "{cpu}, {usable_cpus} usable CPUs; {kernel}; load {load_average}"
+        )?;
+        if *build == "debug" {
+            writeln!(out, "A DEBUG BUILD: these figures say nothing about speed.")?;
+        }
+        writeln!(out, "{}", self.what)?;
+        writeln!(
+            out,
+            "the server has a CPU of its own where there are two, the clients share the others; every answer's request, \
+             length and stamps are checked\n"
+        )?;
+        writeln!(
+            out,
+            "{:.0} messages/s: {} messages with their answers in {:.2} s; regime: {}; opened in {:.3} s",
+            self.messages_per_second, self.messages, self.seconds, self.regime, self.open_seconds
+        )?;
+        writeln!(
+            out,
+            "bare ping-pong before and after, ns: {:?}; plain ring, same bytes and window, one connection, messages/s: {}; \
+             to it: {}",
+            self.ping_pong_ns,
+            self.plain_ring_per_second
+                .iter()
+                .map(|rate| format!("{rate:.0}"))
+                .collect::<Vec<_>>()
+                .join(", "),
+            self.to_plain_ring
+                .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")),
+        )?;
+        writeln!(
+            out,
+            "\n{:<14} {:>10} {:>10} {:>10} {:>10} {:>11}",
+            "messages/s", "min", "mean", "max", "min/mean", "under half"
+        )?;
+        for (name, spread) in [
+            ("a connection", &self.per_connection),
+            ("a process", &self.per_process),
+        ] {
+            writeln!(
+                out,
+                "{name:<14} {:>10.0} {:>10.0} {:>10.0} {:>10.2} {:>11}",
+                spread.min, spread.mean, spread.max, spread.min_to_mean, spread.under_half
+            )?;
+        }
+        writeln!(
+            out,
+            "\nthe server under load: {} KiB RSS, {} KiB Pss_Anon + Pss_Shmem",
+            self.server_rss >> 10,
+            self.server_pss_anon_and_shmem >> 10
+        )?;
+        writeln!(
+            out,
+            "{} of {} connections served; errors: {}",
+            self.served,
+            self.connections,
+            self.errors.len()
+        )?;
+        for error in &self.errors {
+            writeln!(out, "FAILED: {error}")?;
+        }
+        Ok(())
+    }
+}
+
+fn warm_up(time: Duration) -> Duration {
+    (time / 5).min(Duration::from_millis(500))
+}
+
+/// A client process: `open <count>`, then `run <nanoseconds>`.
+pub(crate) fn crowd(parent: Parent, socket: &Path, window: usize, payload: usize) -> Result<()> {
+    let messages = Messages::new(payload, window);
+    let mut connections: Vec<Connection> = Vec::new();
+    parent.serve(|request| match request.split_once(' ') {
+        Some(("open", count)) => {
+            for _ in 0..count.parse()? {
+                connections.push(connect_raw(socket)?);
+            }
+            Ok("open".to_owned())
+        }
+        Some(("run", nanos)) => {
+            let time = Duration::from_nanos(nanos.parse()?);
+            let lines = std::mem::take(&mut connections)
+                .into_iter()
+                .map(|connection| Line::new(connection, &messages, window))
+                .collect();
+            Ok(serde_json::to_string(&exchange(lines, time))?)
+        }
+        _ => bail!("an unknown request: {request}"),
+    })
+}
+
+/// Keeps every connection's window full for the time, then lets all answers come.
+fn exchange(mut lines: Vec<Line<'_>>, time: Duration) -> Counted {
+    let mut scratch = Vec::new();
+    let longest = lines
+        .iter()
+        .map(|line| line.connection.reader.scratch_len());
+    scratch.resize(longest.max().unwrap_or(0), 0);
+    let mut passes = Passes {
+        scratch,
+        without_answer: 0,
+    };
+    let warm_until = Instant::now() + warm_up(time);
+    let served = |line: &Line<'_>| line.answers > 0;
+    let waits = |line: &Line<'_>| line.is_open() && !served(line);
+    while (Instant::now() < warm_until || lines.iter().any(waits)) && passes.one(&mut lines) {}
+    let before: Vec<u64> = lines.iter().map(|line| line.answers).collect();
+    let began = Instant::now();
+    while began.elapsed() < time && passes.one(&mut lines) {}
+    let seconds = began.elapsed().as_secs_f64();
+    let answers = lines
+        .iter()
+        .zip(before)
+        .map(|(line, before)| line.answers - before)
+        .collect();
+    for line in &mut lines {
+        line.stopped = true;
+    }
+    while passes.one(&mut lines) {}
+    Counted {
+        seconds,
+        answers,
+        served: lines.iter().filter(|line| served(line)).count(),
+        errors: lines.into_iter().filter_map(|line| line.error).collect(),
+    }
+}
+
+/// One connection and what is in flight on it.
+struct Line<'a> {
+    connection: Connection,
+    messages: &'a Messages,
+    window: usize,
+    /// The request that each message is in flight for; 0: none. Answers may overtake each other where the ring is full.
+    in_flight: Vec<u64>,
+    last_sent: u64,
+    answers: u64,
+    stopped: bool,
+    error: Option<String>,
+}
+
+impl<'a> Line<'a> {
+    fn new(connection: Connection, messages: &'a Messages, window: usize) -> Self {
+        Self {
+            connection,
+            messages,
+            window,
+            in_flight: vec![0; messages.len()],
+            last_sent: 0,
+            answers: 0,
+            stopped: false,
+            error: None,
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.error.is_none() && !(self.stopped && self.answers == self.last_sent)
+    }
+
+    /// Takes what answers there are and sends as many messages as may be. True: there were answers.
+    fn exchange(&mut self, scratch: &mut [u8]) -> Result<bool> {
+        let Connection { reader, writer, .. } = &mut self.connection;
+        let (messages, in_flight) = (self.messages, &mut self.in_flight);
+        let (before, sent) = (self.answers, self.last_sent);
+        let answers = &mut self.answers;
+        while reader.read(scratch, |frame| {
+            let index = (frame.id % messages.len() as u64) as usize;
+            if frame.kind != FrameKind::End || frame.id == 0 || in_flight[index] != frame.id {
+                let (kind, id) = (frame.kind, frame.id);
+                bail!("wrong data: {kind:?} for the request {id}, which is not in flight");
+            }
+            in_flight[index] = 0;
+            *answers += 1;
+            messages.check(index, frame.payload)
+        })? > 0
+        {}
+        while !self.stopped && self.last_sent - self.answers < self.window as u64 {
+            let id = self.last_sent + 1;
+            let index = (id % messages.len() as u64) as usize;
+            let body = messages.payload(index);
+            // The message may still be in flight for a request that was overtaken.
+            if in_flight[index] != 0
+                || !writer.frame(FrameKind::Open, FIN, MessageType::ECHO.0, id, &[], body)?
+            {
+                break;
+            }
+            in_flight[index] = id;
+            self.last_sent = id;
+        }
+        let some = self.answers > before;
+        if some || self.last_sent > sent {
+            flush(reader, writer)?;
+        }
+        Ok(some)
+    }
+}
+
+struct Passes {
+    scratch: Vec<u8>,
+    without_answer: u32,
+}
+
+impl Passes {
+    /// Looks at every connection once. False: none is open any more.
+    fn one(&mut self, lines: &mut [Line<'_>]) -> bool {
+        let (mut open, mut answers) = (false, false);
+        for (index, line) in lines.iter_mut().enumerate() {
+            if !line.is_open() {
+                continue;
+            }
+            match line.exchange(&mut self.scratch) {
+                Ok(some) => {
+                    open |= line.is_open();
+                    answers |= some;
+                }
+                Err(error) => line.error = Some(format!("connection {index}: {error:#}")),
+            }
+        }
+        if answers {
+            self.without_answer = 0;
+        } else if self.without_answer < IDLE_PASSES {
+            self.without_answer += 1;
+            // Other clients share the processor.
+            thread::yield_now();
+        } else if open {
+            self.without_answer = 0;
+            if let Err(error) = sleep(lines) {
+                for line in lines.iter_mut().filter(|line| line.is_open()) {
+                    line.error = Some(format!("{error:#}"));
+                }
+            }
+        }
+        open
+    }
+}
+
+/// Sleeps until an answer comes on any connection.
+fn sleep(lines: &mut [Line<'_>]) -> Result<()> {
+    let mut nothing = true;
+    for line in lines.iter_mut().filter(|line| line.is_open()) {
+        nothing &= line.connection.reader.prepare_to_sleep()?;
+    }
+    let mut rung = vec![false; lines.len()];
+    if nothing {
+        let open: Vec<usize> = (0..lines.len()).filter(|i| lines[*i].is_open()).collect();
+        let mut sockets: Vec<PollFd<'_>> = open
+            .iter()
+            .map(|i| PollFd::from_borrowed_fd(lines[*i].connection.reader.socket(), PollFlags::IN))
+            .collect();
+        let limit = Timespec::try_from(PATIENCE)?;
+        if poll(&mut sockets, Some(&limit))? == 0 {
+            bail!("no answer on any connection within {PATIENCE:?}");
+        }
+        for (socket, index) in sockets.iter().zip(open) {
+            rung[index] = !socket.revents().is_empty();
+        }
+    }
+    for (line, rung) in lines.iter_mut().zip(rung) {
+        if rung && let Err(error) = line.connection.reader.drain_bell() {
+            line.error = Some(error.to_string());
+        }
+        line.connection.reader.awake();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_counts_the_starved() {
+        let found = Spread::of(&[10.0, 20.0, 30.0, 1.0]);
+        assert_eq!((found.min, found.max, found.under_half), (1.0, 30.0, 1));
+        assert!((found.mean - 15.25).abs() < 1e-9);
+    }
+
+    #[test]
+    fn seconds_are_checked() {
+        assert_eq!(seconds("3"), Ok(3.0));
+        seconds("0").unwrap_err();
+        seconds("x").unwrap_err();
+    }
+}
