@@ -59,12 +59,17 @@ impl Link {
             });
             frames = taken;
             let pumped = read.and_then(|_| {
-                tx.write_out()?;
-                tx.lagging = 0;
-                match flush(reader, &mut tx.writer) {
-                    // Whether it left something to read is seen on the next round.
-                    Err(TransportError::PeerGone) => *gone = true,
-                    other => other?,
+                loop {
+                    tx.write_out()?;
+                    tx.lagging = 0;
+                    match flush(reader, &mut tx.writer) {
+                        // Whether it left something to read is seen on the next round.
+                        Err(TransportError::PeerGone) => *gone = true,
+                        other => other?,
+                    }
+                    if *gone || !tx.found_room()? {
+                        break;
+                    }
                 }
                 if *gone && frames == 0 {
                     Err(TransportError::PeerGone.into())
@@ -131,10 +136,7 @@ impl Link {
         let mut wakes = Vec::new();
         let mut tx = lock(&self.tx);
         if tx.end.is_none()
-            && let Err(error) = tx
-                .flush_now()
-                .and_then(|()| tx.write_out())
-                .and_then(|()| tx.flush_now())
+            && let Err(error) = tx.write_on()
         {
             self.fail(&mut tx, error.into(), &mut wakes);
         }

@@ -195,10 +195,10 @@ impl Tx {
     /// to be woken.
     #[inline]
     pub(super) fn write_out(&mut self) -> Result<(), TransportError> {
+        self.blocked = None;
         if !self.state.has_control() && self.deferred.is_none() && self.uploads.is_empty() {
             return Ok(());
         }
-        self.blocked = None;
         while let Some(need) = self.write_some()? {
             self.flush_now()?;
             if self.writer.wait_for_room(need)? {
@@ -207,6 +207,26 @@ impl Tx {
             }
         }
         Ok(())
+    }
+
+    /// Whether what was blocked would find room by now: the last flush may have made it, and nobody else would tell.
+    pub(super) fn found_room(&mut self) -> Result<bool, TransportError> {
+        match self.blocked {
+            Some(need) => self.writer.has_room(need),
+            None => Ok(false),
+        }
+    }
+
+    /// Sends what waits for the socket to be writable, and what waits behind it.
+    pub(super) fn write_on(&mut self) -> Result<(), TransportError> {
+        self.flush_now()?;
+        loop {
+            self.write_out()?;
+            self.flush_now()?;
+            if !self.found_room()? {
+                return Ok(());
+            }
+        }
     }
 
     /// Writes until all is written, or a frame with so many bytes of payload finds no room.

@@ -99,6 +99,10 @@ impl Connection {
         }
         session.note_live(&tx);
         flush(&mut self.reader, &mut tx.writer)?;
+        // The flush may have made the room that the pump did not find, and nobody would tell.
+        if tx.blocked_since.is_some() && tx.has_room()? {
+            tx.pump()?;
+        }
         self.watch_for_writable(&tx, tools.shared);
         Ok(true)
     }
