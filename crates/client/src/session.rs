@@ -157,7 +157,15 @@ impl Session {
         self.kick.notify_one();
     }
 
-    /// The present link, if it takes requests.
+    /// The present link, if there is one that takes requests.
+    #[inline]
+    pub(crate) fn open_link(&self) -> Option<Arc<Link>> {
+        let inner = self.lock();
+        let link = inner.link.as_ref()?;
+        (link.phase() == Phase::Open).then(|| Arc::clone(link))
+    }
+
+    /// Waits for a link that takes requests.
     pub(crate) fn poll_link(
         &self,
         wait: &mut Wait,
@@ -330,6 +338,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Nothing beside its type and body is to be sent or remembered.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.sequence == 0
+    }
+
     /// What is sent now.
     pub(crate) fn outgoing<'a>(&self, body: &'a [u8]) -> Outgoing<'a> {
         let prefix = (self.sequence != 0).then(|| OpenPrefix {

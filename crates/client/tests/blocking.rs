@@ -8,6 +8,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -181,15 +182,20 @@ over_both! {
     fn all_threads_find_the_new_daemon(shared: bool) {
         let mut daemon = Daemon::start();
         let client = Arc::new(connect(&daemon, shared));
+        let restarted = Arc::new(AtomicBool::new(false));
         let threads: Vec<_> = (0..6)
             .map(|_| {
                 let client = Arc::clone(&client);
+                let restarted = Arc::clone(&restarted);
                 thread::spawn(move || {
                     let repeatable = RequestOptions { repeatable: true, ..RequestOptions::default() };
-                    for n in 0..300 {
-                        let body = pattern(n);
+                    let call = |n: usize| {
+                        let body = pattern(n % 300);
                         assert!(client.call_with(ECHO, &body, &repeatable).unwrap() == body);
-                    }
+                    };
+                    // However fast it is, it still has something to ask of the last daemon.
+                    (0..1_000_000).take_while(|_| !restarted.load(Ordering::Relaxed)).for_each(call);
+                    (0..10).for_each(call);
                 })
             })
             .collect();
@@ -197,6 +203,7 @@ over_both! {
             daemon.wait_for_request(round * 100, ECHO);
             daemon.restart();
         }
+        restarted.store(true, Ordering::Relaxed);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert_eq!(client.counters().new_daemons, 3);
     }

@@ -173,6 +173,27 @@ impl ClientState {
         Ok(Opening { id, whole })
     }
 
+    /// [`open`](Self::open) for a request without prefix that goes in one frame; its id. `None`: not now, or not so.
+    #[inline(always)]
+    pub fn open_whole(&mut self, length: usize) -> Option<u64> {
+        let most = self.limits.max_frame_payload.min(self.limits.inline_window);
+        let inline = self.inline_bytes + length as u64;
+        let fits = length <= most as usize
+            && length as u64 <= self.limits.max_message_size
+            && inline <= u64::from(self.limits.inline_window);
+        if self.going_away || !fits || self.streams.is_full() {
+            return None;
+        }
+        self.inline_bytes = inline;
+        let stream = Stream {
+            inline: length as u32,
+            granted: self.window,
+            window: self.window,
+            ..Stream::default()
+        };
+        Some(self.streams.insert(stream))
+    }
+
     /// Request bytes of a stream that may be sent now in DATA or END; `None` once the stream has ended or was cancelled.
     pub fn sendable(&self, id: u64) -> Option<u64> {
         let stream = self.streams.get(id).filter(|stream| !stream.cancel)?;
@@ -217,8 +238,15 @@ impl ClientState {
     ///
     /// # Errors
     /// The rule that the daemon broke; the connection is then to be closed.
-    #[inline]
+    #[inline(always)]
     pub fn handle<'a>(&mut self, frame: &Frame<'a>) -> Result<ClientEvent<'a>, Fault> {
+        match frame.kind {
+            Kind::Data | Kind::End => self.on_piece(frame),
+            _ => self.on_other(frame),
+        }
+    }
+
+    fn on_other<'a>(&mut self, frame: &Frame<'a>) -> Result<ClientEvent<'a>, Fault> {
         let id = frame.id;
         match frame.kind {
             Kind::Data | Kind::End => self.on_piece(frame),
@@ -280,16 +308,17 @@ impl ClientState {
         Ok(true)
     }
 
-    #[inline]
+    #[inline(always)]
     fn on_piece<'a>(&mut self, frame: &Frame<'a>) -> Result<ClientEvent<'a>, Fault> {
         let id = frame.id;
         let end = frame.kind == Kind::End;
-        if !self.answered(id)? {
-            return Ok(ClientEvent::Nothing);
+        if id > self.streams.last_id() {
+            return Err(Fault::BadId);
         }
         let Some(stream) = self.streams.get_mut(id) else {
             return Ok(ClientEvent::Nothing);
         };
+        self.inline_bytes -= u64::from(std::mem::take(&mut stream.inline));
         if end && !frame.has(FIN) {
             if !frame.payload.is_empty() {
                 return Err(Fault::BadPayload);

@@ -33,27 +33,30 @@ impl<T> Slots<T> {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
+    #[inline(always)]
     pub(crate) fn is_full(&self) -> bool {
         self.len() >= self.most
     }
 
     /// The highest id that was given.
+    #[inline(always)]
     pub(crate) fn last_id(&self) -> u64 {
         self.last_id
     }
 
     /// The place of an id, which no other live stream shares.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn place(&self, id: u64) -> usize {
         (id & ((1 << self.bits) - 1)) as usize
     }
 
     /// Records a stream and gives it its id. Not when the table [is full](Self::is_full).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn insert(&mut self, value: T) -> u64 {
         debug_assert!(!self.is_full());
         let place = self.free.pop().unwrap_or_else(|| {
@@ -69,20 +72,20 @@ impl<T> Slots<T> {
         id
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get(&self, id: u64) -> Option<&T> {
         let slot = self.slots.get(self.place(id))?;
         slot.value.as_ref().filter(|_| slot.id == id)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut T> {
         let place = self.place(id);
         let slot = self.slots.get_mut(place)?;
         slot.value.as_mut().filter(|_| slot.id == id)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn remove(&mut self, id: u64) -> Option<T> {
         let place = self.place(id);
         let slot = self.slots.get_mut(place).filter(|slot| slot.id == id)?;

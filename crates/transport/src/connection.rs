@@ -18,6 +18,11 @@ pub const CONTROL_ROOM: usize = 1024;
 /// does not wait long for the copy of those behind it.
 const BATCH: usize = 4 * 1024;
 
+/// Bytes of small frames that are gathered before they enter the ring, with one copy and at the latest when they are
+/// flushed. Stores into the ring miss the cache, since the peer has those lines; any locked operation between two of
+/// them, and a lock has two, waits for all before it. Gathered, they are in flight together.
+const STAGE: usize = 2048;
+
 /// Bytes that a socket's writer holds before it says that there is no room.
 const SOCKET_BUFFER: usize = 64 * 1024;
 
@@ -62,6 +67,7 @@ impl Connection {
             sink: Sink::Ring(ends.1),
             codec,
             scratch: Vec::new(),
+            staged: Vec::new(),
         };
         Self {
             reader,
@@ -94,6 +100,7 @@ impl Connection {
             sink,
             codec,
             scratch: Vec::new(),
+            staged: Vec::new(),
         };
         Self {
             reader,
@@ -316,6 +323,8 @@ pub struct Writer {
     sink: Sink,
     codec: Codec,
     scratch: Vec<u8>,
+    /// Small frames on their way into the ring, in which they have room: see [`STAGE`].
+    staged: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -346,7 +355,7 @@ impl Writer {
     ) -> Result<bool, TransportError> {
         let len = HEADER_LEN + prefix.len() + payload.len();
         let room = match &mut self.sink {
-            Sink::Ring(producer) => producer.has_room(len + CONTROL_ROOM)?,
+            Sink::Ring(producer) => producer.has_room(self.staged.len() + len + CONTROL_ROOM)?,
             Sink::Socket { buffer, start } => buffer.len() - *start < SOCKET_BUFFER,
         };
         if !room {
@@ -363,22 +372,27 @@ impl Writer {
     pub fn control(&mut self, control: &Control) -> Result<bool, TransportError> {
         let mut payload = std::mem::take(&mut self.scratch);
         let (kind, flags, ty, id) = control.parts(&mut payload);
-        let room = match &self.sink {
-            Sink::Ring(_) => true,
-            // What `frame` may leave behind, and the room kept for control.
+        let header = self.codec.header(kind, flags, ty, id, &[&payload]);
+        let pushed = match &mut self.sink {
+            Sink::Ring(producer) => {
+                // Not staged: whether there is room for it is known only now.
+                unstage(producer, &mut self.staged)?;
+                producer.push(&[&header, &payload])?
+            }
             Sink::Socket { buffer, start } => {
+                // What `frame` may leave behind, and the room kept for control.
                 let most = SOCKET_BUFFER + HEADER_LEN + self.codec.max_payload as usize;
-                buffer.len() - *start + HEADER_LEN + payload.len() <= most + CONTROL_ROOM
+                let room =
+                    buffer.len() - *start + HEADER_LEN + payload.len() <= most + CONTROL_ROOM;
+                if room {
+                    buffer.extend_from_slice(&header);
+                    buffer.extend_from_slice(&payload);
+                }
+                room
             }
         };
-        let pushed = if room {
-            let header = self.codec.header(kind, flags, ty, id, &[&payload]);
-            self.push(&header, &[], &payload)
-        } else {
-            Ok(false)
-        };
         self.scratch = payload;
-        pushed
+        Ok(pushed)
     }
 
     #[inline]
@@ -389,8 +403,20 @@ impl Writer {
         payload: &[u8],
     ) -> Result<bool, TransportError> {
         match &mut self.sink {
-            Sink::Ring(producer) if prefix.is_empty() => Ok(producer.push(&[header, payload])?),
-            Sink::Ring(producer) => Ok(producer.push(&[header, prefix, payload])?),
+            Sink::Ring(producer) => {
+                let len = HEADER_LEN + prefix.len() + payload.len();
+                let small = len <= STAGE / 2;
+                if !small || self.staged.len() + len > STAGE {
+                    unstage(producer, &mut self.staged)?;
+                }
+                if !small {
+                    return Ok(producer.push(&[header, prefix, payload])?);
+                }
+                self.staged.extend_from_slice(header);
+                self.staged.extend_from_slice(prefix);
+                self.staged.extend_from_slice(payload);
+                Ok(true)
+            }
             Sink::Socket { buffer, .. } => {
                 buffer.extend_from_slice(header);
                 buffer.extend_from_slice(prefix);
@@ -408,6 +434,7 @@ impl Writer {
     pub fn flush(&mut self) -> Result<(), TransportError> {
         match &mut self.sink {
             Sink::Ring(producer) => {
+                unstage(producer, &mut self.staged)?;
                 if producer.publish() {
                     Bell::new(&self.socket).ring()?;
                 }
@@ -425,6 +452,10 @@ impl Writer {
     pub fn wait_for_room(&mut self, payload: usize) -> Result<bool, TransportError> {
         match &mut self.sink {
             Sink::Ring(producer) => {
+                debug_assert!(
+                    self.staged.is_empty(),
+                    "waiting for room with unflushed frames"
+                );
                 let need = need_to_resume(producer, payload);
                 Ok(producer.wait_for_space(need)?)
             }
@@ -440,6 +471,7 @@ impl Writer {
         match &mut self.sink {
             Sink::Ring(producer) => {
                 let need = need_to_resume(producer, payload);
+                unstage(producer, &mut self.staged)?;
                 Ok(producer.has_room(need)?)
             }
             Sink::Socket { buffer, start } => Ok(buffer.len() - *start < SOCKET_BUFFER),
@@ -455,12 +487,15 @@ impl Writer {
         }
     }
 
-    /// If the peer has read everything, gives the memory of the ring's further pages back to the system.
+    /// If the peer has read everything, gives the memory of the ring's further pages back to the system, and what it
+    /// holds beside. For a connection that has become quiet.
     ///
     /// # Errors
     /// The ring is corrupt.
     pub fn trim(&mut self) -> Result<(), TransportError> {
         if let Sink::Ring(producer) = &mut self.sink {
+            unstage(producer, &mut self.staged)?;
+            self.staged = Vec::new();
             producer.trim()?;
         }
         Ok(())
@@ -481,6 +516,7 @@ impl Writer {
 pub fn flush(reader: &mut Reader, writer: &mut Writer) -> Result<(), TransportError> {
     match (&mut writer.sink, &mut reader.source) {
         (Sink::Ring(producer), Source::Ring(consumer)) => {
+            unstage(producer, &mut writer.staged)?;
             if publish_and_release(producer, consumer) {
                 Bell::new(&writer.socket).ring()?;
             }
@@ -495,6 +531,20 @@ pub fn flush(reader: &mut Reader, writer: &mut Writer) -> Result<(), TransportEr
 fn need_to_resume(producer: &Producer<MappedRing>, payload: usize) -> usize {
     let frame = HEADER_LEN + payload + CONTROL_ROOM;
     frame.max(producer.capacity() / 2).min(producer.capacity())
+}
+
+/// Copies staged frames into the ring.
+#[inline]
+fn unstage(
+    producer: &mut Producer<MappedRing>,
+    staged: &mut Vec<u8>,
+) -> Result<(), TransportError> {
+    if !staged.is_empty() {
+        let pushed = producer.push(&[staged])?;
+        debug_assert!(pushed, "room was found when they were staged");
+        staged.clear();
+    }
+    Ok(())
 }
 
 fn send_all(

@@ -26,6 +26,7 @@ type Scenario = (&'static str, fn(Carrier));
 const SCENARIOS: &[Scenario] = &[
     ("the handshake agrees", the_handshake_agrees),
     ("frames of every size, both ways", every_size_both_ways),
+    ("frames of mixed sizes keep their order", order_of_sizes),
     ("a prefix and its payload are one", prefix_and_payload),
     ("many frames, both ways", many_frames),
     ("a full carrier says so and wakes", full_and_woken),
@@ -113,6 +114,33 @@ fn every_size_both_ways(carrier: Carrier) {
         write(&mut pair.daemon, &frame).unwrap();
         pair.daemon.writer.flush().unwrap();
         assert_eq!(await_frames(&mut pair.client).unwrap(), [frame]);
+    }
+}
+
+/// Small frames may travel together and large ones alone, control frames on their own account; what is written first
+/// still arrives first.
+fn order_of_sizes(carrier: Carrier) {
+    let mut pair = Pair::new(carrier);
+    let most = LIMITS.max_frame_payload as usize;
+    let sizes = [10, 1001, most, 0, 999, 1000, 64, 24, 500, 500, 500, most, 3];
+    for (turn, first) in sizes.iter().enumerate() {
+        let sent = [
+            data(1, *first),
+            data(2, sizes[(turn + 1) % sizes.len()]),
+            data(3, sizes[(turn + 5) % sizes.len()] / 2),
+        ];
+        for frame in &sent {
+            write(&mut pair.client, frame).unwrap();
+        }
+        let cancel = Control::Cancel(9);
+        assert!(pair.client.writer.control(&cancel).unwrap());
+        pair.client.writer.flush().unwrap();
+        let mut received = Vec::new();
+        while received.len() < 4 {
+            received.extend(await_frames(&mut pair.daemon).unwrap());
+        }
+        assert_eq!(received[..3], sent);
+        assert_eq!(received[3].kind, Kind::Cancel);
     }
 }
 

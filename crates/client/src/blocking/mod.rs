@@ -6,14 +6,14 @@ mod wait;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, TryLockError};
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use lapce_ai_proto::{MessageType, Welcome};
 
 pub use self::typed::ChatItems;
 use self::wait::{park, passed, with_waker};
-use crate::link::{Link, Outgoing, Stream};
+use crate::link::{Link, Outgoing, Stream, Tx};
 use crate::session::{Plan, Session, Step, Wait};
 use crate::{ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
 
@@ -104,6 +104,18 @@ impl BlockingClient {
         ty: MessageType,
         body: &'a [u8],
     ) -> Result<Pending<'a>, ClientError> {
+        // The way that nearly every request goes: a link, room, nothing to remember beside the stream.
+        if let Some(link) = self.session.open_link()
+            && let Some(index) = link.begin_plain(ty, body)
+        {
+            return Ok(Pending {
+                client: self,
+                plan: None,
+                ty,
+                body,
+                stream: Stream::new(link, index),
+            });
+        }
         self.submit_with(ty, body, &RequestOptions::default())
     }
 
@@ -121,7 +133,8 @@ impl BlockingClient {
         let stream = self.begin(&plan, body, true)?;
         Ok(Pending {
             client: self,
-            plan,
+            plan: (!plan.is_plain()).then(|| Box::new(plan)),
+            ty,
             body,
             stream,
         })
@@ -252,7 +265,9 @@ impl BlockingClient {
 #[must_use = "dropping it cancels the request"]
 pub struct Pending<'a> {
     client: &'a BlockingClient,
-    plan: Plan,
+    /// What its options ask for, if they ask for anything.
+    plan: Option<Box<Plan>>,
+    ty: MessageType,
     body: &'a [u8],
     stream: Stream,
 }
@@ -273,25 +288,38 @@ impl Pending<'_> {
     /// # Errors
     /// See [`ClientError`].
     #[inline]
-    pub fn wait_into(mut self, answer: &mut Vec<u8>) -> Result<(), ClientError> {
+    pub fn wait_into(self, answer: &mut Vec<u8>) -> Result<(), ClientError> {
+        // With many requests in flight, one pump brings the answers of several.
+        if self.stream.link.take_ready(self.stream.index, answer) {
+            self.stream.taken();
+            return Ok(());
+        }
+        self.wait_long(answer)
+    }
+
+    #[inline(never)]
+    fn wait_long(mut self, answer: &mut Vec<u8>) -> Result<(), ClientError> {
+        let last_moment = self.plan.as_ref().and_then(|plan| plan.last_moment());
         loop {
             let stream = &self.stream;
-            let waited = self
-                .client
-                .wait(&stream.link, self.plan.last_moment(), |tx, waker, _| {
-                    tx.take_answer(stream.index, answer, waker)
-                });
-            match waited.ok_or(ClientError::DeadlineExceeded)? {
+            let take = |tx: &mut Tx, waker: Option<&Waker>, _: &mut Vec<Waker>| {
+                tx.take_answer(stream.index, answer, waker)
+            };
+            let waited = self.client.wait_further(&stream.link, last_moment, take);
+            let outcome = match waited.ok_or(ClientError::DeadlineExceeded)? {
                 Ok(()) => {
                     self.stream.taken();
                     return Ok(());
                 }
-                Err(outcome) => {
-                    self.client.session.note(&stream.link);
-                    self.plan.after(outcome)?;
-                    self.stream = self.client.begin(&self.plan, self.body, true)?;
-                }
-            }
+                Err(outcome) => outcome,
+            };
+            self.client.session.note(&stream.link);
+            let plan = self.plan.get_or_insert_with(|| {
+                let options = RequestOptions::default();
+                Box::new(self.client.session.plan(self.ty, &options, true))
+            });
+            plan.after(outcome)?;
+            self.stream = self.client.begin(plan, self.body, false)?;
         }
     }
 }

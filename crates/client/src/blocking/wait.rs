@@ -2,7 +2,7 @@
 //! leader leaves.
 
 use std::cell::OnceCell;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::task::{Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -30,15 +30,22 @@ impl BlockingClient {
         mut look: impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
     ) -> Option<T> {
         // With many requests in flight, one pump brings the answers of several.
-        if let Poll::Ready(found) = link.look(|tx, wakes| look(tx, None, wakes)) {
-            return Some(found);
+        match link.look(|tx, wakes| look(tx, None, wakes)) {
+            Poll::Ready(found) => Some(found),
+            Poll::Pending => self.wait_further(link, until, look),
         }
+    }
+
+    /// [`wait`](Self::wait) for those who have just looked, and found nothing.
+    pub(super) fn wait_further<T>(
+        &self,
+        link: &Link,
+        until: Option<Instant>,
+        mut look: impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
+    ) -> Option<T> {
         loop {
-            if let Some(mut rx) = link.try_rx() {
-                let found = self.lead(link, &mut rx, until, &mut look);
-                drop(rx);
-                link.promote();
-                return found;
+            if let Some(rx) = link.try_rx() {
+                return self.lead(link, rx, until, &mut look);
             }
             let turn = with_waker(|waker| {
                 let mut wakes = Vec::new();
@@ -88,33 +95,40 @@ impl BlockingClient {
     fn lead<T>(
         &self,
         link: &Link,
-        rx: &mut Rx,
+        mut rx: MutexGuard<'_, Rx>,
         until: Option<Instant>,
         look: &mut impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
     ) -> Option<T> {
         let mut wakes = Vec::new();
         loop {
             // The answer cannot be there at once: a look at the ring costs less than a pump for nothing.
-            let ready = rx.has_data() || self.spin(link, rx);
-            let (frames, found) = link.pump(rx, |tx| look(tx, None, &mut wakes));
-            wakes.drain(..).for_each(Waker::wake);
-            if let Poll::Ready(found) = found {
-                return Some(found);
+            let ready = rx.has_data() || self.spin(link, &mut rx);
+            let pumped = link.pump_for(rx, |tx| look(tx, None, &mut wakes));
+            if !wakes.is_empty() {
+                wakes.drain(..).for_each(Waker::wake);
             }
+            let frames = match pumped {
+                Ok(found) => return Some(found),
+                Err((frames, kept)) => {
+                    rx = kept;
+                    frames
+                }
+            };
             if passed(until) {
+                link.leave(rx);
                 return None;
             }
             if frames > 0 || ready {
                 continue;
             }
-            if let Some(writable) = link.prepare_to_sleep(rx) {
+            if let Some(writable) = link.prepare_to_sleep(&mut rx) {
                 let flags = if writable {
                     PollFlags::IN | PollFlags::OUT
                 } else {
                     PollFlags::IN
                 };
                 sleep(link, flags, until);
-                link.woken(rx);
+                link.woken(&mut rx);
                 if writable {
                     link.write_more();
                 }

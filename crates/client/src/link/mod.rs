@@ -19,7 +19,7 @@ mod tx;
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Poll, Waker};
 
@@ -54,7 +54,6 @@ pub(crate) struct Link {
     rx: Mutex<Rx>,
     socket: Arc<OwnedFd>,
     phase: AtomicU8,
-    followers: AtomicUsize,
     welcome: Welcome,
 }
 
@@ -86,7 +85,6 @@ impl Link {
             rx: Mutex::new(Rx::new(reader)),
             socket,
             phase: AtomicU8::new(Phase::Open as u8),
-            followers: AtomicUsize::new(0),
             welcome,
         }
     }
@@ -157,6 +155,56 @@ impl Link {
         drop(tx);
         wake_all(&mut wakes);
         begun
+    }
+
+    /// Begins a request without options whose answer is one item, if it can go at once and in one frame.
+    /// It may lag: see [`Outgoing::may_lag`].
+    #[inline]
+    pub(crate) fn begin_plain(&self, ty: MessageType, body: &[u8]) -> Option<u32> {
+        let mut guard = lock(&self.tx);
+        let tx = &mut *guard;
+        if !tx.takes_plain || tx.deferred.is_some() || !tx.queue.is_empty() {
+            return None;
+        }
+        let (index, mut written) = tx.open_plain(ty, body)?;
+        tx.lagging += 1;
+        // One that is alone in flight has nobody to wait for.
+        if written.is_ok() && (tx.lagging >= LAG || tx.state.live() <= 1) {
+            written = tx.flush_now();
+        }
+        if let Err(error) = written {
+            let mut wakes = Vec::new();
+            self.fail(tx, error.into(), &mut wakes);
+            drop(guard);
+            wake_all(&mut wakes);
+        }
+        Some(index)
+    }
+
+    /// Takes the answer of a one-item request if it is there and right, and its slot with it. If it is not, publishes
+    /// what lags, since the caller is about to wait.
+    #[inline]
+    pub(crate) fn take_ready(&self, index: u32, answer: &mut Vec<u8>) -> bool {
+        let mut tx = lock(&self.tx);
+        if tx.take_ready(index, answer) {
+            return true;
+        }
+        if tx.lagging > 0 {
+            self.publish_lagging(tx);
+        }
+        false
+    }
+
+    #[inline(never)]
+    fn publish_lagging(&self, mut tx: MutexGuard<'_, Tx>) {
+        if tx.end.is_none()
+            && let Err(error) = tx.flush_now()
+        {
+            let mut wakes = Vec::new();
+            self.fail(&mut tx, error.into(), &mut wakes);
+            drop(tx);
+            wake_all(&mut wakes);
+        }
     }
 
     /// [`begin`](Self::begin) for those who hold `tx`; `wakes` are to be called without it.
@@ -259,6 +307,7 @@ impl Link {
         }
         tx.reason = Arc::from(end.to_string());
         tx.end = Some(Arc::new(end));
+        tx.takes_plain = false;
         self.phase.store(Phase::Ended as u8, Ordering::Release);
         tx.writer.hang_up();
         for slot in tx.slots.iter_mut().filter(|slot| slot.live) {

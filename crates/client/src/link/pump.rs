@@ -1,8 +1,8 @@
 //! The reading side: whoever waits for an answer takes what came for all, and sleeps when there is nothing. Those who find
 //! another pumping follow, and are promoted when it leaves.
 
-use std::sync::atomic::{Ordering, fence};
-use std::task::Waker;
+use std::sync::MutexGuard;
+use std::task::{Poll, Waker};
 
 use lapce_ai_transport::{Reader, TransportError, flush};
 
@@ -42,58 +42,85 @@ impl Link {
     /// frames there were.
     #[inline]
     pub(crate) fn pump<T>(&self, rx: &mut Rx, then: impl FnOnce(&mut Tx) -> T) -> (usize, T) {
+        let mut tx = lock(&self.tx);
+        let frames = self.take_in(&mut tx, rx);
+        let then = then(&mut tx);
+        drop(tx);
+        if !rx.wakes.is_empty() {
+            wake_all(&mut rx.wakes);
+        }
+        (frames, then)
+    }
+
+    /// [`pump`](Self::pump), and if `then` is ready, [`leave`](Self::leave) too. Otherwise `rx` comes back, with the
+    /// number of frames.
+    #[inline]
+    pub(crate) fn pump_for<'a, T>(
+        &self,
+        mut rx: MutexGuard<'a, Rx>,
+        then: impl FnOnce(&mut Tx) -> Poll<T>,
+    ) -> Result<T, (usize, MutexGuard<'a, Rx>)> {
+        let mut tx = lock(&self.tx);
+        let frames = self.take_in(&mut tx, &mut rx);
+        match then(&mut tx) {
+            Poll::Ready(found) => {
+                self.leave_locked(tx, rx);
+                Ok(found)
+            }
+            Poll::Pending => {
+                drop(tx);
+                wake_all(&mut rx.wakes);
+                Err((frames, rx))
+            }
+        }
+    }
+
+    #[inline]
+    fn take_in(&self, tx: &mut Tx, rx: &mut Rx) -> usize {
         let Rx {
             reader,
             scratch,
             wakes,
             gone,
         } = rx;
-        let mut guard = lock(&self.tx);
-        let tx = &mut *guard;
+        if tx.end.is_some() {
+            return 0;
+        }
         let mut frames = 0;
-        if tx.end.is_none() {
-            let mut taken = 0;
-            let read = reader.read(scratch, |frame| {
-                taken += 1;
-                tx.on_frame(&frame, wakes)
-            });
-            frames = taken;
-            let pumped = read.and_then(|_| {
-                loop {
-                    tx.write_out()?;
-                    tx.lagging = 0;
-                    match flush(reader, &mut tx.writer) {
-                        // Whether it left something to read is seen on the next round.
-                        Err(TransportError::PeerGone) => *gone = true,
-                        other => other?,
-                    }
-                    if *gone || !tx.found_room()? {
-                        break;
-                    }
+        let read = reader.read(scratch, |frame| {
+            frames += 1;
+            tx.on_frame(&frame, wakes)
+        });
+        let pumped = read.and_then(|_| {
+            loop {
+                tx.write_out()?;
+                tx.lagging = 0;
+                match flush(reader, &mut tx.writer) {
+                    // Whether it left something to read is seen on the next round.
+                    Err(TransportError::PeerGone) => *gone = true,
+                    other => other?,
                 }
-                if *gone && frames == 0 {
-                    Err(TransportError::PeerGone.into())
-                } else {
-                    Ok(())
+                if *gone || !tx.found_room()? {
+                    break;
                 }
-            });
-            match pumped {
-                Err(end) => self.fail(tx, end, wakes),
-                Ok(()) if frames > 0 => {
-                    if let Some((_, waker)) = tx.queue.front() {
-                        wakes.push(waker.clone());
-                    }
-                    self.note_phase(tx, wakes);
-                }
-                Ok(()) => {}
             }
+            if *gone && frames == 0 {
+                Err(TransportError::PeerGone.into())
+            } else {
+                Ok(())
+            }
+        });
+        match pumped {
+            Err(end) => self.fail(tx, end, wakes),
+            Ok(()) if frames > 0 => {
+                if let Some((_, waker)) = tx.queue.front() {
+                    wakes.push(waker.clone());
+                }
+                self.note_phase(tx, wakes);
+            }
+            Ok(()) => {}
         }
-        let then = then(tx);
-        drop(guard);
-        if !wakes.is_empty() {
-            wake_all(wakes);
-        }
-        (frames, then)
+        frames
     }
 
     /// Prepares to sleep on the socket. `None`: there is something to do first. Otherwise whether it matters too that
@@ -190,29 +217,42 @@ impl Link {
         }
     }
 
-    /// Joins those who wait while another thread pumps. To be called before [`try_rx`](Self::try_rx).
+    /// Joins those who wait while another thread pumps. To be called before [`try_rx`](Self::try_rx): whoever pumps
+    /// lets go of `rx` while it holds `tx`, so either it sees the newcomer, or the newcomer finds `rx` free.
     pub(crate) fn follow(&self, tx: &mut Tx, waker: &Waker) {
         tx.followers.push(waker.clone());
-        self.followers.store(tx.followers.len(), Ordering::Relaxed);
-        fence(Ordering::SeqCst);
     }
 
     pub(crate) fn unfollow(&self, tx: &mut Tx, waker: &Waker) {
         if let Some(at) = tx.followers.iter().position(|other| other.will_wake(waker)) {
             tx.followers.swap_remove(at);
-            self.followers.store(tx.followers.len(), Ordering::Relaxed);
         }
     }
 
-    /// Wakes one of those who wait, after the right to pump was given up.
+    /// Gives up the right to pump, and wakes one of those who wait.
+    pub(crate) fn leave(&self, rx: MutexGuard<'_, Rx>) {
+        self.leave_locked(lock(&self.tx), rx);
+    }
+
     #[inline]
+    fn leave_locked(&self, tx: MutexGuard<'_, Tx>, mut rx: MutexGuard<'_, Rx>) {
+        if rx.wakes.is_empty() && tx.followers.is_empty() {
+            drop(rx);
+            drop(tx);
+            return;
+        }
+        // They are called outside of the locks.
+        let mut wakes = std::mem::take(&mut rx.wakes);
+        wakes.extend(tx.followers.first().cloned());
+        drop(rx);
+        drop(tx);
+        wake_all(&mut wakes);
+    }
+
+    /// Wakes one of those who wait, if nobody pumps.
     pub(crate) fn promote(&self) {
-        fence(Ordering::SeqCst);
-        if self.followers.load(Ordering::Relaxed) > 0 {
-            let waker = lock(&self.tx).followers.first().cloned();
-            if let Some(waker) = waker {
-                waker.wake();
-            }
+        if let Some(rx) = self.try_rx() {
+            self.leave(rx);
         }
     }
 }

@@ -106,6 +106,18 @@ impl Slot {
 }
 
 impl Tx {
+    /// Takes the answer of a one-item request if it is there and right, and gives the slot back.
+    #[inline]
+    pub(super) fn take_ready(&mut self, index: u32, answer: &mut Vec<u8>) -> bool {
+        let slot = &mut self.slots[index as usize];
+        if !matches!(slot.end, Some(SlotEnd::Fine)) || slot.items.len() != 1 {
+            return false;
+        }
+        std::mem::swap(answer, &mut slot.bytes);
+        self.recycle(index);
+        true
+    }
+
     /// Takes the answer of a one-item request into `answer`, or notes who waits for it. With the answer the slot is
     /// given back: see [`Stream::taken`].
     #[inline]

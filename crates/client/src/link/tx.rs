@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use lapce_ai_proto::{
-    ClientEvent, ClientState, FIN, Frame, GoAway, HEADER_LEN, Kind, Limits, OPEN_PREFIX_LEN,
-    OpenPrefix, PREFIX, Refusal, Welcome,
+    ClientEvent, ClientState, FIN, Frame, GoAway, HEADER_LEN, Kind, Limits, MessageType,
+    OPEN_PREFIX_LEN, OpenPrefix, PREFIX, Refusal, Welcome,
 };
 use lapce_ai_transport::{CONTROL_ROOM, TransportError, Writer};
 
@@ -41,6 +41,8 @@ pub(crate) struct Tx {
     pub(super) blocked: Option<usize>,
     /// Requests that were written and not yet published.
     pub(super) lagging: u32,
+    /// Over shared memory, until the end: requests may go the short way.
+    pub(super) takes_plain: bool,
     /// Longest payload of a request's frame, so that it fits the ring.
     fragment: usize,
     pub(super) goaway: Option<GoAway>,
@@ -77,6 +79,7 @@ impl Tx {
             driver: None,
             blocked: None,
             lagging: 0,
+            takes_plain: welcome.features.shared_memory,
             fragment,
             goaway: None,
             end: None,
@@ -115,15 +118,7 @@ impl Tx {
         let opening = self
             .state
             .open(request.body.len() as u64, request.prefix.is_some())?;
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            (self.slots.len() - 1) as u32
-        });
-        let place = self.state.place(opening.id);
-        if self.places.len() <= place {
-            self.places.resize(place + 1, 0);
-        }
-        self.places[place] = index;
+        let index = self.take_slot(opening.id);
         let prefix = match request.prefix {
             None if opening.whole => None,
             prefix => {
@@ -135,19 +130,9 @@ impl Tx {
             }
         };
         let slot = &mut self.slots[index as usize];
-        slot.id = opening.id;
-        slot.live = true;
         slot.one_item = request.one_item;
         slot.repeatable = request.repeatable;
         slot.whole = opening.whole;
-        if opening.whole && prefix.is_none() {
-            let written =
-                self.writer
-                    .frame(Kind::Open, FIN, request.ty.0, opening.id, &[], request.body);
-            if let Ok(true) = written {
-                return Ok((index, Ok(())));
-            }
-        }
         slot.prefix = prefix;
         slot.ty = Some(request.ty);
         slot.sent = 0;
@@ -156,18 +141,68 @@ impl Tx {
             slot.body.extend_from_slice(request.body);
         }
         let opened = self.write_open(index, request.body);
-        let written = opened.and_then(|written| {
-            if !written {
-                let slot = &mut self.slots[index as usize];
-                if slot.whole {
-                    slot.body.extend_from_slice(request.body);
-                }
-                self.deferred = Some(index);
-                self.write_out()?;
-            }
-            Ok(())
+        let written = opened.and_then(|written| match written {
+            true => Ok(()),
+            false => self.defer(index, request.body),
         });
         Ok((index, written))
+    }
+
+    /// [`open`](Self::open) for the plainest and most frequent request: one frame, no prefix, an answer of one
+    /// item. `None`: not now, or not so.
+    #[inline]
+    pub(super) fn open_plain(
+        &mut self,
+        ty: MessageType,
+        body: &[u8],
+    ) -> Option<(u32, Result<(), TransportError>)> {
+        let id = self.state.open_whole(body.len())?;
+        let index = self.take_slot(id);
+        let slot = &mut self.slots[index as usize];
+        slot.one_item = true;
+        slot.repeatable = false;
+        slot.whole = true;
+        slot.ty = Some(ty);
+        let written = match self.writer.frame(Kind::Open, FIN, ty.0, id, &[], body) {
+            Ok(true) => Ok(()),
+            Ok(false) => self.defer(index, body),
+            Err(error) => Err(error),
+        };
+        Some((index, written))
+    }
+
+    /// A slot for a new stream.
+    #[inline]
+    fn take_slot(&mut self, id: u64) -> u32 {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                self.slots.push(Slot::default());
+                (self.slots.len() - 1) as u32
+            }
+        };
+        let place = self.state.place(id);
+        if self.places.len() <= place {
+            self.places.resize(place + 1, 0);
+        }
+        self.places[place] = index;
+        let slot = &mut self.slots[index as usize];
+        slot.id = id;
+        slot.live = true;
+        index
+    }
+
+    /// Keeps a request whose OPEN found no room until there is some.
+    #[cold]
+    fn defer(&mut self, index: u32, body: &[u8]) -> Result<(), TransportError> {
+        let slot = &mut self.slots[index as usize];
+        slot.sent = 0;
+        if slot.whole {
+            slot.body.clear();
+            slot.body.extend_from_slice(body);
+        }
+        self.deferred = Some(index);
+        self.write_out()
     }
 
     fn write_open(&mut self, index: u32, whole_body: &[u8]) -> Result<bool, TransportError> {
