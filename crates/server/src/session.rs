@@ -9,7 +9,7 @@ use std::time::Instant;
 use lapce_ai_proto::{
     ErrorBody, ErrorCode, FIN, Fault, ITEM_PREFIX_LEN, Kind, MORE, OpenPrefix, PREFIX, ServerState,
 };
-use lapce_ai_transport::{Buffer, Peer, TransportError, Writer};
+use lapce_ai_transport::{Buffer, PIECE, Peer, TransportError, Writer};
 use tokio::task::AbortHandle;
 
 use crate::handler::Gone;
@@ -243,6 +243,9 @@ impl Tx {
         let first = offset == 0;
         let mut most = self.max_frame.min(credit as usize);
         let whole = rest.len() <= most;
+        if !whole {
+            most = most.min(PIECE);
+        }
         if first && !whole {
             most = most.min(self.max_frame - ITEM_PREFIX_LEN);
         }
@@ -261,6 +264,10 @@ impl Tx {
         let prefix: &[u8] = if first && !all { &length } else { &[] };
         if !self.writer.frame(kind, flags, 0, id, prefix, piece)? {
             return Ok(Some(Written::NoRoom));
+        }
+        if !all {
+            // The client copies it out while we copy the next one in.
+            self.writer.flush()?;
         }
         // The client reads, however slowly.
         self.blocked_since = None;

@@ -30,6 +30,8 @@ compile_error!(
 );
 
 mod bell;
+#[cfg(not(ring_loom))]
+mod copy;
 mod fds;
 pub mod layout;
 #[cfg(not(ring_loom))]
@@ -41,6 +43,8 @@ mod spin;
 mod sync;
 
 pub use bell::{Bell, BellError, Woken};
+#[cfg(not(ring_loom))]
+pub use copy::append;
 pub use fds::{FdError, PeerCredentials, peer_credentials, recv_with_fd, send_with_fd};
 #[cfg(not(ring_loom))]
 pub use mapping::{Mapping, ShmError};

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use rustix::fs::{self, FileType, MemfdFlags, SealFlags};
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
+use crate::copy::step;
 use crate::layout::PAGE_SIZE;
 
 /// Seals without which no file is mapped: without them a peer could shorten the file under the
@@ -349,6 +350,13 @@ unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
     unsafe {
         std::arch::asm!("/* {} {} */", in(reg) from, in(reg) to, options(nostack, preserves_flags));
     }
-    // SAFETY: the caller promises both ranges.
-    unsafe { ptr::copy_nonoverlapping(from, to, len) };
+    let step = step(from.addr(), to.addr(), len);
+    let mut done = 0;
+    while done < len {
+        let n = step.min(len - done);
+        let (from, to) = (from.wrapping_add(done), to.wrapping_add(done));
+        // SAFETY: the caller promises both ranges, and `done + n` is at most `len`.
+        unsafe { ptr::copy_nonoverlapping(from, to, n) };
+        done += n;
+    }
 }

@@ -14,6 +14,10 @@ use crate::TransportError;
 /// ERROR and their like always find room.
 pub const CONTROL_ROOM: usize = 1024;
 
+/// Payload bytes of one frame of a message that goes in several. So one side copies out what it has while the other copies
+/// in what follows, both within their nearest caches.
+pub const PIECE: usize = 16 * 1024;
+
 /// Bytes that are copied out of a ring at a time, unless one frame is longer. Small enough that the first frame
 /// does not wait long for the copy of those behind it.
 const BATCH: usize = 4 * 1024;

@@ -20,11 +20,11 @@ mod pool;
 mod runtime_dir;
 
 pub use connect::{ConnectError, ConnectOptions, connect};
-pub use connection::{CONTROL_ROOM, Connection, Peer, Reader, Writer, flush};
+pub use connection::{CONTROL_ROOM, Connection, PIECE, Peer, Reader, Writer, flush};
 pub use error::TransportError;
 pub use handshake::{Handshake, Progress, ServerTerms};
 pub use listener::{BindError, Listener};
 pub use pool::{Buffer, BufferPool, PoolOptions, PoolStats};
 pub use runtime_dir::{RuntimeDir, RuntimeDirError};
 
-pub use lapce_ai_shm::{PeerCredentials, Spin, usable_cpus};
+pub use lapce_ai_shm::{PeerCredentials, Spin, append, usable_cpus};

@@ -1,5 +1,6 @@
 //! Buffers for payload bytes that outlive their frame, under one budget.
 
+use lapce_ai_shm::append;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -223,7 +224,7 @@ impl Buffer {
             self.bytes.len() + bytes.len() <= self.reserved,
             "more bytes than were reserved"
         );
-        self.bytes.extend_from_slice(bytes);
+        append(&mut self.bytes, bytes);
     }
 }
 

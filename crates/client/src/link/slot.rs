@@ -6,6 +6,8 @@ use std::task::{Poll, Waker};
 
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType, OpenPrefix};
 
+use lapce_ai_transport::append;
+
 use super::tx::Tx;
 use super::{End, Link, Outcome};
 
@@ -166,7 +168,7 @@ impl Tx {
             slot.items.pop_front();
             slot.handed = true;
             item.clear();
-            item.extend_from_slice(&slot.bytes[slot.head..slot.head + length]);
+            append(item, &slot.bytes[slot.head..slot.head + length]);
             slot.head += length;
             slot.compact();
             if slot.items.is_empty() {

@@ -9,7 +9,7 @@ use lapce_ai_proto::{
     ClientEvent, ClientState, FIN, Frame, GoAway, HEADER_LEN, Kind, Limits, MessageType,
     OPEN_PREFIX_LEN, OpenPrefix, PREFIX, Refusal, Welcome,
 };
-use lapce_ai_transport::{CONTROL_ROOM, TransportError, Writer};
+use lapce_ai_transport::{CONTROL_ROOM, PIECE, TransportError, Writer, append};
 
 use super::slot::{Slot, SlotEnd};
 use super::{End, Outgoing};
@@ -138,7 +138,7 @@ impl Tx {
         slot.sent = 0;
         slot.body.clear();
         if !opening.whole {
-            slot.body.extend_from_slice(request.body);
+            append(&mut slot.body, request.body);
         }
         let opened = self.write_open(index, request.body);
         let written = opened.and_then(|written| match written {
@@ -301,7 +301,7 @@ impl Tx {
                     self.uploads.pop_front();
                     continue;
                 }
-                Some(sendable) => left.min(self.fragment).min(sendable as usize),
+                Some(sendable) => left.min(self.fragment.min(PIECE)).min(sendable as usize),
             };
             let last = len == left;
             let kind = if last { Kind::End } else { Kind::Data };
@@ -316,6 +316,8 @@ impl Tx {
                 slot.uploading = false;
             } else {
                 self.uploads.push_back(index);
+                // The daemon copies it out while we copy the next one in.
+                self.flush_now()?;
             }
         }
         Ok(None)
@@ -350,7 +352,7 @@ impl Tx {
                 if let Some(length) = item_length {
                     slot.bytes.reserve(length.min(AHEAD) as usize);
                 }
-                slot.bytes.extend_from_slice(bytes);
+                append(&mut slot.bytes, bytes);
                 slot.partial += bytes.len();
                 let credit = bytes.len() as u32;
                 // A call wants its one item whole, and a reader with nothing ahead of an unfinished item waits for it.
