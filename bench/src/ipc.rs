@@ -375,7 +375,7 @@ pub(crate) fn plain_ring(
     window: usize,
     effort: Effort,
 ) -> Result<f64> {
-    let mut ring = Kind::PlainRing.start(setup, payload)?;
+    let mut ring = Kind::PlainRing.start(setup, payload, window)?;
     let messages = Messages::new(payload, window);
     let found = throughput(ring.as_mut(), &messages, window, effort)?;
     ring.finish()?;
@@ -397,17 +397,16 @@ fn measure(
         };
         return node.measure(script, (mode, payload, window), &setup.cpus, effort);
     }
-    let mut running = peer.start(setup, payload)?;
+    let in_flight = match mode {
+        Mode::Latency => 1,
+        Mode::Throughput => window(payload),
+    };
+    let mut running = peer.start(setup, payload, in_flight)?;
+    let messages = Messages::new(payload, in_flight);
     let figure = match mode {
-        Mode::Latency => Figure::Latency(latency(
-            running.as_mut(),
-            &Messages::new(payload, 1),
-            effort,
-        )?),
+        Mode::Latency => Figure::Latency(latency(running.as_mut(), &messages, effort)?),
         Mode::Throughput => {
-            let window = window(payload);
-            let messages = Messages::new(payload, window);
-            Figure::Throughput(throughput(running.as_mut(), &messages, window, effort)?)
+            Figure::Throughput(throughput(running.as_mut(), &messages, in_flight, effort)?)
         }
     };
     running.finish()?;

@@ -1,5 +1,6 @@
 //! The ways for two processes to exchange messages: ours, and those it is measured against.
 
+mod iceoryx2;
 mod node;
 mod ours;
 mod ping_pong;
@@ -66,6 +67,7 @@ pub(crate) enum Kind {
     UnixSpinning,
     OursSpinning,
     RawSpinning,
+    Iceoryx2,
     EventFd,
     Futex,
     UnixBlocking,
@@ -88,12 +90,13 @@ pub(crate) struct Setup {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::PingPong,
         Self::PlainRing,
         Self::BatchedRing,
         Self::OursSpinning,
         Self::RawSpinning,
+        Self::Iceoryx2,
         Self::UnixSpinning,
         Self::EventFd,
         Self::Futex,
@@ -112,6 +115,7 @@ impl Kind {
             Self::UnixSpinning => "Unix socket, spinning",
             Self::OursSpinning => "lapce-ai, spinning",
             Self::RawSpinning => "lapce-ai, raw transport",
+            Self::Iceoryx2 => "iceoryx2 req-resp",
             Self::EventFd => "eventfd",
             Self::Futex => "futex",
             Self::UnixBlocking => "Unix socket, blocking",
@@ -129,7 +133,8 @@ impl Kind {
             | Self::BatchedRing
             | Self::UnixSpinning
             | Self::OursSpinning
-            | Self::RawSpinning => Waiting::Spinning,
+            | Self::RawSpinning
+            | Self::Iceoryx2 => Waiting::Spinning,
             Self::EventFd
             | Self::Futex
             | Self::UnixBlocking
@@ -171,13 +176,20 @@ impl Kind {
         }
     }
 
-    pub(crate) fn start(self, setup: &Setup, payload: usize) -> Result<Box<dyn Peer>> {
+    /// Starts it for messages of this payload, of which so many will be in flight.
+    pub(crate) fn start(
+        self,
+        setup: &Setup,
+        payload: usize,
+        in_flight: usize,
+    ) -> Result<Box<dyn Peer>> {
         Ok(match self {
             Self::PingPong => Box::new(ping_pong::PingPong::start(setup)?),
             Self::PlainRing => Box::new(plain_ring::start(setup, payload, false)?),
             Self::BatchedRing => Box::new(plain_ring::start(setup, payload, true)?),
             Self::UnixSpinning => Box::new(unix_socket::start(setup, payload, true)?),
             Self::UnixBlocking => Box::new(unix_socket::start(setup, payload, false)?),
+            Self::Iceoryx2 => Box::new(iceoryx2::Iceoryx2::start(setup, payload, in_flight)?),
             Self::EventFd => Box::new(wakeup::EventFd::start(setup)?),
             Self::Futex => Box::new(wakeup::Futex::start(setup)?),
             Self::OursSpinning => Box::new(ours::Ours::start(setup, setup.spin)?),
@@ -208,6 +220,11 @@ pub(crate) enum Role {
     UnixBlocking {
         frame: usize,
     },
+    Iceoryx2 {
+        root: PathBuf,
+        frame: usize,
+        in_flight: usize,
+    },
     EventFd,
     Futex,
     Server {
@@ -234,6 +251,11 @@ impl Role {
             Self::BatchedRing { ring, frame } => plain_ring::answer(parent, ring, frame, true),
             Self::UnixSpinning { frame } => unix_socket::answer(parent, frame, true),
             Self::UnixBlocking { frame } => unix_socket::answer(parent, frame, false),
+            Self::Iceoryx2 {
+                root,
+                frame,
+                in_flight,
+            } => iceoryx2::answer(parent, &root, frame, in_flight),
             Self::EventFd => wakeup::answer_eventfd(parent),
             Self::Futex => wakeup::answer_futex(parent),
             Self::Server {
