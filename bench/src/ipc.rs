@@ -213,6 +213,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             }
         }
     }
+    left_out.extend(
+        Kind::ALL
+            .into_iter()
+            .filter(|peer| !peer.is_built())
+            .map(|peer| format!("{}: built without the feature `peers`", peer.name())),
+    );
     if !spinning {
         left_out.push("everything that spins: fewer than two processors are usable".to_owned());
     }
@@ -308,7 +314,9 @@ impl Run {
     fn peers(&self, waiting: Waiting, repetition: u32, mode: Mode, payload: usize) -> Vec<Kind> {
         let takes_part = |peer: &Kind| {
             peer.waiting() == waiting
+                && peer.is_built()
                 && peer.carries(payload)
+                && (!peer.spins_on_one_side() || self.setup.cpus.can_spin())
                 && (peer.node_script().is_none() || self.setup.node.is_some())
                 && match mode {
                     Mode::Latency => peer.has_latency(),
