@@ -22,9 +22,11 @@ impl Messages {
         };
         let frames = (0..window + 2)
             .map(|index| {
-                let mut bytes: Vec<u8> = (0..payload)
-                    .map(|at| (at as u8).wrapping_mul(31) ^ index as u8)
+                let period: Vec<u8> = (0..=u8::MAX)
+                    .map(|at| at.wrapping_mul(31) ^ index as u8)
                     .collect();
+                let mut bytes = period.repeat(payload.div_ceil(period.len()));
+                bytes.truncate(payload);
                 for at in stamped(payload) {
                     bytes[at..at + 8].copy_from_slice(&stamp(index).to_le_bytes());
                 }

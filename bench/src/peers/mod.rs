@@ -171,6 +171,14 @@ impl Kind {
         !matches!(self, Self::BatchedRing | Self::NodeNetBatched)
     }
 
+    /// Whether it is what is compared with the others.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(
+            self,
+            Self::OursSpinning | Self::OursAsleep | Self::OursServerAsleep
+        )
+    }
+
     /// Whether this program was built with it.
     pub(crate) fn is_built(self) -> bool {
         cfg!(feature = "peers") || !matches!(self, Self::Iceoryx2 | Self::Tonic)
