@@ -25,7 +25,7 @@ const PAYLOADS: [usize; 5] = [64, 1 << 10, 64 << 10, 1 << 20, 10 << 20];
 /// The largest that is offered, and the largest that our server takes by default.
 const LARGEST: usize = 10 << 20;
 /// From this length on a payload is set beside what one core copies.
-pub(crate) const LARGE: usize = 1 << 20;
+const LARGE: usize = 1 << 20;
 /// Brackets that differ by more are of two regimes, or disturbed.
 const AGREEMENT: f64 = 1.5;
 /// So often a group is measured again before its figures are taken as they are, and said to be unsettled.

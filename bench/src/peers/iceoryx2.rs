@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use iceoryx2::active_request::ActiveRequest;
@@ -130,6 +130,8 @@ impl Peer for Iceoryx2 {
 
 /// The answering side.
 pub(super) fn answer(parent: Parent, root: &Path, frame: usize, in_flight: usize) -> Result<()> {
+    // For when this side fails before the parent knows of it, or when there is no parent any more.
+    let _swept = Swept(root.to_owned());
     let (_node, service) = service(root, in_flight)?;
     let server = service
         .server_builder()
@@ -202,6 +204,15 @@ impl Names {
 impl Drop for Names {
     fn drop(&mut self) {
         sweep(self.dir.path());
+    }
+}
+
+/// The answering side's hand on the same names.
+struct Swept(PathBuf);
+
+impl Drop for Swept {
+    fn drop(&mut self) {
+        sweep(&self.0);
     }
 }
 

@@ -5,9 +5,11 @@ use std::fmt::Write as _;
 
 use super::table::bytes;
 use super::{Report, Row};
-use crate::ipc::{LARGE, Mode, Regime};
+use crate::ipc::{Mode, Regime};
 use crate::peers::Kind;
 
+/// Up to this length, what carries no payload is drawn as well.
+const SMALL: usize = 4096;
 const WIDTH: f64 = 1240.0;
 const COLUMNS: usize = 2;
 const MARGIN: f64 = 24.0;
@@ -127,8 +129,8 @@ impl Report {
 fn panel(payload: usize, rows: &[Row]) -> Option<Panel<'_>> {
     let rows = rows.iter().filter(|row| {
         row.mode == Mode::Latency && row.payload == payload && row.distribution.len() > 1
-            // Without a payload they say nothing about a large one.
-            && (row.peer.has_window() || payload < LARGE)
+            // What carries no payload says nothing about a large one, and would take the most of the panel.
+            && (row.peer.has_window() || payload <= SMALL)
     });
     let repetitions = |regime: Regime| -> usize {
         let of_regime = rows.clone().filter(|row| row.regime == regime);
