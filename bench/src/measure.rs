@@ -157,6 +157,7 @@ pub(crate) fn throughput(
     window: usize,
     effort: Effort,
 ) -> Result<Throughput> {
+    peer.windowed(&mut Flow::whole(messages, window))?;
     // Warms up, and finds how many messages take the time.
     let mut count = 2 * window as u64;
     let mut warmed = run(peer, messages, window, count)?;
