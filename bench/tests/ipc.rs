@@ -404,7 +404,10 @@ fn a_peer_that_dies_fails_the_run() {
 
 #[test]
 fn no_child_outlives_the_run() {
-    let mut run = bench(&LONG).spawn().unwrap();
+    // A killed run cannot remove its directories.
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bench(&LONG);
+    let mut run = command.env("TMPDIR", dir.path()).spawn().unwrap();
     let child = child_of(&run, "event-fd");
     run.kill().unwrap();
     run.wait().unwrap();

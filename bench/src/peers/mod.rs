@@ -212,6 +212,13 @@ impl Kind {
     }
 
     /// Starts it for messages of this payload, of which so many will be in flight.
+    #[cfg_attr(
+        not(feature = "peers"),
+        expect(
+            unused_variables,
+            reason = "only iceoryx2 prepares for what is in flight"
+        )
+    )]
     pub(crate) fn start(
         self,
         setup: &Setup,
@@ -230,7 +237,7 @@ impl Kind {
             Self::Tonic => Box::new(tonic::Tonic::start(setup, payload)?),
             #[cfg(not(feature = "peers"))]
             Self::Iceoryx2 | Self::Tonic => {
-                bail!("{} is not built in, for {in_flight} in flight", self.name())
+                bail!("{} is not built in", self.name())
             }
             Self::EventFd => Box::new(wakeup::EventFd::start(setup)?),
             Self::Futex => Box::new(wakeup::Futex::start(setup)?),
