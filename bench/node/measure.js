@@ -60,7 +60,7 @@ exports.measure = (settings, send) => {
       if (warm) {
         took.push(Number(at - sent));
         if (isOver(began, took.length, at)) {
-          print({ latency: quantiles(took) });
+          print({ latency: quantiles(took), distribution: distribution(took) });
         }
       } else {
         warmUp.count += 1;
@@ -91,6 +91,17 @@ exports.measure = (settings, send) => {
     send(answers);
   };
 };
+
+/** How often each latency came, to three digits: what is printed stays small. */
+function distribution(took) {
+  const counts = new Map();
+  for (const ns of took) {
+    const unit = 10 ** Math.max(0, Math.floor(Math.log10(Math.max(1, ns))) - 2);
+    const rounded = Math.round(ns / unit) * unit;
+    counts.set(rounded, (counts.get(rounded) ?? 0) + 1);
+  }
+  return [...counts];
+}
 
 function quantiles(took) {
   const sorted = Float64Array.from(took).sort();

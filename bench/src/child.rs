@@ -186,6 +186,11 @@ impl Parent {
 
     /// Tells the parent that work begins. From now on the process ends when the parent does.
     pub(crate) fn ready(self) -> Result<()> {
+        self.ready_until(|| {})
+    }
+
+    /// The same, for a role that leaves something to clear away when the process ends.
+    pub(crate) fn ready_until(self, at_end: impl FnOnce() + Send + 'static) -> Result<()> {
         let mut control = self.control;
         control.write_all(b"ready\n")?;
         thread::Builder::new()
@@ -193,6 +198,7 @@ impl Parent {
             .spawn(move || {
                 let mut rest = [0; 64];
                 while matches!(control.read(&mut rest), Ok(n) if n > 0) {}
+                at_end();
                 std::process::exit(0);
             })?;
         Ok(())

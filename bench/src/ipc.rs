@@ -4,21 +4,28 @@
 //! seconds. So the spinning peers of one payload form a group with a bare ping-pong before the first, between each two, and after
 //! the last. Only where all of them agree, the figures belong together; otherwise the group is measured again.
 
+use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::machine::{Cpus, Machine, Side};
-use crate::measure::{Effort, Figure, latency, throughput};
+use crate::measure::{Effort, Figure, Latency, Measured, distribution, latency, throughput};
+use crate::memcpy::{self, Copied};
 use crate::message::Messages;
 use crate::peers::{Kind, Node, Setup, Waiting};
 use crate::report::Report;
 
-const PAYLOADS: [usize; 4] = [64, 1 << 10, 64 << 10, 1 << 20];
+const PAYLOADS: [usize; 5] = [64, 1 << 10, 64 << 10, 1 << 20, 10 << 20];
+/// The largest that is offered, and the largest that our server takes by default.
+const LARGEST: usize = 10 << 20;
+/// From this length on a payload is set beside what one core copies.
+const LARGE: usize = 1 << 20;
 /// Brackets that differ by more are of two regimes, or disturbed.
 const AGREEMENT: f64 = 1.5;
 /// So often a group is measured again before its figures are taken as they are, and said to be unsettled.
@@ -53,12 +60,15 @@ pub(crate) struct Arguments {
     /// Print JSON, with every single repetition
     #[arg(long)]
     json: bool,
+    /// Draw the latencies' distributions into this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 fn payload(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(n) if (16..=4 << 20).contains(&n) => Ok(n),
-        _ => Err("a payload has 16 to 4194304 bytes".to_owned()),
+        Ok(n) if (16..=LARGEST).contains(&n) => Ok(n),
+        _ => Err(format!("a payload has 16 to {LARGEST} bytes")),
     }
 }
 
@@ -121,6 +131,9 @@ pub(crate) struct Sample {
     pub(crate) ping_pong_ns: Option<[u64; 2]>,
     #[serde(flatten)]
     pub(crate) figure: Figure,
+    /// All that a latency is made of, in nanoseconds.
+    #[serde(skip)]
+    pub(crate) distribution: Option<Histogram<u64>>,
     /// To the plain ring of the same group.
     pub(crate) to_ring: Option<f64>,
     /// To the eventfd beside it.
@@ -175,6 +188,7 @@ struct Run {
     measured_again: u32,
     failures: Vec<String>,
     samples: Vec<Sample>,
+    copied: Vec<Copied>,
 }
 
 /// Measures and prints. False: a peer failed or data was wrong.
@@ -201,10 +215,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         measured_again: 0,
         failures: Vec::new(),
         samples: Vec::new(),
+        copied: Vec::new(),
     };
     for repetition in 0..run.settings.repetitions {
         progress(repetition + 1, run.settings.repetitions);
         for payload in run.settings.payloads.clone() {
+            if payload >= LARGE {
+                let time = run.settings.figure.time;
+                run.copied.push(memcpy::measure(payload, time)?);
+            }
             for mode in [Mode::Latency, Mode::Throughput] {
                 if spinning {
                     run.spinning(repetition, mode, payload);
@@ -213,6 +232,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             }
         }
     }
+    left_out.extend(
+        Kind::ALL
+            .into_iter()
+            .filter(|peer| !peer.is_built())
+            .map(|peer| format!("{}: built without the feature `peers`", peer.name())),
+    );
     if !spinning {
         left_out.push("everything that spins: fewer than two processors are usable".to_owned());
     }
@@ -224,7 +249,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         left_out,
         failures: run.failures,
         samples: run.samples,
+        copied: run.copied,
     };
+    if let Some(file) = &arguments.svg {
+        fs::write(file, report.svg())
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
     report.print(arguments.json)?;
     Ok(report.failures.is_empty())
 }
@@ -267,7 +297,7 @@ impl Run {
             let before = brackets.last().copied();
             let after = self.bracket();
             brackets.extend(after);
-            if let (Some(figure), Some(before), Some(after)) = (figure, before, after) {
+            if let (Some(found), Some(before), Some(after)) = (figure, before, after) {
                 group.push(Sample {
                     repetition,
                     mode,
@@ -275,7 +305,8 @@ impl Run {
                     peer,
                     regime: regime(before, after),
                     ping_pong_ns: Some([before, after]),
-                    figure,
+                    figure: found.figure,
+                    distribution: found.distribution,
                     to_ring: None,
                     to_eventfd: None,
                 });
@@ -287,7 +318,7 @@ impl Run {
     fn asleep(&mut self, repetition: u32, mode: Mode, payload: usize) {
         let mut group = Vec::new();
         for peer in self.peers(Waiting::Asleep, repetition, mode, payload) {
-            if let Some(figure) = self.figure(peer, mode, payload) {
+            if let Some(found) = self.figure(peer, mode, payload) {
                 group.push(Sample {
                     repetition,
                     mode,
@@ -295,7 +326,8 @@ impl Run {
                     peer,
                     regime: Regime::Any,
                     ping_pong_ns: None,
-                    figure,
+                    figure: found.figure,
+                    distribution: found.distribution,
                     to_ring: None,
                     to_eventfd: None,
                 });
@@ -308,7 +340,9 @@ impl Run {
     fn peers(&self, waiting: Waiting, repetition: u32, mode: Mode, payload: usize) -> Vec<Kind> {
         let takes_part = |peer: &Kind| {
             peer.waiting() == waiting
+                && peer.is_built()
                 && peer.carries(payload)
+                && (!peer.spins_on_one_side() || self.setup.cpus.can_spin())
                 && (peer.node_script().is_none() || self.setup.node.is_some())
                 && match mode {
                     Mode::Latency => peer.has_latency(),
@@ -322,7 +356,7 @@ impl Run {
         peers
     }
 
-    fn figure(&mut self, peer: Kind, mode: Mode, payload: usize) -> Option<Figure> {
+    fn figure(&mut self, peer: Kind, mode: Mode, payload: usize) -> Option<Measured> {
         let figure = measure(peer, mode, payload, &self.setup, self.settings.figure);
         self.note(peer, payload, figure)
     }
@@ -362,10 +396,10 @@ impl Run {
 
 /// The median of a bare ping-pong, in nanoseconds.
 pub(crate) fn ping_pong(setup: &Setup, effort: Effort) -> Result<u64> {
-    match measure(Kind::PingPong, Mode::Latency, 64, setup, effort)? {
-        Figure::Latency(latency) => Ok(latency.p50),
-        Figure::Throughput(_) => bail!("a latency is no throughput"),
-    }
+    let mut running = Kind::PingPong.start(setup, 64, 1)?;
+    let found = latency(running.as_mut(), &Messages::new(64, 1), effort)?;
+    running.finish()?;
+    Ok(found.p50)
 }
 
 /// A plain ring's messages for each second.
@@ -375,7 +409,7 @@ pub(crate) fn plain_ring(
     window: usize,
     effort: Effort,
 ) -> Result<f64> {
-    let mut ring = Kind::PlainRing.start(setup, payload)?;
+    let mut ring = Kind::PlainRing.start(setup, payload, window)?;
     let messages = Messages::new(payload, window);
     let found = throughput(ring.as_mut(), &messages, window, effort)?;
     ring.finish()?;
@@ -388,30 +422,32 @@ fn measure(
     payload: usize,
     setup: &Setup,
     effort: Effort,
-) -> Result<Figure> {
+) -> Result<Measured> {
+    let in_flight = match mode {
+        Mode::Latency => 1,
+        Mode::Throughput => window(payload),
+    };
     if let Some(script) = peer.node_script() {
         let node = setup.node.as_ref().context("there is no Node.js")?;
-        let window = match mode {
-            Mode::Latency => 1,
-            Mode::Throughput => window(payload),
-        };
-        return node.measure(script, (mode, payload, window), &setup.cpus, effort);
+        return node.measure(script, (mode, payload, in_flight), &setup.cpus, effort);
     }
-    let mut running = peer.start(setup, payload)?;
-    let figure = match mode {
-        Mode::Latency => Figure::Latency(latency(
-            running.as_mut(),
-            &Messages::new(payload, 1),
-            effort,
-        )?),
-        Mode::Throughput => {
-            let window = window(payload);
-            let messages = Messages::new(payload, window);
-            Figure::Throughput(throughput(running.as_mut(), &messages, window, effort)?)
+    let mut running = peer.start(setup, payload, in_flight)?;
+    let messages = Messages::new(payload, in_flight);
+    let found = match mode {
+        Mode::Latency => {
+            let found = distribution(running.as_mut(), &messages, effort)?;
+            Measured {
+                figure: Figure::Latency(Latency::of(&found)?),
+                distribution: Some(found),
+            }
         }
+        Mode::Throughput => Measured {
+            figure: Figure::Throughput(throughput(running.as_mut(), &messages, in_flight, effort)?),
+            distribution: None,
+        },
     };
     running.finish()?;
-    Ok(figure)
+    Ok(found)
 }
 
 pub(crate) fn agree(brackets: &[u64]) -> bool {

@@ -15,6 +15,7 @@ mod ipc;
 mod machine;
 mod many;
 mod measure;
+mod memcpy;
 mod message;
 mod peers;
 mod report;

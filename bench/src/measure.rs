@@ -13,6 +13,8 @@ use crate::peers::Peer;
 const LONGEST_NS: u64 = 60_000_000_000;
 /// At most so many times the time that was asked for, to reach the least number of samples.
 const PATIENCE: u32 = 10;
+/// Messages of a throughput that are waited for, however slow they are.
+const BEARABLE: u64 = 100;
 
 /// How long each figure is measured.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -42,6 +44,24 @@ pub(crate) struct Latency {
     pub(crate) samples: u64,
 }
 
+impl Latency {
+    /// # Errors
+    /// There is nothing in it.
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Result<Self> {
+        let at = |quantile| histogram.value_at_quantile(quantile);
+        Some(histogram.len())
+            .filter(|samples| *samples > 0)
+            .context("nothing was measured")?;
+        Ok(Self {
+            p50: at(0.5),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: histogram.max(),
+            samples: histogram.len(),
+        })
+    }
+}
+
 /// Messages, each with its answer, with several in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Throughput {
@@ -56,6 +76,14 @@ pub(crate) struct Throughput {
 pub(crate) enum Figure {
     Latency(Latency),
     Throughput(Throughput),
+}
+
+/// The same, with all that a latency is made of.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    pub(crate) figure: Figure,
+    /// In nanoseconds.
+    pub(crate) distribution: Option<Histogram<u64>>,
 }
 
 impl Figure {
@@ -73,17 +101,31 @@ impl Figure {
 
 /// Measures one message in flight.
 pub(crate) fn latency(peer: &mut dyn Peer, messages: &Messages, effort: Effort) -> Result<Latency> {
+    Latency::of(&distribution(peer, messages, effort)?)
+}
+
+/// The same, with all that was measured, in nanoseconds.
+pub(crate) fn distribution(
+    peer: &mut dyn Peer,
+    messages: &Messages,
+    effort: Effort,
+) -> Result<Histogram<u64>> {
     for index in 0..messages.len() {
         if let Some(answer) = peer.round_trip(messages, index)? {
             messages.check_whole(index, answer)?;
         }
     }
     sample(peer, messages, effort.warm_up())?;
-    summary(&sample(peer, messages, effort)?)
+    sample(peer, messages, effort)
+}
+
+/// For nanoseconds.
+pub(crate) fn histogram() -> Result<Histogram<u64>> {
+    Ok(Histogram::new_with_bounds(1, LONGEST_NS, 3)?)
 }
 
 fn sample(peer: &mut dyn Peer, messages: &Messages, effort: Effort) -> Result<Histogram<u64>> {
-    let mut histogram = Histogram::new_with_bounds(1, LONGEST_NS, 3)?;
+    let mut histogram = histogram()?;
     let began = Instant::now();
     let mut index = 0;
     loop {
@@ -108,20 +150,6 @@ fn sample(peer: &mut dyn Peer, messages: &Messages, effort: Effort) -> Result<Hi
     }
 }
 
-fn summary(histogram: &Histogram<u64>) -> Result<Latency> {
-    let at = |quantile| histogram.value_at_quantile(quantile);
-    Some(histogram.len())
-        .filter(|samples| *samples > 0)
-        .context("nothing was measured")?;
-    Ok(Latency {
-        p50: at(0.5),
-        p99: at(0.99),
-        p999: at(0.999),
-        max: histogram.max(),
-        samples: histogram.len(),
-    })
-}
-
 /// Measures messages with `window` of them in flight.
 pub(crate) fn throughput(
     peer: &mut dyn Peer,
@@ -129,6 +157,7 @@ pub(crate) fn throughput(
     window: usize,
     effort: Effort,
 ) -> Result<Throughput> {
+    peer.windowed(&mut Flow::whole(messages, window))?;
     // Warms up, and finds how many messages take the time.
     let mut count = 2 * window as u64;
     let mut warmed = run(peer, messages, window, count)?;
@@ -137,11 +166,13 @@ pub(crate) fn throughput(
         warmed = run(peer, messages, window, count)?;
     }
     let count = (warmed.per_second * effort.time.as_secs_f64()) as u64;
+    let bearable = count.saturating_mul(u64::from(PATIENCE)).max(BEARABLE);
+    let least = effort.least.min(bearable);
     run(
         peer,
         messages,
         window,
-        count.max(effort.least).max(2 * window as u64),
+        count.max(least).max(2 * window as u64),
     )
 }
 
@@ -242,13 +273,13 @@ mod tests {
     #[test]
     fn quantiles_are_those_of_the_histogram() {
         let mut histogram = Histogram::new_with_bounds(1, LONGEST_NS, 3).unwrap();
-        summary(&histogram).unwrap_err();
+        Latency::of(&histogram).unwrap_err();
         (1..=1000).for_each(|ns| histogram.saturating_record(ns));
-        let found = summary(&histogram).unwrap();
+        let found = Latency::of(&histogram).unwrap();
         assert_eq!((found.p50, found.p99, found.p999), (500, 990, 999));
         assert_eq!((found.max, found.samples), (1000, 1000));
         histogram.saturating_record(u64::MAX);
-        assert!(summary(&histogram).unwrap().max >= LONGEST_NS);
+        assert!(Latency::of(&histogram).unwrap().max >= LONGEST_NS);
     }
 
     #[test]

@@ -22,9 +22,11 @@ impl Messages {
         };
         let frames = (0..window + 2)
             .map(|index| {
-                let mut bytes: Vec<u8> = (0..payload)
-                    .map(|at| (at as u8).wrapping_mul(31) ^ index as u8)
+                let period: Vec<u8> = (0..=u8::MAX)
+                    .map(|at| at.wrapping_mul(31) ^ index as u8)
                     .collect();
+                let mut bytes = period.repeat(payload.div_ceil(period.len()));
+                bytes.truncate(payload);
                 for at in stamped(payload) {
                     bytes[at..at + 8].copy_from_slice(&stamp(index).to_le_bytes());
                 }
@@ -126,6 +128,8 @@ pub(crate) struct Flow<'a> {
     answered: u64,
     next: usize,
     awaited: usize,
+    /// Whether every byte of each answer is checked, which takes time.
+    whole: bool,
 }
 
 impl<'a> Flow<'a> {
@@ -138,6 +142,15 @@ impl<'a> Flow<'a> {
             answered: 0,
             next: 0,
             awaited: 0,
+            whole: false,
+        }
+    }
+
+    /// Each message once, and every byte of its answer checked: for before anything is measured.
+    pub(crate) fn whole(messages: &'a Messages, window: usize) -> Self {
+        Self {
+            whole: true,
+            ..Self::new(messages, window, messages.len() as u64)
         }
     }
 
@@ -168,6 +181,9 @@ impl<'a> Flow<'a> {
     pub(crate) fn answered(&mut self, answer: &[u8]) -> Result<()> {
         if self.answered == self.sent {
             bail!("wrong data: an answer to nothing");
+        }
+        if self.whole {
+            self.messages.check_whole(self.awaited, answer)?;
         }
         self.messages.check(self.awaited, answer)?;
         self.answered += 1;
@@ -229,5 +245,14 @@ mod tests {
             flow.answered(messages.payload(index)).unwrap();
         }
         assert_eq!((count, in_flight.len()), (5, 0));
+        let mut bad = messages.payload(0).to_vec();
+        bad[20] ^= 1;
+        for (mut flow, is_seen) in [
+            (Flow::new(&messages, 2, 5), false),
+            (Flow::whole(&messages, 2), true),
+        ] {
+            flow.sent();
+            assert_eq!(flow.answered(&bad).is_err(), is_seen);
+        }
     }
 }

@@ -37,45 +37,228 @@ fn success(arguments: &[&str]) -> Value {
     json(&output)
 }
 
+const PAYLOADS: [u64; 5] = [64, 1 << 10, 64 << 10, 1 << 20, 10 << 20];
+/// Those that are measured against the plain ring.
+const SPINNING: [&str; 3] = ["plain_ring", "unix_spinning", "ours_spinning"];
+
+/// The one row of a peer in a run with one repetition.
+fn row<'a>(found: &'a Value, mode: &str, payload: u64, peer: &str) -> Option<&'a Value> {
+    let mut rows = found["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|row| row["mode"] == mode && row["payload"] == payload && row["peer"] == peer);
+    let first = rows.next();
+    assert!(
+        rows.next().is_none(),
+        "{mode} {payload} {peer} is there twice"
+    );
+    first
+}
+
+/// A ratio is that of two figures of the run itself, but for their last digits.
+fn is_quotient(ratio: &Value, of: &Value, by: &Value) {
+    let expected = of.as_f64().unwrap() / by.as_f64().unwrap();
+    let found = ratio.as_f64().unwrap();
+    assert!(
+        (found / expected - 1.0).abs() < 1e-6,
+        "{found} instead of {of} / {by}"
+    );
+}
+
 #[test]
-fn every_peer_answers() {
-    let found = success(&["ipc", "--quick", "--json"]);
+fn every_peer_answers_and_every_ratio_is_of_its_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let picture = dir.path().join("latency.svg");
+    let found = success(&[
+        "ipc",
+        "--quick",
+        "--json",
+        "--svg",
+        picture.to_str().unwrap(),
+    ]);
     assert_eq!(found["failures"], Value::Array(Vec::new()));
-    let rows = found["rows"].as_array().unwrap();
     let spinning = !found["left_out"].to_string().contains("spins");
-    let has = |mode: &str, payload: u64, peer: &str| {
-        rows.iter()
-            .any(|row| row["mode"] == mode && row["payload"] == payload && row["peer"] == peer)
-    };
-    for payload in [64, 1 << 10, 64 << 10, 1 << 20] {
-        for peer in ["event_fd", "futex", "unix_blocking", "ours_asleep"] {
-            assert!(has("latency", payload, peer), "{peer} {payload}");
-        }
-        for peer in ["unix_blocking", "ours_asleep"] {
-            assert!(has("throughput", payload, peer), "{peer} {payload}");
-        }
+    let built = cfg!(feature = "peers");
+    assert_eq!(found["left_out"].to_string().contains("iceoryx2"), !built);
+    for payload in PAYLOADS {
+        let mut latencies = vec!["event_fd", "futex", "unix_blocking", "ours_asleep"];
+        let mut throughputs = vec!["unix_blocking", "ours_asleep"];
         if spinning {
-            for peer in ["ping_pong", "plain_ring", "unix_spinning", "ours_spinning"] {
-                assert!(has("latency", payload, peer), "{peer} {payload}");
-            }
-            for peer in [
-                "plain_ring",
-                "batched_ring",
-                "unix_spinning",
-                "ours_spinning",
-            ] {
-                assert!(has("throughput", payload, peer), "{peer} {payload}");
+            latencies.extend(SPINNING);
+            latencies.extend(["ping_pong", "ours_server_asleep"]);
+            throughputs.extend(SPINNING);
+            throughputs.extend(["batched_ring", "ours_server_asleep"]);
+        }
+        if spinning && built {
+            latencies.push("iceoryx2");
+            throughputs.push("iceoryx2");
+        }
+        if payload <= 1 << 20 && built {
+            latencies.push("tonic");
+            throughputs.push("tonic");
+        }
+        for (mode, peers, column) in [
+            ("latency", latencies, "p50_us"),
+            ("throughput", throughputs, "messages_per_second"),
+        ] {
+            for peer in peers {
+                let found_row = row(&found, mode, payload, peer)
+                    .unwrap_or_else(|| panic!("no {mode} of {peer}, {payload}"));
+                assert!(found_row[column].as_f64().unwrap() > 0.0, "{found_row}");
+                if SPINNING.contains(&peer) || peer == "iceoryx2" {
+                    let ring = row(&found, mode, payload, "plain_ring").unwrap();
+                    is_quotient(
+                        &found_row["to_plain_ring"],
+                        &found_row[column],
+                        &ring[column],
+                    );
+                }
             }
         }
     }
-    for row in rows {
-        let figure = if row["mode"] == "latency" {
-            "p50_us"
-        } else {
-            "messages_per_second"
-        };
-        assert!(row[figure].as_f64().unwrap() > 0.0, "{row}");
+    ratios_are_of_rows(&found, spinning);
+    one_line_for_each_peer(&found, &fs::read_to_string(&picture).unwrap());
+}
+
+fn ratios_are_of_rows(found: &Value, spinning: bool) {
+    for against in ["against_iceoryx2", "against_tonic", "against_node"] {
+        for pair in found[against].as_array().unwrap() {
+            let payload = pair["payload"].as_u64().unwrap();
+            for (ratio, mode, column) in [
+                ("p50", "latency", "p50_us"),
+                ("p99", "latency", "p99_us"),
+                ("rate", "throughput", "messages_per_second"),
+            ] {
+                let of = |peer: &str| row(found, mode, payload, pair[peer].as_str().unwrap());
+                match (of("ours"), of("peer"), mode) {
+                    _ if pair[ratio].is_null() => {}
+                    (Some(ours), Some(peer), "latency") => {
+                        is_quotient(&pair[ratio], &peer[column], &ours[column]);
+                    }
+                    (Some(ours), Some(peer), _) => {
+                        is_quotient(&pair[ratio], &ours[column], &peer[column]);
+                    }
+                    _ => panic!("a ratio of what is not there: {pair}"),
+                }
+            }
+        }
     }
+    // With one repetition a regime may have one of the two only; then there is nothing to compare.
+    let regimes = |peer| row(found, "latency", 64, peer).map(|row| row["regime"].clone());
+    if spinning && cfg!(feature = "peers") && regimes("ours_spinning") == regimes("iceoryx2") {
+        let first = &found["against_iceoryx2"][0];
+        assert_eq!(
+            (&first["payload"], &first["ours"]),
+            (&64.into(), &"ours_spinning".into())
+        );
+        assert!(first["p50"].as_f64().unwrap() > 0.0);
+    }
+    let copied = found["memcpy"].as_array().unwrap();
+    assert_eq!(copied.len(), 2);
+    for beside in found["against_memcpy"].as_array().unwrap() {
+        let payload = beside["payload"].as_u64().unwrap();
+        let of_length = copied
+            .iter()
+            .find(|copied| copied["payload"] == payload)
+            .unwrap();
+        let peer = row(
+            found,
+            "throughput",
+            payload,
+            beside["peer"].as_str().unwrap(),
+        )
+        .unwrap();
+        is_quotient(
+            &beside["one_way_to_walking"],
+            &peer["megabytes_per_second"],
+            &of_length["walking_mb_per_second"],
+        );
+        is_quotient(
+            &beside["carried_to_again"],
+            &beside["carried_mb_per_second"],
+            &of_length["again_mb_per_second"],
+        );
+    }
+}
+
+fn one_line_for_each_peer(found: &Value, picture: &str) {
+    let document = roxmltree::Document::parse(picture).unwrap();
+    let drawn: Vec<(String, String)> = document
+        .descendants()
+        .filter(|node| node.has_tag_name("polyline"))
+        .map(|line| {
+            let points = line.attribute("points").unwrap().split_whitespace();
+            for point in points {
+                let (x, y) = point.split_once(',').unwrap();
+                assert!(
+                    x.parse::<f64>().unwrap().is_finite() && y.parse::<f64>().unwrap().is_finite()
+                );
+            }
+            let of = |name| line.attribute(name).unwrap().to_owned();
+            (of("data-payload"), of("data-peer"))
+        })
+        .collect();
+    assert!(!drawn.is_empty());
+    for line in &drawn {
+        assert_eq!(
+            drawn.iter().filter(|other| *other == line).count(),
+            1,
+            "{line:?}"
+        );
+    }
+    for row in found["rows"].as_array().unwrap() {
+        // Those that do not spin are drawn whatever the regime; of the others some regime is.
+        let always = row["mode"] == "latency" && row["regime"] == "-";
+        let line = (
+            row["payload"].to_string(),
+            row["name"].as_str().unwrap().to_owned(),
+        );
+        assert!(!always || drawn.contains(&line), "{line:?} is not drawn");
+    }
+    let legend: Vec<&str> = document
+        .descendants()
+        .filter_map(|node| node.text())
+        .collect();
+    for (_, peer) in &drawn {
+        assert!(legend.contains(&peer.as_str()), "{peer} is not explained");
+    }
+}
+
+/// iceoryx2's memory has names, which would stay behind.
+#[cfg(feature = "peers")]
+#[test]
+fn nothing_is_left_of_a_killed_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bench(&LONG);
+    let mut run = command.env("TMPDIR", dir.path()).spawn().unwrap();
+    let child = child_of(&run, "iceoryx2");
+    let names: Vec<String> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let left = || -> Vec<String> {
+        let all = fs::read_dir("/dev/shm").unwrap();
+        all.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .filter(|found| names.iter().any(|name| found.starts_with(name.as_str())))
+            .collect()
+    };
+    let until = Instant::now() + Duration::from_secs(30);
+    while left().is_empty() {
+        assert!(
+            Instant::now() < until,
+            "iceoryx2 has no memory called by {names:?}"
+        );
+        thread::sleep(Duration::from_millis(1));
+    }
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let status = format!("/proc/{}/status", child.as_raw_nonzero());
+    while fs::read_to_string(&status).is_ok_and(|status| !status.contains("State:\tZ")) {
+        assert!(Instant::now() < until, "the child lives on");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(left(), Vec::<String>::new());
 }
 
 #[test]
@@ -121,7 +304,7 @@ fn node_is_measured_beside_ours() {
             .iter()
             .find(|row| row["payload"] == payload && row["ours"] == "ours_asleep")
             .unwrap();
-        assert_eq!(asleep["node"], "node_child_process");
+        assert_eq!(asleep["peer"], "node_child_process");
         assert!(asleep["p50"].as_f64().unwrap() > 0.0 && asleep["rate"].as_f64().unwrap() > 0.0);
     }
     // Only of small payloads.
@@ -203,7 +386,7 @@ const LONG: [&str; 8] = [
     "--repeat",
     "1",
     "--millis",
-    "1000",
+    "400",
     "--payloads",
     "64",
     "--json",
@@ -221,7 +404,10 @@ fn a_peer_that_dies_fails_the_run() {
 
 #[test]
 fn no_child_outlives_the_run() {
-    let mut run = bench(&LONG).spawn().unwrap();
+    // A killed run cannot remove its directories.
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = bench(&LONG);
+    let mut run = command.env("TMPDIR", dir.path()).spawn().unwrap();
     let child = child_of(&run, "event-fd");
     run.kill().unwrap();
     run.wait().unwrap();

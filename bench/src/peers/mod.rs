@@ -1,10 +1,14 @@
 //! The ways for two processes to exchange messages: ours, and those it is measured against.
 
+#[cfg(feature = "peers")]
+mod iceoryx2;
 mod node;
 mod ours;
 mod ping_pong;
 mod plain_ring;
 mod stream;
+#[cfg(feature = "peers")]
+mod tonic;
 mod unix_socket;
 mod wakeup;
 
@@ -45,10 +49,15 @@ pub(crate) trait Peer {
     fn finish(self: Box<Self>) -> Result<()>;
 }
 
+/// Spinning times: of a side that always sleeps, and of one that outlasts the other's waking up.
+const NEVER: Duration = Duration::ZERO;
+const THROUGHOUT: Duration = Duration::from_millis(10);
+/// Largest payload of gRPC's rows, which by default limits messages to 4 MiB.
+const GRPC_LARGEST: usize = 1 << 20;
 /// Largest payload of Node.js's rows: the small ones are what it is compared for.
 const NODE_LARGEST: usize = 4096;
 
-/// How both sides wait.
+/// How the two sides wait: both spinning, or at least one asleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Waiting {
@@ -66,10 +75,13 @@ pub(crate) enum Kind {
     UnixSpinning,
     OursSpinning,
     RawSpinning,
+    Iceoryx2,
     EventFd,
     Futex,
     UnixBlocking,
     OursAsleep,
+    OursServerAsleep,
+    Tonic,
     NodeChildProcess,
     NodeNet,
     NodeNetBatched,
@@ -88,17 +100,20 @@ pub(crate) struct Setup {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::PingPong,
         Self::PlainRing,
         Self::BatchedRing,
         Self::OursSpinning,
         Self::RawSpinning,
+        Self::Iceoryx2,
         Self::UnixSpinning,
         Self::EventFd,
         Self::Futex,
         Self::UnixBlocking,
         Self::OursAsleep,
+        Self::OursServerAsleep,
+        Self::Tonic,
         Self::NodeChildProcess,
         Self::NodeNet,
         Self::NodeNetBatched,
@@ -112,10 +127,13 @@ impl Kind {
             Self::UnixSpinning => "Unix socket, spinning",
             Self::OursSpinning => "lapce-ai, spinning",
             Self::RawSpinning => "lapce-ai, raw transport",
+            Self::Iceoryx2 => "iceoryx2 req-resp",
             Self::EventFd => "eventfd",
             Self::Futex => "futex",
             Self::UnixBlocking => "Unix socket, blocking",
-            Self::OursAsleep => "lapce-ai, asleep",
+            Self::OursAsleep => "lapce-ai, both asleep",
+            Self::OursServerAsleep => "lapce-ai, server asleep",
+            Self::Tonic => "tonic gRPC, Unix socket",
             Self::NodeChildProcess => "node child_process, JSON",
             Self::NodeNet => "node net, Unix socket",
             Self::NodeNetBatched => "node net, batched",
@@ -129,11 +147,14 @@ impl Kind {
             | Self::BatchedRing
             | Self::UnixSpinning
             | Self::OursSpinning
-            | Self::RawSpinning => Waiting::Spinning,
+            | Self::RawSpinning
+            | Self::Iceoryx2 => Waiting::Spinning,
             Self::EventFd
             | Self::Futex
             | Self::UnixBlocking
             | Self::OursAsleep
+            | Self::OursServerAsleep
+            | Self::Tonic
             | Self::NodeChildProcess
             | Self::NodeNet
             | Self::NodeNetBatched => Waiting::Asleep,
@@ -150,10 +171,29 @@ impl Kind {
         !matches!(self, Self::BatchedRing | Self::NodeNetBatched)
     }
 
+    /// Whether it is what is compared with the others.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(
+            self,
+            Self::OursSpinning | Self::OursAsleep | Self::OursServerAsleep
+        )
+    }
+
+    /// Whether this program was built with it.
+    pub(crate) fn is_built(self) -> bool {
+        cfg!(feature = "peers") || !matches!(self, Self::Iceoryx2 | Self::Tonic)
+    }
+
+    /// Whether one side spins while the other sleeps, for which there must be two processors.
+    pub(crate) fn spins_on_one_side(self) -> bool {
+        matches!(self, Self::OursServerAsleep)
+    }
+
     /// Whether it can carry such a payload.
     pub(crate) fn carries(self, payload: usize) -> bool {
         match self {
             Self::RawSpinning => payload <= RAW_LARGEST,
+            Self::Tonic => payload <= GRPC_LARGEST,
             Self::NodeChildProcess | Self::NodeNet | Self::NodeNetBatched => {
                 payload <= NODE_LARGEST
             }
@@ -171,17 +211,39 @@ impl Kind {
         }
     }
 
-    pub(crate) fn start(self, setup: &Setup, payload: usize) -> Result<Box<dyn Peer>> {
+    /// Starts it for messages of this payload, of which so many will be in flight.
+    #[cfg_attr(
+        not(feature = "peers"),
+        expect(
+            unused_variables,
+            reason = "only iceoryx2 prepares for what is in flight"
+        )
+    )]
+    pub(crate) fn start(
+        self,
+        setup: &Setup,
+        payload: usize,
+        in_flight: usize,
+    ) -> Result<Box<dyn Peer>> {
         Ok(match self {
             Self::PingPong => Box::new(ping_pong::PingPong::start(setup)?),
             Self::PlainRing => Box::new(plain_ring::start(setup, payload, false)?),
             Self::BatchedRing => Box::new(plain_ring::start(setup, payload, true)?),
             Self::UnixSpinning => Box::new(unix_socket::start(setup, payload, true)?),
             Self::UnixBlocking => Box::new(unix_socket::start(setup, payload, false)?),
+            #[cfg(feature = "peers")]
+            Self::Iceoryx2 => Box::new(iceoryx2::Iceoryx2::start(setup, payload, in_flight)?),
+            #[cfg(feature = "peers")]
+            Self::Tonic => Box::new(tonic::Tonic::start(setup, payload)?),
+            #[cfg(not(feature = "peers"))]
+            Self::Iceoryx2 | Self::Tonic => {
+                bail!("{} is not built in", self.name())
+            }
             Self::EventFd => Box::new(wakeup::EventFd::start(setup)?),
             Self::Futex => Box::new(wakeup::Futex::start(setup)?),
-            Self::OursSpinning => Box::new(ours::Ours::start(setup, setup.spin)?),
-            Self::OursAsleep => Box::new(ours::Ours::start(setup, Duration::ZERO)?),
+            Self::OursSpinning => Box::new(ours::Ours::start(setup, setup.spin, setup.spin)?),
+            Self::OursAsleep => Box::new(ours::Ours::start(setup, NEVER, NEVER)?),
+            Self::OursServerAsleep => Box::new(ours::Ours::start(setup, THROUGHOUT, NEVER)?),
             Self::RawSpinning => Box::new(ours::Raw::start(setup)?),
             Self::NodeChildProcess | Self::NodeNet | Self::NodeNetBatched => {
                 bail!("{} is measured under node", self.name())
@@ -208,8 +270,19 @@ pub(crate) enum Role {
     UnixBlocking {
         frame: usize,
     },
+    #[cfg(feature = "peers")]
+    Iceoryx2 {
+        root: PathBuf,
+        frame: usize,
+        in_flight: usize,
+    },
     EventFd,
     Futex,
+    #[cfg(feature = "peers")]
+    Tonic {
+        socket: PathBuf,
+        frame: usize,
+    },
     Server {
         socket: PathBuf,
         spin_us: u64,
@@ -234,8 +307,16 @@ impl Role {
             Self::BatchedRing { ring, frame } => plain_ring::answer(parent, ring, frame, true),
             Self::UnixSpinning { frame } => unix_socket::answer(parent, frame, true),
             Self::UnixBlocking { frame } => unix_socket::answer(parent, frame, false),
+            #[cfg(feature = "peers")]
+            Self::Iceoryx2 {
+                root,
+                frame,
+                in_flight,
+            } => iceoryx2::answer(parent, &root, frame, in_flight),
             Self::EventFd => wakeup::answer_eventfd(parent),
             Self::Futex => wakeup::answer_futex(parent),
+            #[cfg(feature = "peers")]
+            Self::Tonic { socket, frame } => tonic::answer(parent, &socket, frame),
             Self::Server {
                 socket,
                 spin_us,

@@ -10,12 +10,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use hdrhistogram::Histogram;
+use serde::Deserialize;
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::ipc::Mode;
 use crate::machine::{Cpus, Side};
-use crate::measure::{Effort, Figure};
+use crate::measure::{Effort, Figure, Measured, histogram};
 
 const SCRIPTS: [(&str, &str); 3] = [
     ("measure.js", include_str!("../../node/measure.js")),
@@ -72,7 +74,7 @@ impl Node {
         (mode, payload, window): (Mode, usize, usize),
         cpus: &Cpus,
         effort: Effort,
-    ) -> Result<Figure> {
+    ) -> Result<Measured> {
         let settings = json!({
             "mode": mode,
             "payload": payload,
@@ -105,7 +107,34 @@ impl Node {
                 process.0.try_wait()?
             );
         }
-        serde_json::from_str(&line).with_context(|| format!("node printed {line:?}"))
+        let printed: Printed =
+            serde_json::from_str(&line).with_context(|| format!("node printed {line:?}"))?;
+        Ok(Measured {
+            distribution: printed.distribution()?,
+            figure: printed.figure,
+        })
+    }
+}
+
+/// What a script prints.
+#[derive(Debug, Deserialize)]
+struct Printed {
+    #[serde(flatten)]
+    figure: Figure,
+    /// Of latencies: nanoseconds, rounded to three digits, and how often.
+    distribution: Option<Vec<(u64, u64)>>,
+}
+
+impl Printed {
+    fn distribution(&self) -> Result<Option<Histogram<u64>>> {
+        let Some(counts) = &self.distribution else {
+            return Ok(None);
+        };
+        let mut found = histogram()?;
+        for &(ns, count) in counts {
+            found.saturating_record_n(ns.max(1), count);
+        }
+        Ok(Some(found))
     }
 }
 

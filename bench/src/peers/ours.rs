@@ -86,10 +86,14 @@ pub(super) struct Ours {
 }
 
 impl Ours {
-    pub(super) fn start(setup: &Setup, spin: Duration) -> Result<Self> {
-        let server = ServerChild::start(&setup.cpus, spin, CONNECTIONS)?;
+    pub(super) fn start(
+        setup: &Setup,
+        client_spin: Duration,
+        server_spin: Duration,
+    ) -> Result<Self> {
+        let server = ServerChild::start(&setup.cpus, server_spin, CONNECTIONS)?;
         let mut options = lapce_ai_client::Options::new(server.socket());
-        options.spin = spin;
+        options.spin = client_spin;
         // A server that is gone is a failure here.
         options.reconnect = ReconnectPolicy {
             max_attempts: Some(1),
