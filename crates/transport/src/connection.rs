@@ -505,6 +505,14 @@ impl Writer {
         Ok(())
     }
 
+    /// Whether a [`trim`](Self::trim) would have nothing to give back.
+    pub fn is_trimmed(&self) -> bool {
+        match &self.sink {
+            Sink::Ring(producer) => producer.is_trimmed() && self.staged.capacity() == 0,
+            Sink::Socket { .. } => true,
+        }
+    }
+
     /// Ends the connection: the peer sees its end once it has read what was flushed.
     pub fn hang_up(&mut self) {
         // A socket that is not connected any more is as good as shut down.

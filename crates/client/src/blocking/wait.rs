@@ -11,7 +11,7 @@ use lapce_ai_transport::Spin;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::BlockingClient;
-use crate::link::{Link, Rx, Tx};
+use crate::link::{Link, QUIET, Rx, Tx};
 
 /// Longest sleep of a thread that waits for its answer and for a full socket at once.
 const WRITABLE_SLICE: Duration = Duration::from_millis(10);
@@ -127,8 +127,13 @@ impl BlockingClient {
                 } else {
                     PollFlags::IN
                 };
-                sleep(link, flags, until);
+                let quiet = link.may_trim().then(|| Instant::now() + QUIET);
+                let wake = until.into_iter().chain(quiet).min();
+                sleep(link, flags, wake);
                 link.woken(&mut rx);
+                if passed(quiet) {
+                    link.trim();
+                }
                 if writable {
                     link.write_more();
                 }

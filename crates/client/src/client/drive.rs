@@ -1,16 +1,17 @@
 //! The client's tasks: one makes the connection again when it is lost, one pumps each link while nobody else does.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use lapce_ai_transport::{ConnectError, TransportError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, Sleep};
 
-use crate::link::{End, Link, Phase};
+use crate::link::{End, Link, Phase, QUIET};
 use crate::session::{Session, Step};
 
 /// Batches that one turn of the driving task takes before it lets others run.
@@ -55,6 +56,7 @@ pub(super) async fn drive(session: Arc<Session>, link: Arc<Link>) {
         true => Interest::READABLE,
         false => Interest::READABLE | Interest::WRITABLE,
     };
+    let mut trimming = false;
     #[expect(
         deprecated,
         reason = "its successor is unsafe, for types whose descriptor may change; an Arc<OwnedFd> keeps its one open"
@@ -62,8 +64,15 @@ pub(super) async fn drive(session: Arc<Session>, link: Arc<Link>) {
     let registered = AsyncFd::with_interest(link.shared_socket(), interest);
     match registered {
         Ok(socket) => {
-            let mut driven = pin!(poll_fn(|cx| poll_drive(&session, &link, &socket, cx)));
-            driven.as_mut().await;
+            let mut quiet = pin!(tokio::time::sleep(QUIET));
+            poll_fn(|cx| {
+                let driven = poll_drive(&session, &link, &socket, cx);
+                if driven.is_pending() {
+                    poll_quiet(&link, quiet.as_mut(), &mut trimming, cx);
+                }
+                driven
+            })
+            .await;
         }
         Err(source) => {
             let call = "epoll_ctl";
@@ -71,6 +80,22 @@ pub(super) async fn drive(session: Arc<Session>, link: Arc<Link>) {
         }
     }
     session.note(&link);
+}
+
+/// A while after the ring was used beyond its first page, gives that memory back if it is empty; then there is no timer
+/// any more.
+fn poll_quiet(link: &Link, mut quiet: Pin<&mut Sleep>, trimming: &mut bool, cx: &mut Context<'_>) {
+    if !link.may_trim() {
+        *trimming = false;
+        return;
+    }
+    if !std::mem::replace(trimming, true) {
+        quiet.as_mut().reset(Instant::now() + QUIET);
+    }
+    if quiet.as_mut().poll(cx).is_ready() {
+        link.trim();
+        *trimming = false;
+    }
 }
 
 /// The runtime shuts down, and nobody will be woken by the socket any more.

@@ -27,7 +27,7 @@ use lapce_ai_proto::{GoAway, MessageType, OpenPrefix, Refusal, Welcome};
 use lapce_ai_transport::Connection;
 
 pub(crate) use self::end::{End, Outcome, Phase, Refused};
-pub(crate) use self::pump::Rx;
+pub(crate) use self::pump::{QUIET, Rx};
 use self::slot::SlotEnd;
 pub(crate) use self::slot::Stream;
 pub(crate) use self::tx::Tx;

@@ -3,11 +3,15 @@
 
 use std::sync::MutexGuard;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use lapce_ai_transport::{Reader, TransportError, flush};
 
 use super::tx::Tx;
 use super::{Link, lock, wake_all};
+
+/// After so long without traffic a link gives back what memory it can.
+pub(crate) const QUIET: Duration = Duration::from_secs(1);
 
 /// The reading side and who holds it.
 #[derive(Debug)]
@@ -141,6 +145,18 @@ impl Link {
                 None
             }
         }
+    }
+
+    /// Whether the request ring holds memory that a quiet connection need not.
+    pub(crate) fn may_trim(&self) -> bool {
+        !lock(&self.tx).writer.is_trimmed()
+    }
+
+    /// Gives the memory of the request ring's further pages back. For a link on which nothing has happened for
+    /// [`QUIET`].
+    pub(crate) fn trim(&self) {
+        // A ring that is corrupt is found by the next pump.
+        let _ = lock(&self.tx).writer.trim();
     }
 
     /// After a sleep: takes the bells.

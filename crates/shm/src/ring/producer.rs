@@ -156,6 +156,12 @@ impl<S: Storage> Producer<S> {
         Ok(self.head == self.tail)
     }
 
+    /// Whether a [`trim`](Self::trim) would have nothing to give back. No look at the consumer.
+    #[inline]
+    pub fn is_trimmed(&self) -> bool {
+        self.touched <= S::PAGE
+    }
+
     /// If the ring is empty, goes back to its beginning and gives back the memory of all pages
     /// beyond the first that were used since the last trim. True if there were any. Costs a look
     /// at the consumer only when there is something to give back.
@@ -163,7 +169,7 @@ impl<S: Storage> Producer<S> {
     /// # Errors
     /// The consumer wrote an impossible head.
     pub fn trim(&mut self) -> Result<bool, RingFault> {
-        if self.touched <= S::PAGE || !self.is_drained()? {
+        if self.is_trimmed() || !self.is_drained()? {
             return Ok(false);
         }
         self.jump();
