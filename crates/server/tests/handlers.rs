@@ -420,3 +420,31 @@ fn one_item_in_one_frame_is_one_end() {
         assert_eq!(client.next().unwrap().flags & MORE, 0, "{id}");
     }
 }
+
+#[test]
+fn a_talker_keeps_nobody_out() {
+    // So long that the daemon never sleeps while the talker talks.
+    let daemon = Daemon::start(Options {
+        spin: Duration::from_secs(5),
+        ..options()
+    });
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let talker = std::thread::spawn({
+        let mut client = Client::new(&daemon, Carrier::SHARED_MEMORY);
+        let stop = std::sync::Arc::clone(&stop);
+        move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                client.echo(10);
+            }
+        }
+    });
+    // A handshake, bells and a hang-up each need a look at the sockets.
+    for carrier in [Carrier::SHARED_MEMORY, Carrier::SOCKET] {
+        let mut client = Client::new(&daemon, carrier);
+        client.echo(10);
+        drop(client);
+        daemon.await_quiet(1);
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    talker.join().unwrap();
+}

@@ -30,6 +30,8 @@ pub(super) struct Connection {
     pub(super) watched: bool,
     /// Whether the reactor has it on its list for that.
     pub(super) listed: bool,
+    /// Whether the reactor has it on its list of those that may give memory back.
+    pub(super) quieting: bool,
     /// Asleep without a bell for its data, since it is not read until it reads.
     pub(super) paused: bool,
     /// The epoll waits for the socket to be writable.
@@ -56,6 +58,7 @@ impl Connection {
             last_activity: Instant::now(),
             watched: false,
             listed: false,
+            quieting: false,
             paused: false,
             writable_wanted: false,
         }
@@ -135,6 +138,16 @@ impl Connection {
         // A client that is not read because it does not read is woken for by its room, and by the next tick, not by
         // its data.
         Ok(self.paused || self.reader.prepare_to_sleep()?)
+    }
+
+    /// Whether it holds memory that it need not while nothing happens.
+    pub(super) fn may_trim(&self) -> bool {
+        !self.session.lock().writer.is_trimmed()
+    }
+
+    /// Gives that memory back. What the client has not read stays.
+    pub(super) fn trim(&self) -> Result<(), TransportError> {
+        self.session.lock().writer.trim()
     }
 
     /// The socket is readable, writable or hung up.

@@ -32,8 +32,12 @@ const TICK: Duration = Duration::from_millis(100);
 const DRAIN_TICK: Duration = Duration::from_millis(5);
 /// Turns without progress after which a hot connection cools while others stay hot.
 const COOL_AFTER: u32 = 4096;
-/// Turns after which sockets are looked at although hot connections keep the reactor busy.
-const POLL_EVERY: u32 = 64;
+/// Batches after which sockets are looked at although hot connections keep the reactor busy, so that whoever rings waits
+/// as long however many connections are hot.
+const LOOK_AFTER: u32 = 64;
+
+/// After so long without traffic a connection gives back what memory it can.
+const QUIET: Duration = Duration::from_secs(1);
 
 const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
@@ -44,10 +48,14 @@ pub(crate) struct Reactor {
     connections: Connections,
     /// Indices of connections that are polled without a system call.
     hot: Vec<u32>,
+    /// Where in `hot` the next turn begins.
+    cursor: usize,
     /// Indices of connections where something may stall, each once: those that are [listed](Connection::listed).
     watched: Vec<u32>,
     /// Empty; takes turns with it.
     watched_before: Vec<u32>,
+    /// Indices of connections that sleep and have memory to give back once they are [quiet](QUIET), each once.
+    quieting: Vec<u32>,
     waiting: Waiting,
     scratch: Vec<u8>,
     spin: Duration,
@@ -58,7 +66,17 @@ pub(crate) struct Reactor {
     attention: Vec<u64>,
     next_tick: Option<Instant>,
     next_idle_look: Option<Instant>,
+    next_trim: Option<Instant>,
     draining: Option<Instant>,
+}
+
+/// What a connection's turn came to.
+#[derive(Debug, Clone, Copy)]
+enum Served {
+    Something,
+    Nothing,
+    /// It sleeps until its bell, or is gone: off the list with it.
+    Cooled,
 }
 
 /// What turn-taking code needs of the reactor beside the connection at hand.
@@ -196,8 +214,10 @@ impl Reactor {
             door: Door::new(listener, terms, options.exit_when_idle),
             connections: Connections::default(),
             hot: Vec::new(),
+            cursor: 0,
             watched: Vec::new(),
             watched_before: Vec::new(),
+            quieting: Vec::new(),
             waiting: Waiting::default(),
             scratch: Vec::new(),
             spin,
@@ -206,6 +226,7 @@ impl Reactor {
             attention: Vec::new(),
             next_tick: None,
             next_idle_look: None,
+            next_trim: None,
             draining: None,
             shared,
         })
@@ -236,43 +257,60 @@ impl Reactor {
         self.finish();
     }
 
-    /// Serves hot connections until none has had anything for the spin time (true), or until sockets are due for a
-    /// look (false).
+    /// Serves hot connections in turn until none has had anything for the spin time (true), or until sockets are due for
+    /// a look (false); the next call goes on where this one stopped.
     fn serve_hot(&mut self) -> bool {
         let mut spin = Spin::new(self.spin);
-        let mut turns = 0;
+        let mut batches = 0;
+        let mut progress = false;
+        let mut idle = 0;
         while !self.hot.is_empty() {
-            let mut progress = false;
-            let mut at = 0;
-            while let Some(&index) = self.hot.get(at) {
-                match self.serve(index) {
-                    Ok(true) => progress = true,
-                    Ok(false) => {}
-                    Err(error) => self.close(index, &error),
-                }
-                // A connection that went away, or cooled, left its place to another.
-                if self.hot.get(at) == Some(&index) {
-                    at += 1;
-                }
+            if self.cursor >= self.hot.len() {
+                self.cursor = 0;
+                self.grant();
+                continue;
             }
-            self.grant();
-            turns += 1;
-            if progress {
-                if turns >= POLL_EVERY {
-                    return false;
+            let index = self.hot[self.cursor];
+            match self.serve(index) {
+                Ok(Served::Something) => {
+                    batches += 1;
+                    progress = true;
+                    idle = 0;
                 }
-                spin = Spin::new(self.spin);
-            } else if !spin.turn() {
-                return true;
+                Ok(Served::Nothing) => idle += 1,
+                Ok(Served::Cooled) => {
+                    self.hot.swap_remove(self.cursor);
+                    self.note_cooled(index);
+                    continue;
+                }
+                Err(error) => self.close(index, &error),
+            }
+            // Of a connection that went away another has the place.
+            if self.hot.get(self.cursor) == Some(&index) {
+                self.cursor += 1;
+            }
+            if batches >= LOOK_AFTER {
+                self.grant();
+                return false;
+            }
+            if idle >= self.hot.len() {
+                idle = 0;
+                self.grant();
+                if std::mem::take(&mut progress) {
+                    // What was served may bring the next at once: the spin begins anew.
+                    spin = Spin::new(self.spin);
+                } else if !spin.turn() {
+                    return true;
+                }
             }
         }
         true
     }
 
-    /// Serves one connection once. True: there was something to do.
-    fn serve(&mut self, index: u32) -> Result<bool, TransportError> {
+    /// Serves one connection once.
+    fn serve(&mut self, index: u32) -> Result<Served, TransportError> {
         let Some(connection) = self.connections.get(index) else {
-            return Ok(false);
+            return Ok(Served::Cooled);
         };
         let mut tools = Tools {
             router: &self.router,
@@ -290,10 +328,13 @@ impl Reactor {
             connection.idle_turns += 1;
             if connection.idle_turns >= COOL_AFTER && connection.go_to_sleep(&self.shared)? {
                 connection.hot = false;
-                self.hot.retain(|hot| *hot != index);
+                return Ok(Served::Cooled);
             }
         }
-        Ok(progress)
+        Ok(match progress {
+            true => Served::Something,
+            false => Served::Nothing,
+        })
     }
 
     /// Asks every hot connection for a bell. Those that have something by now stay hot.
@@ -308,10 +349,49 @@ impl Reactor {
                 Ok(true) => {
                     connection.hot = false;
                     self.hot.swap_remove(at);
+                    self.note_cooled(index);
                 }
                 Ok(false) => at += 1,
                 // Takes it off the list.
                 Err(error) => self.close(index, &error),
+            }
+        }
+    }
+
+    /// Sees to it that a connection which went to sleep is looked at when it may be quiet, if there is a reason.
+    fn note_cooled(&mut self, index: u32) {
+        if let Some(connection) = self.connections.get(index)
+            && !connection.quieting
+            && connection.may_trim()
+        {
+            connection.quieting = true;
+            let at = connection.last_activity + QUIET;
+            self.quieting.push(index);
+            self.next_trim.get_or_insert(at);
+        }
+    }
+
+    /// Has connections that are quiet give back what memory they can, each once; those that are not yet keep their
+    /// place.
+    fn trim_quiet(&mut self, now: Instant) {
+        self.next_trim = None;
+        let mut at = 0;
+        while let Some(&index) = self.quieting.get(at) {
+            let Some(connection) = self.connections.get(index) else {
+                self.quieting.swap_remove(at);
+                continue;
+            };
+            let quiet_at = connection.last_activity + QUIET;
+            if connection.hot || quiet_at > now {
+                let look = quiet_at.max(now + TICK);
+                self.next_trim = Some(self.next_trim.map_or(look, |next| next.min(look)));
+                at += 1;
+                continue;
+            }
+            connection.quieting = false;
+            self.quieting.swap_remove(at);
+            if let Err(error) = connection.trim() {
+                self.close(index, &error);
             }
         }
     }
@@ -434,6 +514,9 @@ impl Reactor {
         };
         self.hot.retain(|hot| *hot != index);
         self.watched.retain(|watched| *watched != index);
+        if connection.quieting {
+            self.quieting.retain(|quieting| *quieting != index);
+        }
         self.waiting
             .forget(connection.session.token, None, &self.shared);
         // The socket lives as long as a task that still holds the session, and must not wake anybody.
@@ -464,7 +547,7 @@ impl Reactor {
         } else {
             None
         };
-        [tick, self.next_idle_look, exit]
+        [tick, self.next_idle_look, self.next_trim, exit]
             .into_iter()
             .flatten()
             .min()
@@ -525,6 +608,9 @@ impl Reactor {
         }
         if self.next_idle_look.is_some_and(|at| at <= now) {
             self.close_idle(now);
+        }
+        if self.next_trim.is_some_and(|at| at <= now) {
+            self.trim_quiet(now);
         }
     }
 
