@@ -4,11 +4,13 @@
 //! cargo run --release -p lapce-ai-bench -- ipc           latency and throughput beside the peers
 //! cargo run --release -p lapce-ai-bench -- connections   memory and idleness of many connections
 //! cargo run --release -p lapce-ai-bench -- many          throughput of many connections from several processes
+//! cargo run --release -p lapce-ai-bench -- active        one talking connection among many idle ones
 //! ```
 //!
 //! Each peer is a child process: this program again, in a hidden role (`peer`). Nothing printed is a constant.
 #![forbid(unsafe_code)]
 
+mod active;
 mod child;
 mod connections;
 mod ipc;
@@ -41,6 +43,7 @@ enum Command {
     Ipc(ipc::Arguments),
     Connections(connections::Arguments),
     Many(many::Arguments),
+    Active(active::Arguments),
     /// The other side of an exchange; started by the commands above.
     #[command(hide = true)]
     Peer {
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Ipc(arguments) => ipc::run(&arguments),
         Command::Connections(arguments) => connections::run(&arguments),
         Command::Many(arguments) => many::run(&arguments),
+        Command::Active(arguments) => active::run(&arguments),
         Command::Peer { cpus, role } => play(cpus, role),
     };
     match result {

@@ -13,7 +13,7 @@ mod unix_socket;
 mod wakeup;
 
 pub(crate) use node::Node;
-pub(crate) use ours::{RAW_LARGEST, ServerChild, connect_raw};
+pub(crate) use ours::{Ours, RAW_LARGEST, ServerChild, connect_raw};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -241,9 +241,9 @@ impl Kind {
             }
             Self::EventFd => Box::new(wakeup::EventFd::start(setup)?),
             Self::Futex => Box::new(wakeup::Futex::start(setup)?),
-            Self::OursSpinning => Box::new(ours::Ours::start(setup, setup.spin, setup.spin)?),
-            Self::OursAsleep => Box::new(ours::Ours::start(setup, NEVER, NEVER)?),
-            Self::OursServerAsleep => Box::new(ours::Ours::start(setup, THROUGHOUT, NEVER)?),
+            Self::OursSpinning => Box::new(Ours::start(setup, setup.spin, setup.spin)?),
+            Self::OursAsleep => Box::new(Ours::start(setup, NEVER, NEVER)?),
+            Self::OursServerAsleep => Box::new(Ours::start(setup, THROUGHOUT, NEVER)?),
             Self::RawSpinning => Box::new(ours::Raw::start(setup)?),
             Self::NodeChildProcess | Self::NodeNet | Self::NodeNetBatched => {
                 bail!("{} is measured under node", self.name())

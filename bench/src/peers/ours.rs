@@ -79,7 +79,7 @@ pub(super) fn serve(
 }
 
 /// The real client.
-pub(super) struct Ours {
+pub(crate) struct Ours {
     client: BlockingClient,
     answer: Vec<u8>,
     server: ServerChild,
@@ -92,6 +92,11 @@ impl Ours {
         server_spin: Duration,
     ) -> Result<Self> {
         let server = ServerChild::start(&setup.cpus, server_spin, CONNECTIONS)?;
+        Self::beside(server, client_spin)
+    }
+
+    /// A client of this server, which it takes over.
+    pub(crate) fn beside(server: ServerChild, client_spin: Duration) -> Result<Self> {
         let mut options = lapce_ai_client::Options::new(server.socket());
         options.spin = client_spin;
         // A server that is gone is a failure here.
