@@ -419,3 +419,37 @@ fn no_child_outlives_the_run() {
         thread::sleep(Duration::from_millis(5));
     }
 }
+
+#[test]
+fn one_active_connection_is_measured_among_idle_ones() {
+    let found = success(&[
+        "active",
+        "--connections",
+        "1,20,100000000",
+        "--payload",
+        "64",
+        "--repeat",
+        "2",
+        "--millis",
+        "10",
+        "--json",
+    ]);
+    let rows = found["rows"].as_array().unwrap();
+    let connections: Vec<_> = rows.iter().map(|row| &row["connections"]).collect();
+    assert_eq!(connections, [1, 20]);
+    for found in rows
+        .iter()
+        .flat_map(|row| row["repetitions"].as_array().unwrap())
+    {
+        let at = |quantile: &str| found["latency"][quantile].as_u64().unwrap();
+        assert!(0 < at("p50") && at("p50") <= at("p99") && at("p99") <= at("max"));
+        assert!(found["throughput"]["messages"].as_u64().unwrap() >= 100);
+    }
+    assert_eq!(rows[0]["repetitions"].as_array().unwrap().len(), 2);
+    // More than any system allows is said and left out.
+    let left_out = found["left_out"].to_string();
+    assert!(
+        left_out.contains("100000000 connections need"),
+        "{left_out}"
+    );
+}
