@@ -306,6 +306,7 @@ fn poll_stream<T>(
     mut take: impl FnMut(&mut Tx, Option<&Waker>) -> Poll<T>,
 ) -> Poll<T> {
     let link = &*stream.link;
+    let mut more = false;
     if let Some(mut rx) = link.try_rx() {
         let (_, mut taken) = link.pump(&mut rx, |tx| take(tx, None));
         if taken.is_pending() && !spin.is_zero() && link.shares_memory() {
@@ -316,13 +317,15 @@ fn poll_stream<T>(
                 }
             }
         }
+        // What came over a plain socket and lies in the reader now raises no event any more: the driver would sleep on.
+        more = !link.shares_memory() && rx.has_data();
         if taken.is_ready() {
             drop(rx);
-            link.tell_driver();
+            link.tell_driver(more);
             return taken;
         }
     }
     let taken = take(&mut link.tx(), Some(cx.waker()));
-    link.tell_driver();
+    link.tell_driver(more);
     taken
 }

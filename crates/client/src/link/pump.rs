@@ -216,12 +216,12 @@ impl Link {
         }
     }
 
-    /// Wakes the driver if something waits for the socket to be writable.
+    /// Over a plain socket: wakes the driver if something waits for it to be writable, or if there is `more` to read.
     #[inline]
-    pub(crate) fn tell_driver(&self) {
+    pub(crate) fn tell_driver(&self, more: bool) {
         if !self.shares_memory() {
             let tx = lock(&self.tx);
-            let driver = if tx.wants_writable() {
+            let driver = if more || tx.wants_writable() {
                 tx.driver.clone()
             } else {
                 None
