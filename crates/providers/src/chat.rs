@@ -36,6 +36,12 @@ pub struct ChatRequest {
     pub seed: Option<i64>,
     /// How hard a reasoning model should think. Left out where the provider has no such setting.
     pub reasoning: Option<ReasoningEffort>,
+    /// The most tokens of thinking, for providers that take a number; others take the effort that is near it.
+    pub reasoning_budget: Option<u32>,
+    /// Marks the system prompt as worth caching, with the tools before it, where the provider wants to be told.
+    pub cache_system: bool,
+    /// Marks the tools as worth caching, where the provider wants to be told.
+    pub cache_tools: bool,
     /// A stable name of the end user, for the provider's abuse detection. Left out where the provider has none.
     pub user: Option<String>,
     /// Labels for logs and accounts. Sent only where the provider takes them without a further condition;
@@ -128,12 +134,17 @@ pub enum Content {
     /// A picture, for models that can see.
     Image(Image),
     /// What a model thought in an earlier turn, to be handed back to providers that want it. Others leave it out.
+    /// It stands where it was thought: before the text or the calls that followed it.
     Reasoning {
         /// The thought.
         text: String,
         /// The provider's proof that the thought is its own.
         signature: Option<String>,
     },
+    /// A thought of an earlier turn that the provider has encrypted, to be handed back as it came.
+    RedactedReasoning(String),
+    /// Everything up to here is worth caching. Left out where the provider finds that out itself.
+    CachePoint,
 }
 
 /// A picture in a message.
@@ -179,6 +190,8 @@ pub struct ToolCall {
     pub name: String,
     /// The arguments as the model wrote them: JSON if the model is good, but nobody guarantees it.
     pub arguments: String,
+    /// The provider's proof of the thought behind the call (Gemini), to be handed back.
+    pub signature: Option<String>,
 }
 
 /// A tool that a model may call.

@@ -9,71 +9,11 @@ use secrecy::SecretString;
 use crate::chat::ModelInfo;
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider, Timeouts};
-use crate::wire::openai::{Dialect, OpenAi, OpenAiConfig, looks_like_a_model_list};
+use crate::profile::{PROFILES, Profile, Settings};
+use crate::wire::openai::looks_like_a_model_list;
 
 /// Enough for a server on the same machine, for [`probe`].
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// A hosted provider that speaks OpenAI chat completions and needs nothing but a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KnownProvider {
-    /// Its usual name.
-    pub name: &'static str,
-    /// The environment variable that holds its key.
-    pub key_variable: &'static str,
-    /// The environment variable that replaces its base URL.
-    pub url_variable: Option<&'static str>,
-    /// Its base URL.
-    pub base_url: &'static str,
-    /// Its dialect.
-    pub dialect: Dialect,
-}
-
-/// The rows of the table below: name, key, base URL. Together, Fireworks and DeepSeek are as their own
-/// documentation has them; the others as third parties use them, and not yet confirmed.
-const fn row(
-    name: &'static str,
-    key_variable: &'static str,
-    base_url: &'static str,
-) -> KnownProvider {
-    KnownProvider {
-        name,
-        key_variable,
-        url_variable: None,
-        base_url,
-        dialect: Dialect::COMPATIBLE,
-    }
-}
-
-/// The hosted providers that [`from_environment`] looks for, in order of preference.
-pub const KNOWN_PROVIDERS: &[KnownProvider] = &[
-    KnownProvider {
-        url_variable: Some("OPENAI_BASE_URL"),
-        dialect: Dialect::OPENAI,
-        ..row("openai", "OPENAI_API_KEY", "https://api.openai.com/v1")
-    },
-    row(
-        "openrouter",
-        "OPENROUTER_API_KEY",
-        "https://openrouter.ai/api/v1",
-    ),
-    row("groq", "GROQ_API_KEY", "https://api.groq.com/openai/v1"),
-    KnownProvider {
-        dialect: Dialect::DEEPSEEK,
-        ..row("deepseek", "DEEPSEEK_API_KEY", "https://api.deepseek.com")
-    },
-    KnownProvider {
-        dialect: Dialect::MISTRAL,
-        ..row("mistral", "MISTRAL_API_KEY", "https://api.mistral.ai/v1")
-    },
-    row("xai", "XAI_API_KEY", "https://api.x.ai/v1"),
-    row("together", "TOGETHER_API_KEY", "https://api.together.ai/v1"),
-    row(
-        "fireworks",
-        "FIREWORKS_API_KEY",
-        "https://api.fireworks.ai/inference/v1",
-    ),
-];
 
 /// An address on this machine where a server may listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,8 +44,10 @@ impl LoopbackServer {
 pub struct Discovered {
     /// The name that it should get.
     pub name: String,
+    /// What it is.
+    pub profile: &'static Profile,
     /// How to reach it.
-    pub config: OpenAiConfig,
+    pub settings: Settings,
     /// Where it was found: an environment variable or an address. For people.
     pub found_in: String,
     /// Its models, where they are known already.
@@ -119,9 +61,7 @@ impl Discovered {
     ///
     /// [`Configuration`](crate::ErrorKind::Configuration) when the environment's key or URL is not usable.
     pub fn connect(&self, client: HttpClient) -> Result<HttpProvider, ProviderError> {
-        let wire =
-            OpenAi::new(self.config.clone()).map_err(|error| error.leaving(&self.name, &[]))?;
-        Ok(HttpProvider::new(self.name.as_str(), wire, client))
+        self.profile.connect(&self.name, &self.settings, client)
     }
 }
 
@@ -134,34 +74,38 @@ pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discover
             .map(|value| value.trim().to_owned())
             .filter(|value| !value.is_empty())
     };
-    let found = KNOWN_PROVIDERS.iter().filter_map(|known| {
-        let key = lookup(known.key_variable);
-        let base_url = known.url_variable.and_then(lookup);
+    let profiles = PROFILES.iter().filter(|profile| profile.discovered);
+    let found = profiles.filter_map(|profile| {
+        let key = profile
+            .key_variables
+            .iter()
+            .find_map(|name| Some((*name, lookup(name)?)));
+        let base_url = profile.url_variable.and_then(lookup);
         let found_in = match (&key, &base_url) {
-            (Some(_), _) => known.key_variable,
-            (None, Some(_)) => known.url_variable?,
+            (Some((name, _)), _) => name,
+            (None, Some(_)) => profile.url_variable?,
             (None, None) => return None,
         };
         let foreign = base_url
             .as_deref()
-            .is_some_and(|url| url.trim_end_matches('/') != known.base_url);
+            .is_some_and(|url| url.trim_end_matches('/') != profile.base_url);
         Some(Discovered {
-            name: known.name.into(),
-            config: OpenAiConfig {
-                base_url: base_url.unwrap_or_else(|| known.base_url.into()),
-                key: key.map(SecretString::from),
-                headers: Vec::new(),
-                dialect: if foreign {
-                    Dialect::COMPATIBLE
-                } else {
-                    known.dialect
-                },
+            name: profile.name.into(),
+            profile: if foreign { compatible()? } else { profile },
+            settings: Settings {
+                base_url: base_url.or_else(|| Some(profile.base_url.into())),
+                key: key.map(|(_, key)| SecretString::from(key)),
+                ..Settings::default()
             },
             found_in: found_in.into(),
             models: Vec::new(),
         })
     });
     found.collect()
+}
+
+fn compatible() -> Option<&'static Profile> {
+    Profile::named("compatible")
 }
 
 /// The servers of `candidates` that answer with a list of models. All are asked at once, for `timeout` at
@@ -196,11 +140,10 @@ async fn probe_one(
     let mut discovered = Discovered {
         name: server.name,
         found_in: server.base_url.clone(),
-        config: OpenAiConfig {
-            base_url: server.base_url,
-            key: None,
-            headers: Vec::new(),
-            dialect: Dialect::COMPATIBLE,
+        profile: compatible()?,
+        settings: Settings {
+            base_url: Some(server.base_url),
+            ..Settings::default()
         },
         models: Vec::new(),
     };
@@ -250,23 +193,24 @@ mod tests {
     fn keys_are_found_in_order_of_preference() {
         assert!(environment(&[]).is_empty());
         assert!(environment(&[("OPENAI_API_KEY", "  ")]).is_empty());
-        let all: Vec<_> = KNOWN_PROVIDERS
-            .iter()
-            .map(|known| (known.key_variable, " sk-1\n"))
+        let hosted = || {
+            PROFILES
+                .iter()
+                .filter(|profile| profile.discovered && !profile.base_url.contains('{'))
+        };
+        let all: Vec<_> = hosted()
+            .map(|profile| (profile.key_variables[0], " sk-1\n"))
             .collect();
         let found = environment(&all);
-        assert_eq!(found.len(), KNOWN_PROVIDERS.len());
-        for (found, known) in found.iter().zip(KNOWN_PROVIDERS) {
+        assert_eq!(found.len(), hosted().count());
+        for (found, profile) in found.iter().zip(hosted()) {
             assert_eq!(
                 (found.name.as_str(), found.found_in.as_str()),
-                (known.name, known.key_variable)
+                (profile.name, profile.key_variables[0])
             );
-            assert_eq!(
-                (&*found.config.base_url, found.config.dialect),
-                (known.base_url, known.dialect)
-            );
-            assert_eq!(found.config.key.as_ref().unwrap().expose_secret(), "sk-1");
-            assert!(OpenAi::new(found.config.clone()).is_ok());
+            assert_eq!(found.profile.name, profile.name);
+            assert_eq!(found.settings.key.as_ref().unwrap().expose_secret(), "sk-1");
+            assert!(found.profile.wire(&found.settings).is_ok());
         }
     }
 
@@ -277,13 +221,13 @@ mod tests {
             (found.len(), found[0].found_in.as_str()),
             (1, "OPENAI_BASE_URL")
         );
-        assert!(found[0].config.key.is_none());
-        assert_eq!(found[0].config.dialect, Dialect::COMPATIBLE);
+        assert!(found[0].settings.key.is_none());
+        assert_eq!(found[0].profile.name, "compatible");
         let same = environment(&[
             ("OPENAI_BASE_URL", "https://api.openai.com/v1/"),
             ("OPENAI_API_KEY", "k"),
         ]);
-        assert_eq!(same[0].config.dialect, Dialect::OPENAI);
+        assert_eq!(same[0].profile.name, "openai");
     }
 
     #[test]

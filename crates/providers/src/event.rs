@@ -26,6 +26,8 @@ pub enum Event<'a> {
         /// The provider's proof, to be handed back in the next turn.
         signature: Option<&'a str>,
     },
+    /// A thought that the provider has encrypted, whole, to be handed back in the next turn.
+    RedactedReasoning(&'a str),
     /// A piece of a tool call.
     ToolCall(ToolCallDelta<'a>),
     /// A source that the answer rests on.
@@ -47,15 +49,19 @@ pub struct ToolCallDelta<'a> {
     pub name: Option<&'a str>,
     /// The next piece of the arguments' JSON text; may be empty.
     pub arguments: &'a str,
+    /// The provider's proof of the thought behind the call, to be handed back in the next turn.
+    pub signature: Option<&'a str>,
 }
 
-/// A source that an answer rests on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A source that an answer rests on. At least one of its fields is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Citation<'a> {
-    /// Its address.
-    pub url: &'a str,
+    /// Its address; a document that came with the request has none.
+    pub url: Option<&'a str>,
     /// Its title, if the provider gives one.
     pub title: Option<&'a str>,
+    /// The words of the source that are meant, if the provider gives them.
+    pub quote: Option<&'a str>,
 }
 
 /// Tokens of one answer, as the provider counts them.
@@ -67,6 +73,8 @@ pub struct Usage {
     pub output_tokens: u64,
     /// The part of `input_tokens` that came from the provider's cache.
     pub cached_input_tokens: u64,
+    /// The part of `input_tokens` that was written to the provider's cache, where that is told.
+    pub cache_write_tokens: u64,
     /// Tokens of thinking.
     pub reasoning_tokens: u64,
 }
@@ -109,15 +117,18 @@ enum Stored {
         text: Range<usize>,
         signature: Option<Range<usize>>,
     },
+    RedactedReasoning(Range<usize>),
     ToolCall {
         index: u32,
         id: Option<Range<usize>>,
         name: Option<Range<usize>>,
         arguments: Range<usize>,
+        signature: Option<Range<usize>>,
     },
     Citation {
-        url: Range<usize>,
+        url: Option<Range<usize>>,
         title: Option<Range<usize>>,
+        quote: Option<Range<usize>>,
     },
     Usage(Usage),
     Finish(FinishReason),
@@ -144,15 +155,19 @@ impl EventQueue {
                 id,
                 name,
                 arguments,
+                signature,
             }) => Stored::ToolCall {
                 index,
                 id: self.keep_some(id),
                 name: self.keep_some(name),
                 arguments: self.keep(arguments),
+                signature: self.keep_some(signature),
             },
-            Event::Citation(Citation { url, title }) => Stored::Citation {
-                url: self.keep(url),
+            Event::RedactedReasoning(data) => Stored::RedactedReasoning(self.keep(data)),
+            Event::Citation(Citation { url, title, quote }) => Stored::Citation {
+                url: self.keep_some(url),
                 title: self.keep_some(title),
+                quote: self.keep_some(quote),
             },
             Event::Usage(usage) => Stored::Usage(usage),
             Event::Finish(reason) => Stored::Finish(reason),
@@ -183,15 +198,19 @@ impl EventQueue {
                 id,
                 name,
                 arguments,
+                signature,
             } => Event::ToolCall(ToolCallDelta {
                 index,
                 id: some(id),
                 name: some(name),
                 arguments: &text[arguments],
+                signature: some(signature),
             }),
-            Stored::Citation { url, title } => Event::Citation(Citation {
-                url: &text[url],
+            Stored::RedactedReasoning(range) => Event::RedactedReasoning(&text[range]),
+            Stored::Citation { url, title, quote } => Event::Citation(Citation {
+                url: some(url),
                 title: some(title),
+                quote: some(quote),
             }),
             Stored::Usage(usage) => Event::Usage(usage),
             Stored::Finish(reason) => Event::Finish(reason),

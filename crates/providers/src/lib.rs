@@ -2,6 +2,7 @@
 //!
 //! A [`ChatRequest`] goes to a [`Provider`], which answers with a [`ChatStream`] of [`Event`]s or one
 //! [`ProviderError`]. [`HttpProvider`] is a provider for any [`Wire`] format; the formats do no I/O and read no clock.
+//! [`PROFILES`] is the table of those that are known by name, with what each can do.
 //! [`Local`] needs neither key nor network. [`from_environment`] and [`probe`] find what can be used, and a
 //! [`Catalog`] knows which provider and model a name means.
 //!
@@ -29,17 +30,16 @@
 //! A server that speaks OpenAI chat completions, by its URL:
 //!
 //! ```
-//! use lapce_ai_providers::{Dialect, HttpClient, HttpConfig, HttpProvider, OpenAi, OpenAiConfig};
+//! use lapce_ai_providers::{HttpClient, HttpConfig, Profile, Settings};
 //!
 //! # fn main() -> Result<(), lapce_ai_providers::ProviderError> {
 //! let client = HttpClient::new(&HttpConfig::default())?;
-//! let wire = OpenAi::new(OpenAiConfig {
-//!     base_url: "http://127.0.0.1:8080/v1".into(),
-//!     key: None,
-//!     headers: Vec::new(),
-//!     dialect: Dialect::COMPATIBLE,
-//! })?;
-//! let provider = HttpProvider::new("llamacpp", wire, client);
+//! let settings = Settings {
+//!     base_url: Some("http://127.0.0.1:8080/v1".into()),
+//!     ..Settings::default()
+//! };
+//! let compatible = Profile::named("compatible").expect("it is in the table");
+//! let provider = compatible.connect("llamacpp", &settings, client)?;
 //! # Ok(())
 //! # }
 //! ```
@@ -49,10 +49,12 @@
 mod catalog;
 mod chat;
 mod discover;
+mod embeddings;
 mod error;
 mod event;
 mod http;
 mod local;
+mod profile;
 mod provider;
 mod sse;
 mod wire;
@@ -62,17 +64,16 @@ pub use chat::{
     ChatRequest, Content, Image, ImageDetail, ImageSource, Message, ModelInfo, ReasoningEffort,
     ResponseFormat, Role, Tool, ToolCall, ToolChoice,
 };
-pub use discover::{
-    Discovered, KNOWN_PROVIDERS, KnownProvider, LoopbackServer, PROBE_TIMEOUT, from_environment,
-    probe,
-};
+pub use discover::{Discovered, LoopbackServer, PROBE_TIMEOUT, from_environment, probe};
+pub use embeddings::{EmbeddingPurpose, EmbeddingRequest, Embeddings};
 pub use error::{ErrorKind, Fault, Phase, ProviderError};
 pub use event::{Citation, Event, EventQueue, FinishReason, ToolCallDelta, Usage};
 pub use http::{HttpClient, HttpConfig, HttpProvider, Timeouts};
 pub use local::{FailureMode, Local, LocalConfig, LocalFailure};
-pub use provider::{BoxFuture, ChatResponse, ChatStream, EventStream, Provider};
+pub use profile::{Auth, Feature, Features, Format, PROFILES, Profile, Settings};
+pub use provider::{BoxFuture, ChatResponse, ChatStream, EventStream, Provider, Source};
 /// Keys are given in this type, which never shows them.
 pub use secrecy::SecretString;
 pub use sse::{DEFAULT_MAX_EVENT_LEN, SseError, SseEvent, SseParser};
-pub use wire::openai::{Dialect, OpenAi, OpenAiConfig};
+pub use wire::openai::Dialect;
 pub use wire::{Decoder, Decoding, Wire};

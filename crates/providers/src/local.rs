@@ -267,7 +267,7 @@ fn answer(request: &ChatRequest) -> String {
 fn said(message: &Message) -> String {
     let texts = message.content.iter().filter_map(|content| match content {
         Content::Text(text) => Some(text.as_str()),
-        Content::Image(_) | Content::Reasoning { .. } => None,
+        _ => None,
     });
     texts.collect::<Vec<_>>().join("\n")
 }

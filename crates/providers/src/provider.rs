@@ -1,13 +1,15 @@
 //! The centre: what a provider is, and the stream of events that it answers with.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::{Future, poll_fn, ready};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{self, Context, Poll};
 
-use crate::chat::{ChatRequest, ModelInfo, ToolCall};
+use crate::chat::{ChatRequest, Content, Message, ModelInfo, Role, ToolCall};
+use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::ProviderError;
 use crate::event::{Event, FinishReason, Usage};
+use crate::wire::unsupported;
 
 /// A future in a box, so that [`Provider`] can be used as `dyn Provider`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -23,6 +25,23 @@ pub trait Provider: fmt::Debug + Send + Sync {
 
     /// The models that the provider offers now.
     fn models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>>;
+
+    /// Vectors of texts. [`Unsupported`](crate::ErrorKind::Unsupported) where the provider makes none.
+    fn embed<'a>(
+        &'a self,
+        _request: &'a EmbeddingRequest,
+    ) -> BoxFuture<'a, Result<Embeddings, ProviderError>> {
+        Box::pin(ready(Err(unsupported("embeddings"))))
+    }
+
+    /// The tokens of `request`, as the provider counts them. [`Unsupported`](crate::ErrorKind::Unsupported) where it
+    /// does not.
+    fn count_tokens<'a>(
+        &'a self,
+        _request: &'a ChatRequest,
+    ) -> BoxFuture<'a, Result<u64, ProviderError>> {
+        Box::pin(ready(Err(unsupported("counting tokens"))))
+    }
 }
 
 /// What a provider's answer is made of inside a [`ChatStream`].
@@ -62,7 +81,7 @@ impl ChatStream {
         if self.ended {
             return Poll::Ready(None);
         }
-        ready!(self.inner.poll_ready(cx));
+        task::ready!(self.inner.poll_ready(cx));
         Poll::Ready(self.take())
     }
 
@@ -103,6 +122,17 @@ impl fmt::Debug for ChatStream {
     }
 }
 
+/// A source that an answer rests on: a [`Citation`](crate::Citation) that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Source {
+    /// Its address; a document that came with the request has none.
+    pub url: Option<String>,
+    /// Its title, if the provider gives one.
+    pub title: Option<String>,
+    /// The words of the source that are meant, if the provider gives them.
+    pub quote: Option<String>,
+}
+
 /// A whole answer.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct ChatResponse {
@@ -112,14 +142,12 @@ pub struct ChatResponse {
     pub model: Option<String>,
     /// The answer.
     pub text: String,
-    /// The model's thinking.
-    pub reasoning: String,
-    /// The provider's proof of it, to be handed back in the next turn.
-    pub reasoning_signature: Option<String>,
+    /// The model's thoughts in order: [`Content::Reasoning`] and [`Content::RedactedReasoning`] only.
+    pub thoughts: Vec<Content>,
     /// The tools to call.
     pub tool_calls: Vec<ToolCall>,
-    /// Addresses and titles of the sources.
-    pub citations: Vec<(String, Option<String>)>,
+    /// The sources.
+    pub citations: Vec<Source>,
     /// The tokens, if the provider told them.
     pub usage: Option<Usage>,
     /// Why the answer ended; `None` while it has not.
@@ -135,11 +163,9 @@ impl ChatResponse {
                 self.model = model.map(Into::into);
             }
             Event::Text(text) => self.text.push_str(text),
-            Event::Reasoning { text, signature } => {
-                self.reasoning.push_str(text);
-                if let Some(signature) = signature {
-                    self.reasoning_signature = Some(signature.into());
-                }
+            Event::Reasoning { text, signature } => self.think(text, signature),
+            Event::RedactedReasoning(data) => {
+                self.thoughts.push(Content::RedactedReasoning(data.into()));
             }
             Event::ToolCall(delta) => {
                 // Indexes come from outside: a call is added at most once a delta, whatever the number says.
@@ -155,13 +181,57 @@ impl ChatResponse {
                     call.name = name.into();
                 }
                 call.arguments.push_str(delta.arguments);
+                if let Some(signature) = delta.signature {
+                    call.signature = Some(signature.into());
+                }
             }
-            Event::Citation(citation) => {
-                self.citations
-                    .push((citation.url.into(), citation.title.map(Into::into)));
-            }
+            Event::Citation(citation) => self.citations.push(Source {
+                url: citation.url.map(Into::into),
+                title: citation.title.map(Into::into),
+                quote: citation.quote.map(Into::into),
+            }),
             Event::Usage(usage) => self.usage = Some(usage),
             Event::Finish(reason) => self.finish = Some(reason),
+        }
+    }
+
+    /// A signature ends its thought; what comes after it is the next one.
+    fn think(&mut self, more: &str, proof: Option<&str>) {
+        if let Some(Content::Reasoning {
+            text,
+            signature: signature @ None,
+        }) = self.thoughts.last_mut()
+        {
+            text.push_str(more);
+            *signature = proof.map(Into::into);
+        } else {
+            self.thoughts.push(Content::Reasoning {
+                text: more.into(),
+                signature: proof.map(Into::into),
+            });
+        }
+    }
+
+    /// All of the model's thinking that can be read.
+    pub fn reasoning(&self) -> String {
+        let texts = self.thoughts.iter().filter_map(|thought| match thought {
+            Content::Reasoning { text, .. } => Some(text.as_str()),
+            _ => None,
+        });
+        texts.collect()
+    }
+
+    /// The answer as a message of the conversation, to be sent with the next turn.
+    pub fn into_message(self) -> Message {
+        let mut content = self.thoughts;
+        if !self.text.is_empty() {
+            content.push(Content::Text(self.text));
+        }
+        Message {
+            role: Role::Assistant,
+            content,
+            tool_calls: self.tool_calls,
+            tool_call_id: None,
         }
     }
 }
@@ -180,6 +250,7 @@ mod tests {
                 id,
                 name: id,
                 arguments,
+                signature: None,
             })
         };
         for event in [
@@ -195,6 +266,11 @@ mod tests {
                 text: "m",
                 signature: Some("s"),
             },
+            Event::RedactedReasoning("x"),
+            Event::Reasoning {
+                text: "n",
+                signature: None,
+            },
             call(0, Some("a"), "{"),
             // An index from nowhere is the next one.
             call(u32::MAX, Some("b"), "{}"),
@@ -203,13 +279,21 @@ mod tests {
         ] {
             response.add(event);
         }
+        assert_eq!(response.reasoning(), "hmn");
+        let thought = |text: &str, signature: Option<&str>| Content::Reasoning {
+            text: text.into(),
+            signature: signature.map(Into::into),
+        };
+        let message = response.clone().into_message();
         assert_eq!(
-            (
-                response.reasoning.as_str(),
-                response.reasoning_signature.as_deref()
-            ),
-            ("hm", Some("s"))
+            message.content,
+            [
+                thought("hm", Some("s")),
+                Content::RedactedReasoning("x".into()),
+                thought("n", None)
+            ]
         );
+        assert_eq!(message.tool_calls, response.tool_calls);
         let calls: Vec<_> = response
             .tool_calls
             .iter()

@@ -20,7 +20,7 @@ fn body(json: &str) -> Vec<String> {
 }
 
 const START: &str = r#"Start { id: Some("c1"), model: Some("gpt-x") }"#;
-const USED: &str = "Usage(Usage { input_tokens: 5, output_tokens: 2, cached_input_tokens: 3, reasoning_tokens: 1 })";
+const USED: &str = "Usage(Usage { input_tokens: 5, output_tokens: 2, cached_input_tokens: 3, cache_write_tokens: 0, reasoning_tokens: 1 })";
 
 #[test]
 fn an_answer_from_start_to_finish() {
@@ -50,8 +50,8 @@ fn an_answer_in_one_piece() {
         "title":"X"}},{"type":"other"}]},"finish_reason":"tool_calls"}],"usage":{"prompt_tokens":5,
         "completion_tokens":2,"prompt_tokens_details":{"cached_tokens":3},"completion_tokens_details":
         {"reasoning_tokens":1}},"unknown":{"a":[1]}}"#;
-    let call = r#"ToolCall(ToolCallDelta { index: 0, id: Some("a"), name: Some("look"), arguments: "{}" })"#;
-    let citation = r#"Citation(Citation { url: "http://x", title: Some("X") })"#;
+    let call = r#"ToolCall(ToolCallDelta { index: 0, id: Some("a"), name: Some("look"), arguments: "{}", signature: None })"#;
+    let citation = r#"Citation(Citation { url: Some("http://x"), title: Some("X"), quote: None })"#;
     assert_eq!(
         body(json),
         [
@@ -115,7 +115,7 @@ fn several_tool_calls_in_pieces() {
     let done = r#"{"choices":[{"delta":{},"finish_reason":"tool_calls"}]}"#;
     let call = |index: u32, id: &str, name: &str, arguments: &str| {
         format!(
-            "ToolCall(ToolCallDelta {{ index: {index}, id: {id}, name: {name}, arguments: {arguments:?} }})"
+            "ToolCall(ToolCallDelta {{ index: {index}, id: {id}, name: {name}, arguments: {arguments:?}, signature: None }})"
         )
     };
     let expected = [
@@ -146,8 +146,8 @@ fn tool_calls_of_servers_that_count_in_their_own_way() {
             .collect::<Vec<_>>()
     };
     let two = [
-        r#"{ index: 0, id: Some("a"), name: Some("f"), arguments: "{}" })"#,
-        r#"{ index: 1, id: Some("b"), name: Some("g"), arguments: "{}" })"#,
+        r#"{ index: 0, id: Some("a"), name: Some("f"), arguments: "{}", signature: None })"#,
+        r#"{ index: 1, id: Some("b"), name: Some("g"), arguments: "{}", signature: None })"#,
     ];
     let (a, b) = (
         r#"{"id":"a","function":{"name":"f","arguments":"{}"}"#,
@@ -165,7 +165,9 @@ fn tool_calls_of_servers_that_count_in_their_own_way() {
     let odd = called(r#"[{"index":0,"id":null,"function":{"name":"f","arguments":{"x":1}}}]"#);
     assert_eq!(
         odd,
-        [r#"{ index: 0, id: Some("call_0"), name: Some("f"), arguments: "{\"x\":1}" })"#]
+        [
+            r#"{ index: 0, id: Some("call_0"), name: Some("f"), arguments: "{\"x\":1}", signature: None })"#
+        ]
     );
     // A hostile number of calls.
     let many: Vec<_> = (0..1025)
@@ -372,8 +374,8 @@ fn sources_are_told_once() {
     assert_eq!(
         cited,
         [
-            r#"Citation(Citation { url: "http://a", title: None })"#,
-            r#"Citation(Citation { url: "http://b", title: None })"#
+            r#"Citation(Citation { url: Some("http://a"), title: None, quote: None })"#,
+            r#"Citation(Citation { url: Some("http://b"), title: None, quote: None })"#
         ]
     );
 }

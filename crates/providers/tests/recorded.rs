@@ -10,7 +10,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use lapce_ai_providers::{ChatResponse, Decoding, FinishReason};
+use lapce_ai_providers::{ChatResponse, Decoding, Event, FinishReason};
 use serde_json::Value;
 use support::{decoding, sse};
 
@@ -73,17 +73,17 @@ fn walk(documents: &[Value], message: &str) -> (ChatResponse, Option<String>) {
         let message = &document["choices"][0][message];
         expected.text += &text(&message["content"]);
         for name in ["reasoning_content", "reasoning"] {
-            expected.reasoning += &text(&message[name]);
+            think(&mut expected, &text(&message[name]));
         }
         for part in message["content"].as_array().into_iter().flatten() {
-            expected.reasoning += &text(&part["thinking"]);
+            think(&mut expected, &text(&part["thinking"]));
         }
         for call in message["tool_calls"].as_array().into_iter().flatten() {
             if call["id"].as_str().is_some_and(|id| !id.is_empty()) {
                 expected.tool_calls.push(lapce_ai_providers::ToolCall {
                     id: text(&call["id"]),
                     name: text(&call["function"]["name"]),
-                    arguments: String::new(),
+                    ..lapce_ai_providers::ToolCall::default()
                 });
             }
             expected.tool_calls.last_mut().unwrap().arguments +=
@@ -106,6 +106,7 @@ fn walk(documents: &[Value], message: &str) -> (ChatResponse, Option<String>) {
                 cached_input_tokens: usage["prompt_tokens_details"]["cached_tokens"]
                     .as_u64()
                     .unwrap_or(0),
+                cache_write_tokens: 0,
                 reasoning_tokens: reasoning,
             });
         }
@@ -113,10 +114,17 @@ fn walk(documents: &[Value], message: &str) -> (ChatResponse, Option<String>) {
     (expected, finish)
 }
 
+fn think(expected: &mut ChatResponse, text: &str) {
+    if !text.is_empty() {
+        let signature = None;
+        expected.add(Event::Reasoning { text, signature });
+    }
+}
+
 fn compare(file: &Path, got: &ChatResponse, expected: &ChatResponse, finish: Option<&str>) {
     let name = file.display();
     assert_eq!(got.text, expected.text, "{name}");
-    assert_eq!(got.reasoning, expected.reasoning, "{name}");
+    assert_eq!(got.reasoning(), expected.reasoning(), "{name}");
     assert_eq!(got.tool_calls, expected.tool_calls, "{name}");
     assert_eq!(got.usage, expected.usage, "{name}");
     let reason = match finish {

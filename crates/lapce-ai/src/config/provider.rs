@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ErrorKind, FailureMode, KNOWN_PROVIDERS, LocalConfig, LocalFailure, Phase, SecretString,
-    Timeouts,
+    ErrorKind, FailureMode, LocalConfig, LocalFailure, Phase, Profile, SecretString, Timeouts,
 };
 use serde_json::Value;
 
@@ -150,7 +149,7 @@ fn read(
             "a provider's name must not be empty or have a `/`",
         );
     }
-    let known = KNOWN_PROVIDERS.iter().find(|known| known.name == name);
+    let known = Profile::named(&name);
     let type_kind = kinds::one_of(TYPES, |ty| Value::from(name_of(TYPES, *ty)));
     let implied = match name.as_str() {
         "local" => Some(Type::Local),

@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use lapce_ai_proto::status::ProviderStatus;
 use lapce_ai_providers::{
-    BoxFuture, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream, Dialect, Discovered,
-    ErrorKind, HttpClient, HttpConfig, HttpProvider, KNOWN_PROVIDERS, Local, LoopbackServer,
-    ModelInfo, OpenAi, OpenAiConfig, Provider, ProviderError, Route, SecretString,
-    from_environment, probe,
+    BoxFuture, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream, Discovered, ErrorKind,
+    HttpClient, HttpConfig, Local, LoopbackServer, ModelInfo, PROFILES, Profile, Provider,
+    ProviderError, Route, SecretString, Settings, from_environment, probe,
 };
 
 use crate::config::{ApiKey, Config, OpenAiSettings, ProviderKind, ProviderSettings};
@@ -19,16 +18,6 @@ use crate::config::{ApiKey, Config, OpenAiSettings, ProviderKind, ProviderSettin
 const LOCAL: &str = "local";
 /// The most time that the daemon's start waits for servers on this machine.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// What a hosted provider is asked for when nobody names a model: small and cheap ones, or the provider's own alias.
-/// The others need `default_model` in the configuration.
-const USUAL_MODELS: [(&str, &str); 5] = [
-    ("openai", "gpt-4o-mini"),
-    ("openrouter", "openrouter/auto"),
-    ("groq", "llama-3.3-70b-versatile"),
-    ("deepseek", "deepseek-chat"),
-    ("mistral", "mistral-small-latest"),
-];
 
 /// The daemon's providers.
 #[derive(Debug)]
@@ -240,7 +229,7 @@ impl Providers {
             .find(|model| !model.to_lowercase().contains("embed"))
             .cloned();
         let about = ProviderStatus {
-            base_url: Some(found.config.base_url.clone()),
+            base_url: found.settings.base_url.clone(),
             ..about(source)
         };
         self.add(
@@ -294,16 +283,15 @@ fn about(source: &str) -> ProviderStatus {
 }
 
 fn usual_model(provider: &str) -> Option<String> {
-    USUAL_MODELS
-        .iter()
-        .find(|(name, _)| *name == provider)
-        .map(|(_, model)| (*model).to_owned())
+    Profile::named(provider)?.usual_model.map(ToOwned::to_owned)
 }
 
 fn key_of_known(name: &str, lookup: impl Fn(&str) -> Option<String>) -> Option<SecretString> {
-    let known = KNOWN_PROVIDERS.iter().find(|known| known.name == name)?;
-    let key = lookup(known.key_variable)?.trim().to_owned();
-    (!key.is_empty()).then(|| SecretString::from(key))
+    let keys = Profile::named(name)?.key_variables.iter();
+    let key = keys.filter_map(|name| lookup(name));
+    key.map(|key| key.trim().to_owned())
+        .find(|key| !key.is_empty())
+        .map(SecretString::from)
 }
 
 fn read_key(
@@ -338,16 +326,19 @@ fn connect(
     client: HttpClient,
 ) -> Result<Arc<dyn Provider>, ProviderError> {
     let same = |url: &str| url.trim_end_matches('/') == settings.base_url.trim_end_matches('/');
-    let known = KNOWN_PROVIDERS.iter().find(|known| same(known.base_url));
-    let wire = OpenAi::new(OpenAiConfig {
-        base_url: settings.base_url.clone(),
+    let known = PROFILES.iter().find(|profile| same(profile.base_url));
+    let profile = known.or_else(|| Profile::named("compatible"));
+    let profile = profile.ok_or_else(|| {
+        ProviderError::new(ErrorKind::Configuration, "no profile fits this server")
+    })?;
+    let account = Settings {
+        base_url: Some(settings.base_url.clone()),
         key,
         headers: settings.headers.clone(),
-        dialect: known.map_or(Dialect::COMPATIBLE, |known| known.dialect),
-    })?;
-    Ok(Arc::new(
-        HttpProvider::new(name, wire, client).with_timeouts(settings.timeouts),
-    ))
+        ..Settings::default()
+    };
+    let provider = profile.connect(name, &account, client)?;
+    Ok(Arc::new(provider.with_timeouts(settings.timeouts)))
 }
 
 /// A configured provider whose settings will not do. It stays in the catalog, so that whoever asks for it is told why.

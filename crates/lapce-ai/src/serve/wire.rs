@@ -127,6 +127,7 @@ fn message(at: usize, message: ai::Message) -> Result<domain::Message, ErrorBody
             Value::String(text) => text,
             parameters => parameters.to_string(),
         },
+        signature: None,
     };
     Ok(domain::Message {
         role,
@@ -311,7 +312,8 @@ enum Item<'a> {
         arguments: &'a str,
     },
     Citation {
-        url: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        url: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         title: Option<&'a str>,
     },
@@ -336,13 +338,18 @@ pub(super) fn write_item(item: &mut Vec<u8>, event: Event<'_>, provider: &str, a
             id,
             name,
             arguments,
+            signature: _,
         }) => Item::ToolCall {
             index,
             id,
             name,
             arguments,
         },
-        Event::Citation(domain::Citation { url, title }) => Item::Citation { url, title },
+        Event::Citation(domain::Citation { url, title, .. }) => Item::Citation { url, title },
+        Event::RedactedReasoning(_) => Item::Reasoning {
+            text: "",
+            signature: None,
+        },
         Event::Usage(tokens) => Item::Usage(usage(tokens)),
         Event::Finish(reason) => Item::Finish {
             reason: finish_reason(reason),
@@ -364,17 +371,23 @@ pub(super) fn response(answer: ChatResponse, provider: &str, asked: &str) -> AIR
             text => serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)),
         },
     };
+    let reasoning = answer.reasoning();
     let calls: Vec<_> = answer.tool_calls.into_iter().map(call).collect();
     let citations: Vec<_> = answer
         .citations
         .into_iter()
-        .map(|(url, title)| ai::Citation { url, title })
+        .filter_map(|source| {
+            Some(ai::Citation {
+                url: source.url?,
+                title: source.title,
+            })
+        })
         .collect();
     AIResponse {
         model: answer.model.unwrap_or_else(|| asked.to_owned()),
         provider: provider.to_owned(),
         content: answer.text,
-        reasoning: Some(answer.reasoning).filter(|text| !text.is_empty()),
+        reasoning: Some(reasoning).filter(|text| !text.is_empty()),
         tool_calls: Some(calls).filter(|calls| !calls.is_empty()),
         citations: Some(citations).filter(|citations| !citations.is_empty()),
         usage: answer.usage.map(usage),
@@ -564,14 +577,15 @@ mod tests {
         let tokens = domain::Usage {
             input_tokens: 1,
             output_tokens: 2,
-            cached_input_tokens: 0,
             reasoning_tokens: 1,
+            ..domain::Usage::default()
         };
         let delta = domain::ToolCallDelta {
             index: 1,
             id: Some("c"),
             name: None,
             arguments: "{\"",
+            signature: None,
         };
         let text = "\"quoted\" \u{1} \u{1F600}\n";
         let cases = [
@@ -608,8 +622,8 @@ mod tests {
             ),
             (
                 Event::Citation(domain::Citation {
-                    url: "u",
-                    title: None,
+                    url: Some("u"),
+                    ..domain::Citation::default()
                 }),
                 StreamEvent::Citation(ai::Citation {
                     url: "u".into(),

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::client::HttpClient;
 use super::stream::HttpStream;
 use crate::chat::{ChatRequest, ModelInfo};
+use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::{ErrorKind, Phase, ProviderError};
 use crate::provider::{BoxFuture, ChatStream, Provider};
 use crate::sse::DEFAULT_MAX_EVENT_LEN;
@@ -22,8 +23,9 @@ use crate::wire::{Decoding, Wire};
 const ERROR_BODY_LIMIT: usize = 64 << 10;
 /// The most time that an error's body may take: the status alone says most of it.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The most bytes of a list of models: OpenRouter's had 1 MB in 2026.
-const MODELS_LIMIT: usize = 16 << 20;
+/// The most bytes of a list of models (OpenRouter's had 1 MB in 2026), and of an answer with vectors (2,048 of 3,072
+/// numbers are about 80 MB as JSON, which nobody should ask for at once).
+const DOCUMENT_LIMIT: usize = 16 << 20;
 
 /// How long to wait for an answer. Connecting has its own limit in [`HttpConfig`](crate::HttpConfig).
 ///
@@ -61,10 +63,10 @@ pub struct HttpProvider {
 
 impl HttpProvider {
     /// A provider called `name` in errors, which speaks `wire` through `client`.
-    pub fn new(name: impl Into<Arc<str>>, wire: impl Wire + 'static, client: HttpClient) -> Self {
+    pub fn new(name: impl Into<Arc<str>>, wire: Arc<dyn Wire>, client: HttpClient) -> Self {
         Self {
             name: name.into(),
-            wire: Arc::new(wire),
+            wire,
             client,
             timeouts: Timeouts::default(),
             max_event_len: DEFAULT_MAX_EVENT_LEN,
@@ -142,18 +144,59 @@ impl HttpProvider {
 
     /// The body of the list of models, unread.
     pub(crate) async fn models_body(&self) -> Result<Bytes, ProviderError> {
-        let timeout = self.timeouts.models;
+        let request = self.wire.models_request(SystemTime::now())?;
+        self.document(request, self.timeouts.models).await
+    }
+
+    async fn vectors(&self, request: &EmbeddingRequest) -> Result<Embeddings, ProviderError> {
+        let mut all = Embeddings::default();
+        let batch = self.wire.embeddings_batch(&request.model).max(1);
+        for texts in request.input.chunks(batch) {
+            let part = EmbeddingRequest {
+                input: texts.to_vec(),
+                ..request.clone()
+            };
+            let http = self.wire.embeddings_request(&part, SystemTime::now())?;
+            let body = self.document(http, self.timeouts.first_token).await?;
+            let part = self.wire.decode_embeddings(&body)?;
+            if part.vectors.len() != texts.len() {
+                let message = format!(
+                    "{} vectors came for {} texts",
+                    part.vectors.len(),
+                    texts.len()
+                );
+                return Err(ProviderError::new(ErrorKind::MalformedResponse, message));
+            }
+            all.vectors.extend(part.vectors);
+            all.model = part.model.or(all.model);
+            if let Some(tokens) = part.input_tokens {
+                all.input_tokens = Some(all.input_tokens.unwrap_or(0) + tokens);
+            }
+        }
+        Ok(all)
+    }
+
+    async fn count(&self, request: &ChatRequest) -> Result<u64, ProviderError> {
+        let http = self.wire.count_request(request, SystemTime::now())?;
+        let body = self.document(http, self.timeouts.first_token).await?;
+        self.wire.decode_count(&body)
+    }
+
+    /// An answer in one piece.
+    async fn document(
+        &self,
+        request: http::Request<Bytes>,
+        timeout: Duration,
+    ) -> Result<Bytes, ProviderError> {
         let whole = async {
-            let response = self
-                .send(self.wire.models_request(SystemTime::now())?, timeout)
-                .await?;
-            match Limited::new(response.into_body(), MODELS_LIMIT)
+            let response = self.send(request, timeout).await?;
+            match Limited::new(response.into_body(), DOCUMENT_LIMIT)
                 .collect()
                 .await
             {
                 Ok(body) => Ok(body.to_bytes()),
                 Err(error) if error.is::<LengthLimitError>() => {
-                    let message = format!("the list of models is longer than {MODELS_LIMIT} bytes");
+                    let message = format!("the answer is longer than {DOCUMENT_LIMIT} bytes");
                     Err(ProviderError::new(ErrorKind::MalformedResponse, message))
                 }
                 Err(error) => Err(ProviderError::new(ErrorKind::StreamCut, error.to_string())),
@@ -170,7 +213,7 @@ impl HttpProvider {
     }
 
     fn leaving(&self, error: ProviderError) -> ProviderError {
-        error.leaving(&self.name, self.wire.secrets())
+        error.leaving(&self.name, &self.wire.secrets())
     }
 }
 
@@ -188,6 +231,26 @@ impl Provider for HttpProvider {
 
     fn models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
         Box::pin(async move { self.list().await.map_err(|error| self.leaving(error)) })
+    }
+
+    fn embed<'a>(
+        &'a self,
+        request: &'a EmbeddingRequest,
+    ) -> BoxFuture<'a, Result<Embeddings, ProviderError>> {
+        Box::pin(async move {
+            let vectors = self.vectors(request).await;
+            vectors.map_err(|error| self.leaving(error))
+        })
+    }
+
+    fn count_tokens<'a>(
+        &'a self,
+        request: &'a ChatRequest,
+    ) -> BoxFuture<'a, Result<u64, ProviderError>> {
+        Box::pin(async move {
+            let count = self.count(request).await;
+            count.map_err(|error| self.leaving(error))
+        })
     }
 }
 

@@ -143,7 +143,7 @@ impl EventStream for HttpStream {
             wait.limit = *between_tokens;
             wait.left = *between_tokens;
         }
-        Some(event.map_err(|error| error.leaving(name, wire.secrets())))
+        Some(event.map_err(|error| error.leaving(name, &wire.secrets())))
     }
 }
 

@@ -4,7 +4,10 @@
 //! which is fed the body's chunks and leaves events in an [`EventQueue`]. [`crate::HttpProvider`]
 //! drives any of them; [`Decoding`] does so by hand.
 
+mod body;
 mod decoding;
+mod endpoint;
+mod error;
 mod json;
 pub(crate) mod openai;
 mod retry_after;
@@ -17,7 +20,8 @@ use http::response::Parts;
 use secrecy::SecretString;
 
 use crate::chat::{ChatRequest, ModelInfo};
-use crate::error::ProviderError;
+use crate::embeddings::{EmbeddingRequest, Embeddings};
+use crate::error::{ErrorKind, ProviderError};
 use crate::event::EventQueue;
 
 pub use decoding::Decoding;
@@ -63,8 +67,65 @@ pub trait Wire: Debug + Send + Sync {
     /// The error in an answer whose status is not 2xx. `body` may be cut, empty, or a proxy's web page.
     fn decode_error(&self, head: &Parts, body: &[u8], now: SystemTime) -> ProviderError;
 
+    /// The HTTP request of vectors for at most [`embeddings_batch`](Self::embeddings_batch) texts.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) when the provider makes none.
+    fn embeddings_request(
+        &self,
+        _request: &EmbeddingRequest,
+        _now: SystemTime,
+    ) -> Result<http::Request<Bytes>, ProviderError> {
+        Err(unsupported("embeddings"))
+    }
+
+    /// The most texts of one request for vectors to this model.
+    fn embeddings_batch(&self, _model: &str) -> usize {
+        usize::MAX
+    }
+
+    /// The vectors in the body of an answer, in the order of the texts.
+    ///
+    /// # Errors
+    ///
+    /// [`MalformedResponse`](crate::ErrorKind::MalformedResponse) when there are none in it.
+    fn decode_embeddings(&self, _body: &[u8]) -> Result<Embeddings, ProviderError> {
+        Err(unsupported("embeddings"))
+    }
+
+    /// The HTTP request that has the tokens of a chat request counted.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) when the provider does not count.
+    fn count_request(
+        &self,
+        _request: &ChatRequest,
+        _now: SystemTime,
+    ) -> Result<http::Request<Bytes>, ProviderError> {
+        Err(unsupported("counting tokens"))
+    }
+
+    /// The tokens in the body of an answer.
+    ///
+    /// # Errors
+    ///
+    /// [`MalformedResponse`](crate::ErrorKind::MalformedResponse) when there is no number in it.
+    fn decode_count(&self, _body: &[u8]) -> Result<u64, ProviderError> {
+        Err(unsupported("counting tokens"))
+    }
+
     /// What must never appear in an error's text.
-    fn secrets(&self) -> &[SecretString];
+    fn secrets(&self) -> Vec<SecretString>;
+}
+
+/// The provider cannot do this.
+pub(crate) fn unsupported(what: &str) -> ProviderError {
+    ProviderError::new(
+        ErrorKind::Unsupported,
+        format!("this provider has no API for {what}"),
+    )
 }
 
 /// Reads the body of one answer.

@@ -2,23 +2,23 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
+use std::sync::Arc;
+
 use lapce_ai_providers::{
-    ChatRequest, Decoding, Dialect, HttpClient, HttpConfig, HttpProvider, Message, OpenAi,
-    OpenAiConfig, Wire,
+    ChatRequest, Decoding, HttpClient, HttpConfig, HttpProvider, Message, Profile, Settings, Wire,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 pub const KEY: &str = "sk-a-secret-of-the-tests";
 
-pub fn wire(base_url: &str) -> OpenAi {
-    let config = OpenAiConfig {
-        base_url: base_url.into(),
+pub fn wire(base_url: &str) -> Arc<dyn Wire> {
+    let settings = Settings {
+        base_url: Some(base_url.into()),
         key: Some(KEY.into()),
-        headers: Vec::new(),
-        dialect: Dialect::OPENAI,
+        ..Settings::default()
     };
-    OpenAi::new(config).unwrap()
+    Profile::named("openai").unwrap().wire(&settings).unwrap()
 }
 
 /// A decoder as for an answer of this type.

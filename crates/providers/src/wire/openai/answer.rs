@@ -3,14 +3,11 @@
 //! Each field may be missing or null, and unknown ones are skipped. Texts stay raw until they are wanted, so that
 //! reading a chunk allocates nothing.
 
-use std::fmt;
-use std::marker::PhantomData;
-
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::event::{FinishReason, Usage};
+use crate::wire::json::{Few, First, Skip};
 
 #[derive(Deserialize)]
 pub(super) struct Chunk<'a> {
@@ -152,6 +149,7 @@ pub(super) fn usage(raw: &RawValue) -> Option<Usage> {
             .prompt_tokens_details
             .and_then(|details| details.cached_tokens)
             .unwrap_or(0),
+        cache_write_tokens: 0,
         reasoning_tokens: reasoning,
     })
 }
@@ -168,140 +166,4 @@ pub(super) fn finish_reason(name: &str) -> Option<FinishReason> {
         "error" | "insufficient_system_resource" => return None,
         _ => FinishReason::Unknown,
     })
-}
-
-/// The first element of an array; the others are skipped.
-pub(super) struct First<T>(pub Option<T>);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for First<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visit<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Visit<T> {
-            type Value = First<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an array")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let first = seq.next_element()?;
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(First(first))
-            }
-        }
-        deserializer.deserialize_seq(Visit(PhantomData))
-    }
-}
-
-/// An array that mostly has one element, which costs no allocation.
-pub(super) struct Few<T> {
-    pub first: Option<T>,
-    pub rest: Vec<T>,
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Few<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visit<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Visit<T> {
-            type Value = Few<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an array")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut few = Few {
-                    first: seq.next_element()?,
-                    rest: Vec::new(),
-                };
-                while let Some(element) = seq.next_element()? {
-                    few.rest.push(element);
-                }
-                Ok(few)
-            }
-        }
-        deserializer.deserialize_seq(Visit(PhantomData))
-    }
-}
-
-/// Any value, skipped. serde's `IgnoredAny` allocates for objects within objects; this does only for strings with
-/// escapes.
-struct Skip;
-
-impl<'de> Deserialize<'de> for Skip {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Skip)
-    }
-}
-
-impl<'de> Visitor<'de> for Skip {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("anything")
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_unit<E>(self) -> Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self, A::Error> {
-        while seq.next_element::<Self>()?.is_some() {}
-        Ok(self)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
-        while map.next_entry::<Self, Self>()?.is_some() {}
-        Ok(self)
-    }
-}
-
-/// Calls `each` with every element of the array `raw`, without building it.
-pub(super) fn for_each<'de, T: Deserialize<'de>>(
-    raw: &'de RawValue,
-    each: impl FnMut(T),
-) -> Result<(), serde_json::Error> {
-    struct Visit<T, F>(F, PhantomData<T>);
-    impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Visit<T, F> {
-        type Value = ();
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an array")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<(), A::Error> {
-            while let Some(element) = seq.next_element()? {
-                (self.0)(element);
-            }
-            Ok(())
-        }
-    }
-    impl<'de, T: Deserialize<'de>, F: FnMut(T)> DeserializeSeed<'de> for Visit<T, F> {
-        type Value = ();
-
-        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-            deserializer.deserialize_seq(self)
-        }
-    }
-    Visit(each, PhantomData).deserialize(&mut serde_json::Deserializer::from_str(raw.get()))
 }

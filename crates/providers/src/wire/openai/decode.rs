@@ -3,122 +3,22 @@
 use serde_json::value::RawValue;
 
 use super::answer::{
-    Annotation, Chunk, FunctionPiece, Message, Part, Source, ToolCallPiece, finish_reason,
-    for_each, usage,
+    Annotation, Chunk, FunctionPiece, Message, Part, Source, ToolCallPiece, finish_reason, usage,
 };
 use super::error::from_json;
 use crate::error::{ErrorKind, ProviderError};
 use crate::event::{Citation, Event, EventQueue, FinishReason, ToolCallDelta, Usage};
-use crate::sse::{SseError, SseParser};
-use crate::wire::Decoder;
-use crate::wire::json::{cow, string};
+use crate::wire::body::{Answer, MAX_TOOL_CALLS};
+use crate::wire::error::{cut, malformed, not_understood};
+use crate::wire::json::{cow, for_each, string};
 
-/// More tool calls than this in one answer are an attack or a defect.
-const MAX_TOOL_CALLS: usize = 1024;
-
-/// Reads a stream of server-sent events.
+/// What is known of an answer so far.
 ///
 /// `[DONE]` or a finish reason makes an answer complete. Some servers send no `[DONE]`, some proxies lose it, and the
 /// text is whole by then; where neither came, the stream was cut. `Usage` and `Finish` wait for `[DONE]` or the end of
 /// the body, since usage comes after the finish reason.
-pub(super) struct StreamDecoder {
-    sse: SseParser,
-    answer: Answer,
-}
-
-impl StreamDecoder {
-    pub(super) fn new(limit: usize) -> Self {
-        Self {
-            sse: SseParser::new(limit),
-            answer: Answer::default(),
-        }
-    }
-}
-
-impl Decoder for StreamDecoder {
-    fn chunk(&mut self, mut chunk: &[u8], events: &mut EventQueue) -> Result<(), ProviderError> {
-        while !self.answer.complete {
-            let event = self
-                .sse
-                .next(&mut chunk)
-                .map_err(|error: SseError| malformed(error.to_string()))?;
-            let Some(event) = event else { return Ok(()) };
-            self.answer.event(event.event, event.data, events)?;
-        }
-        Ok(())
-    }
-
-    fn end(&mut self, events: &mut EventQueue) -> Result<(), ProviderError> {
-        if self.answer.complete {
-            return Ok(());
-        }
-        if self.answer.finish.is_none() {
-            let message = "the stream ended before the answer was complete";
-            return Err(ProviderError::new(ErrorKind::StreamCut, message));
-        }
-        self.answer.complete(events);
-        Ok(())
-    }
-
-    fn is_complete(&self) -> bool {
-        self.answer.complete
-    }
-}
-
-/// Reads a whole body.
-pub(super) struct BodyDecoder {
-    body: Vec<u8>,
-    limit: usize,
-    answer: Answer,
-}
-
-impl BodyDecoder {
-    pub(super) fn new(limit: usize) -> Self {
-        Self {
-            body: Vec::new(),
-            limit,
-            answer: Answer::default(),
-        }
-    }
-}
-
-impl Decoder for BodyDecoder {
-    fn chunk(&mut self, chunk: &[u8], _events: &mut EventQueue) -> Result<(), ProviderError> {
-        if self.body.len() + chunk.len() > self.limit {
-            return Err(malformed(format!(
-                "the answer is longer than {} bytes",
-                self.limit
-            )));
-        }
-        self.body.extend_from_slice(chunk);
-        Ok(())
-    }
-
-    fn end(&mut self, events: &mut EventQueue) -> Result<(), ProviderError> {
-        let document = serde_json::from_slice::<&RawValue>(&self.body).map_err(|error| {
-            let kind = if error.is_eof() {
-                ErrorKind::StreamCut
-            } else {
-                ErrorKind::MalformedResponse
-            };
-            ProviderError::new(kind, format!("the answer is no JSON: {error}"))
-        })?;
-        self.answer.document(document.get(), events)?;
-        if !self.answer.answered {
-            return Err(malformed("the answer has no choices".into()));
-        }
-        self.answer.complete(events);
-        Ok(())
-    }
-
-    fn is_complete(&self) -> bool {
-        self.answer.complete
-    }
-}
-
-/// What is known of an answer so far.
 #[derive(Default)]
-struct Answer {
+pub(super) struct Completion {
     started: bool,
     answered: bool,
     refused: bool,
@@ -138,7 +38,7 @@ struct Call {
     named: bool,
 }
 
-impl Answer {
+impl Answer for Completion {
     fn event(
         &mut self,
         name: &str,
@@ -151,7 +51,7 @@ impl Answer {
         }
         if data == "[DONE]" {
             if !self.answered {
-                return Err(malformed("the stream has no choices".into()));
+                return Err(malformed("the stream has no choices"));
             }
             self.complete(events);
             return Ok(());
@@ -165,6 +65,29 @@ impl Answer {
         self.document(data, events)
     }
 
+    fn whole(&mut self, document: &str, events: &mut EventQueue) -> Result<(), ProviderError> {
+        self.document(document, events)?;
+        if !self.answered {
+            return Err(malformed("the answer has no choices"));
+        }
+        self.complete(events);
+        Ok(())
+    }
+
+    fn end(&mut self, events: &mut EventQueue) -> Result<(), ProviderError> {
+        if self.finish.is_none() {
+            return Err(cut());
+        }
+        self.complete(events);
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.complete
+    }
+}
+
+impl Completion {
     /// Takes a chunk of a stream or a whole body.
     fn document(&mut self, document: &str, events: &mut EventQueue) -> Result<(), ProviderError> {
         let chunk: Chunk<'_> = serde_json::from_str(document).map_err(not_understood)?;
@@ -330,6 +253,7 @@ impl Answer {
                 id: new.then_some(call.id.as_str()),
                 name,
                 arguments,
+                signature: None,
             }));
         }
         Ok(())
@@ -411,20 +335,9 @@ fn cite(source: &Source<'_>, events: &mut EventQueue) {
     if !url.is_empty() {
         let title = source.title.and_then(cow);
         events.push(Event::Citation(Citation {
-            url: &url,
+            url: Some(&url),
             title: title.as_deref(),
+            quote: None,
         }));
     }
-}
-
-fn malformed(message: String) -> ProviderError {
-    ProviderError::new(ErrorKind::MalformedResponse, message)
-}
-
-#[allow(
-    clippy::needless_pass_by_value,
-    reason = "has the form that map_err wants"
-)]
-fn not_understood(error: serde_json::Error) -> ProviderError {
-    malformed(format!("a chunk is not in the documented form: {error}"))
 }

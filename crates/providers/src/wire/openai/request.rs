@@ -158,7 +158,7 @@ impl Serialize for OneMessage<'_> {
             Role::Tool => "tool",
         };
         map.serialize_entry("role", role)?;
-        let spoken = |content: &&Content| !matches!(content, Content::Reasoning { .. });
+        let spoken = |content: &&Content| matches!(content, Content::Text(_) | Content::Image(_));
         let mut parts = message.content.iter().filter(spoken);
         match (parts.next(), parts.next()) {
             // Plain text goes as a string, which every server understands.
@@ -195,10 +195,12 @@ impl Serialize for Part<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(2))?;
         match self.0 {
-            Content::Text(text) | Content::Reasoning { text, .. } => {
+            Content::Text(text) => {
                 map.serialize_entry("type", "text")?;
                 map.serialize_entry("text", text)?;
             }
+            // Filtered out before.
+            Content::Reasoning { .. } | Content::RedactedReasoning(_) | Content::CachePoint => {}
             Content::Image(Image { source, detail }) => {
                 map.serialize_entry("type", "image_url")?;
                 let detail = detail.map(|detail| match detail {

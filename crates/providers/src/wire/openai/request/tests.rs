@@ -40,11 +40,13 @@ fn everything() -> ChatRequest {
                         id: "call_1".into(),
                         name: "look".into(),
                         arguments: "{\"a\": 1}".into(),
+                        signature: None,
                     },
                     ToolCall {
                         id: "call_2".into(),
                         name: "now".into(),
                         arguments: String::new(),
+                        signature: None,
                     },
                 ],
                 ..Message::assistant("")

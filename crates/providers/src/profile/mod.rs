@@ -1,0 +1,137 @@
+//! What each provider is: one table, from which a provider is made, documented and tested.
+//!
+//! Providers that speak the same format differ by rows, not by code. How to add one: `docs/adding-a-provider.md`.
+
+mod feature;
+mod rows;
+
+use std::sync::Arc;
+
+use secrecy::SecretString;
+
+use crate::error::ProviderError;
+use crate::http::{HttpClient, HttpProvider};
+use crate::wire::Wire;
+use crate::wire::openai::{Dialect, OpenAi};
+pub use feature::{Feature, Features};
+pub use rows::PROFILES;
+
+/// A provider that is known by name: where it is, what it speaks, what it can do.
+#[derive(Clone, Copy, Debug)]
+pub struct Profile {
+    /// Its usual name, in lower case.
+    pub name: &'static str,
+    /// Its name for people.
+    pub title: &'static str,
+    /// The format that it speaks.
+    pub format: Format,
+    /// Its base URL; empty where every account has its own. `{region}` and `{project}` stand for the settings.
+    pub base_url: &'static str,
+    /// How a request shows its key.
+    pub auth: Auth,
+    /// The environment variables that may hold its key, the first that is set counts.
+    pub key_variables: &'static [&'static str],
+    /// The environment variable that replaces its base URL.
+    pub url_variable: Option<&'static str>,
+    /// Headers of every request. They are no secrets.
+    pub headers: &'static [(&'static str, &'static str)],
+    /// What it is asked for when nobody names a model: a small and cheap one, or the provider's own alias.
+    pub usual_model: Option<&'static str>,
+    /// The beginnings of model names that are its own, so that a bare model leads to it.
+    pub claims: &'static [&'static str],
+    /// Whether a key in the environment is enough to offer it unasked.
+    pub discovered: bool,
+    /// What it can do, as its format here says it.
+    pub features: Features,
+    /// What is peculiar about it, for people.
+    pub quirks: &'static str,
+    /// Its API reference.
+    pub reference: &'static str,
+}
+
+/// A wire format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// OpenAI chat completions, in one server's dialect.
+    ChatCompletions(Dialect),
+}
+
+/// How a request shows its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// `Authorization: Bearer`.
+    Bearer,
+    /// A header of this name, in lower case.
+    Header(&'static str),
+    /// A signature over the request (AWS Signature Version 4).
+    AwsSigV4,
+    /// Not at all.
+    None,
+}
+
+/// What a user sets for a provider. Everything may be left out that the [`Profile`] knows.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Replaces the profile's base URL.
+    pub base_url: Option<String>,
+    /// The key. Local servers need none; an empty one is none.
+    pub key: Option<SecretString>,
+    /// Further headers, sent with each request. Their values are treated as secrets.
+    pub headers: Vec<(String, SecretString)>,
+    /// The region or location, for clouds.
+    pub region: Option<String>,
+    /// The project, for Google's cloud.
+    pub project: Option<String>,
+    /// The version of the API, for Azure.
+    pub api_version: Option<String>,
+}
+
+impl Profile {
+    /// The profile of this name. Case makes no difference.
+    ///
+    /// ```
+    /// use lapce_ai_providers::Profile;
+    ///
+    /// assert_eq!(Profile::named("openai").unwrap().title, "OpenAI");
+    /// assert!(Profile::named("nobody").is_none());
+    /// ```
+    pub fn named(name: &str) -> Option<&'static Self> {
+        PROFILES
+            .iter()
+            .find(|profile| profile.name.eq_ignore_ascii_case(name))
+    }
+
+    /// Whether a bare model of this name is its own.
+    pub fn claims(&self, model: &str) -> bool {
+        self.claims.iter().any(|start| model.starts_with(start))
+    }
+
+    /// The profile's wire format with these settings.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration) when the settings are wrong, or lack what the format needs.
+    pub fn wire(&self, settings: &Settings) -> Result<Arc<dyn Wire>, ProviderError> {
+        Ok(match self.format {
+            Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
+        })
+    }
+
+    /// A provider called `name` in errors, with these settings.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration) when the settings are wrong, or lack what the format needs.
+    pub fn connect(
+        &self,
+        name: &str,
+        settings: &Settings,
+        client: HttpClient,
+    ) -> Result<HttpProvider, ProviderError> {
+        let wire = self
+            .wire(settings)
+            .map_err(|error| error.leaving(name, &[]))?;
+        Ok(HttpProvider::new(name, wire, client))
+    }
+}

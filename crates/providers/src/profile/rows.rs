@@ -1,0 +1,158 @@
+//! The table itself. The order is that of preference where nobody names a provider.
+
+use super::{Auth, Features, Format, Profile};
+use crate::wire::openai::Dialect;
+
+/// What most rows have in common: a hosted server of chat completions that needs nothing but a key.
+const HOSTED: Profile = Profile {
+    name: "",
+    title: "",
+    format: Format::ChatCompletions(Dialect::COMPATIBLE),
+    base_url: "",
+    auth: Auth::Bearer,
+    key_variables: &[],
+    url_variable: None,
+    headers: &[],
+    usual_model: None,
+    claims: &[],
+    discovered: true,
+    features: Features::NONE,
+    quirks: "",
+    reference: "",
+};
+
+/// Every provider that is known by name.
+pub const PROFILES: &[Profile] = &[
+    Profile {
+        name: "openai",
+        title: "OpenAI",
+        format: Format::ChatCompletions(Dialect::OPENAI),
+        base_url: "https://api.openai.com/v1",
+        key_variables: &["OPENAI_API_KEY"],
+        url_variable: Some("OPENAI_BASE_URL"),
+        usual_model: Some("gpt-4o-mini"),
+        claims: &["gpt-", "chatgpt-", "o1", "o3", "o4", "text-embedding-3-"],
+        reference: "https://platform.openai.com/docs/api-reference/chat",
+        ..HOSTED
+    },
+    Profile {
+        name: "openrouter",
+        title: "OpenRouter",
+        base_url: "https://openrouter.ai/api/v1",
+        key_variables: &["OPENROUTER_API_KEY"],
+        usual_model: Some("openrouter/auto"),
+        reference: "https://openrouter.ai/docs/api-reference/overview",
+        ..HOSTED
+    },
+    Profile {
+        name: "groq",
+        title: "Groq",
+        base_url: "https://api.groq.com/openai/v1",
+        key_variables: &["GROQ_API_KEY"],
+        usual_model: Some("llama-3.3-70b-versatile"),
+        reference: "https://console.groq.com/docs/api-reference",
+        ..HOSTED
+    },
+    Profile {
+        name: "deepseek",
+        title: "DeepSeek",
+        format: Format::ChatCompletions(Dialect::DEEPSEEK),
+        base_url: "https://api.deepseek.com",
+        key_variables: &["DEEPSEEK_API_KEY"],
+        usual_model: Some("deepseek-chat"),
+        claims: &["deepseek-chat", "deepseek-reasoner"],
+        reference: "https://api-docs.deepseek.com/api/create-chat-completion",
+        ..HOSTED
+    },
+    Profile {
+        name: "mistral",
+        title: "Mistral",
+        format: Format::ChatCompletions(Dialect::MISTRAL),
+        base_url: "https://api.mistral.ai/v1",
+        key_variables: &["MISTRAL_API_KEY"],
+        usual_model: Some("mistral-small-latest"),
+        claims: &[
+            "mistral-",
+            "ministral-",
+            "magistral-",
+            "codestral-",
+            "devstral-",
+            "pixtral-",
+        ],
+        reference: "https://docs.mistral.ai/api/",
+        ..HOSTED
+    },
+    Profile {
+        name: "xai",
+        title: "xAI",
+        base_url: "https://api.x.ai/v1",
+        key_variables: &["XAI_API_KEY"],
+        claims: &["grok-"],
+        reference: "https://docs.x.ai/docs/api-reference",
+        ..HOSTED
+    },
+    Profile {
+        name: "together",
+        title: "Together",
+        base_url: "https://api.together.ai/v1",
+        key_variables: &["TOGETHER_API_KEY"],
+        reference: "https://docs.together.ai/reference/chat-completions-1",
+        ..HOSTED
+    },
+    Profile {
+        name: "fireworks",
+        title: "Fireworks",
+        base_url: "https://api.fireworks.ai/inference/v1",
+        key_variables: &["FIREWORKS_API_KEY"],
+        claims: &["accounts/fireworks/"],
+        reference: "https://docs.fireworks.ai/api-reference/post-chatcompletions",
+        ..HOSTED
+    },
+    Profile {
+        name: "compatible",
+        title: "Any OpenAI-compatible server",
+        discovered: false,
+        reference: "https://platform.openai.com/docs/api-reference/chat",
+        quirks: "needs `base_url`; a key only where the server wants one",
+        ..HOSTED
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_rows_are_whole() {
+        for (at, profile) in PROFILES.iter().enumerate() {
+            let name = profile.name;
+            assert!(
+                PROFILES[..at].iter().all(|other| other.name != name),
+                "{name}"
+            );
+            assert!(
+                name.bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte == b'-'),
+                "{name}"
+            );
+            assert!(!profile.title.is_empty(), "{name}");
+            assert!(profile.reference.starts_with("https://"), "{name}");
+            assert!(
+                !profile.discovered || !profile.key_variables.is_empty(),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_claim_is_one_providers() {
+        for profile in PROFILES.iter().filter(|profile| profile.discovered) {
+            for claim in profile.claims {
+                let others = PROFILES.iter().filter(|other| {
+                    other.discovered && other.name != profile.name && other.claims(claim)
+                });
+                assert_eq!(others.count(), 0, "{claim}");
+            }
+        }
+    }
+}
