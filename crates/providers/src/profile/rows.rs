@@ -1,6 +1,6 @@
 //! The table itself. The order is that of preference where nobody names a provider.
 
-use super::{Auth, Features, Format, Profile};
+use super::{Auth, Feature, Features, Format, Profile};
 use crate::wire::openai::Dialect;
 
 /// What most rows have in common: a hosted server of chat completions that needs nothing but a key.
@@ -21,6 +21,21 @@ const HOSTED: Profile = Profile {
     reference: "",
 };
 
+/// What chat completions can say everywhere, as far as the provider's models can do it.
+const COMMON: Features = Features::of(&[
+    Feature::Whole,
+    Feature::Stream,
+    Feature::System,
+    Feature::Tools,
+    Feature::ToolResults,
+    Feature::JsonSchema,
+    Feature::StopReasons,
+    Feature::Usage,
+    Feature::Models,
+    Feature::Errors,
+    Feature::StreamErrors,
+]);
+
 /// Every provider that is known by name.
 pub const PROFILES: &[Profile] = &[
     Profile {
@@ -32,6 +47,8 @@ pub const PROFILES: &[Profile] = &[
         url_variable: Some("OPENAI_BASE_URL"),
         usual_model: Some("gpt-4o-mini"),
         claims: &["gpt-", "chatgpt-", "o1", "o3", "o4", "text-embedding-3-"],
+        features: COMMON.and(&[Feature::Images, Feature::Citations]),
+        quirks: "thoughts are counted but not shown; for those ask `openai-responses`",
         reference: "https://platform.openai.com/docs/api-reference/chat",
         ..HOSTED
     },

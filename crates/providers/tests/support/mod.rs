@@ -86,7 +86,11 @@ impl Upstream {
     }
 
     pub fn base_url(&self) -> String {
-        format!("http://{}/v1", self.listener.local_addr().unwrap())
+        format!("{}/v1", self.origin())
+    }
+
+    pub fn origin(&self) -> String {
+        format!("http://{}", self.listener.local_addr().unwrap())
     }
 
     pub fn provider(&self) -> HttpProvider {
@@ -160,6 +164,19 @@ impl Exchange {
 
     pub async fn end(&mut self) {
         self.send("0\r\n\r\n").await;
+    }
+
+    /// A piece of the body; false: the client has gone.
+    pub async fn try_chunk(&mut self, data: &[u8]) -> bool {
+        let mut bytes = format!("{:x}\r\n", data.len()).into_bytes();
+        bytes.extend_from_slice(data);
+        bytes.extend_from_slice(b"\r\n");
+        self.stream.write_all(&bytes).await.is_ok()
+    }
+
+    /// The end of the body, if the client is still there.
+    pub async fn try_end(&mut self) {
+        let _ = self.stream.write_all(b"0\r\n\r\n").await;
     }
 
     /// A whole answer. `headers` are lines that end in CRLF.
