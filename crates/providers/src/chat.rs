@@ -62,6 +62,18 @@ impl ChatRequest {
         }
     }
 
+    /// How hard to think, for providers that take no number.
+    pub fn effort(&self) -> Option<ReasoningEffort> {
+        let near = self.reasoning_budget.map(ReasoningEffort::for_budget);
+        self.reasoning.or(near)
+    }
+
+    /// The most tokens of thinking, for providers that take a number.
+    pub fn budget(&self) -> Option<u32> {
+        let about = self.reasoning.map(ReasoningEffort::budget);
+        self.reasoning_budget.or(about)
+    }
+
     /// Adds a message.
     #[must_use]
     pub fn with(mut self, message: Message) -> Self {
@@ -251,6 +263,31 @@ pub enum ReasoningEffort {
     High,
     /// As much as the model can.
     ExtraHigh,
+}
+
+impl ReasoningEffort {
+    /// The effort that other providers make for about so many tokens of thinking.
+    pub fn for_budget(tokens: u32) -> Self {
+        match tokens {
+            0 => Self::None,
+            1..=1_024 => Self::Minimal,
+            1_025..=4_096 => Self::Low,
+            4_097..=16_384 => Self::Medium,
+            _ => Self::High,
+        }
+    }
+
+    /// About so many tokens of thinking, for providers that take a number.
+    pub fn budget(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Minimal => 1_024,
+            Self::Low => 4_096,
+            Self::Medium => 8_192,
+            Self::High => 16_384,
+            Self::ExtraHigh => 32_768,
+        }
+    }
 }
 
 /// A model that a provider offers.

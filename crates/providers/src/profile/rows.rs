@@ -55,10 +55,19 @@ pub const PROFILES: &[Profile] = &[
     Profile {
         name: "openrouter",
         title: "OpenRouter",
+        format: Format::ChatCompletions(Dialect::OPENROUTER),
         base_url: "https://openrouter.ai/api/v1",
         key_variables: &["OPENROUTER_API_KEY"],
         usual_model: Some("openrouter/auto"),
         reference: "https://openrouter.ai/docs/api-reference/overview",
+        features: COMMON.and(&[
+            Feature::Images,
+            Feature::Reasoning,
+            Feature::ReasoningBack,
+            Feature::Citations,
+            Feature::PromptCache,
+        ]),
+        quirks: "caching marks reach the models that take them; thoughts come with the signatures of the model behind it",
         ..HOSTED
     },
     Profile {
@@ -68,6 +77,7 @@ pub const PROFILES: &[Profile] = &[
         key_variables: &["GROQ_API_KEY"],
         usual_model: Some("llama-3.3-70b-versatile"),
         reference: "https://console.groq.com/docs/api-reference",
+        features: COMMON.and(&[Feature::Images, Feature::Reasoning]),
         ..HOSTED
     },
     Profile {
@@ -79,6 +89,10 @@ pub const PROFILES: &[Profile] = &[
         usual_model: Some("deepseek-chat"),
         claims: &["deepseek-chat", "deepseek-reasoner"],
         reference: "https://api-docs.deepseek.com/api/create-chat-completion",
+        features: COMMON
+            .and(&[Feature::Reasoning, Feature::ReasoningBack])
+            .without(&[Feature::JsonSchema]),
+        quirks: "JSON, but no schema: a request with one is refused",
         ..HOSTED
     },
     Profile {
@@ -97,6 +111,8 @@ pub const PROFILES: &[Profile] = &[
             "pixtral-",
         ],
         reference: "https://docs.mistral.ai/api/",
+        features: COMMON.and(&[Feature::Images, Feature::Reasoning]),
+        quirks: "refuses fields that it does not know, so `user` and the effort are left out",
         ..HOSTED
     },
     Profile {
@@ -106,6 +122,7 @@ pub const PROFILES: &[Profile] = &[
         key_variables: &["XAI_API_KEY"],
         claims: &["grok-"],
         reference: "https://docs.x.ai/docs/api-reference",
+        features: COMMON.and(&[Feature::Images, Feature::Reasoning, Feature::Citations]),
         ..HOSTED
     },
     Profile {
@@ -114,15 +131,33 @@ pub const PROFILES: &[Profile] = &[
         base_url: "https://api.together.ai/v1",
         key_variables: &["TOGETHER_API_KEY"],
         reference: "https://docs.together.ai/reference/chat-completions-1",
+        features: COMMON.and(&[Feature::Images, Feature::Reasoning]),
         ..HOSTED
     },
     Profile {
         name: "fireworks",
         title: "Fireworks",
+        format: Format::ChatCompletions(Dialect::FIREWORKS),
         base_url: "https://api.fireworks.ai/inference/v1",
         key_variables: &["FIREWORKS_API_KEY"],
         claims: &["accounts/fireworks/"],
         reference: "https://docs.fireworks.ai/api-reference/post-chatcompletions",
+        features: COMMON.and(&[Feature::Images, Feature::Reasoning, Feature::ReasoningBack]),
+        ..HOSTED
+    },
+    Profile {
+        name: "perplexity",
+        title: "Perplexity",
+        format: Format::ChatCompletions(Dialect::PERPLEXITY),
+        base_url: "https://api.perplexity.ai",
+        key_variables: &["PERPLEXITY_API_KEY"],
+        usual_model: Some("sonar"),
+        claims: &["sonar"],
+        features: COMMON
+            .and(&[Feature::Images, Feature::Citations])
+            .without(&[Feature::Tools, Feature::ToolResults, Feature::Models]),
+        quirks: "searches the web for every answer; no tools, no stop texts, no list of models",
+        reference: "https://docs.perplexity.ai/api-reference/chat-completions-post",
         ..HOSTED
     },
     Profile {
@@ -131,6 +166,7 @@ pub const PROFILES: &[Profile] = &[
         discovered: false,
         reference: "https://platform.openai.com/docs/api-reference/chat",
         quirks: "needs `base_url`; a key only where the server wants one",
+        features: COMMON.and(&[Feature::Images, Feature::Reasoning]),
         ..HOSTED
     },
 ];

@@ -125,8 +125,9 @@ pub(crate) fn classify(status: Option<u16>, code: &str, r#type: &str, message: &
         Some(403) if says(&["requires moderation", "was flagged", "content policy"]) => {
             ErrorKind::ContentFiltered
         }
-        Some(403 | 429)
+        Some(403 | 412 | 429)
             if says(&[
+                "account is suspended",
                 "exceeded your current quota",
                 "insufficient balance",
                 "credit balance",

@@ -55,6 +55,9 @@ pub(super) struct Message<'a> {
     /// Groq, OpenRouter, Ollama, Together.
     #[serde(borrow)]
     pub reasoning: Option<&'a RawValue>,
+    /// OpenRouter: the same thoughts as in `reasoning`, with signatures.
+    #[serde(borrow)]
+    pub reasoning_details: Option<&'a RawValue>,
     #[serde(borrow)]
     pub refusal: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -79,6 +82,19 @@ pub(super) struct FunctionPiece<'a> {
     /// A string with JSON in it; some servers send the JSON itself.
     #[serde(borrow)]
     pub arguments: Option<&'a RawValue>,
+}
+
+/// An entry of OpenRouter's `reasoning_details`: `reasoning.text`, `reasoning.summary` or `reasoning.encrypted`.
+#[derive(Deserialize)]
+pub(super) struct Detail<'a> {
+    #[serde(borrow)]
+    pub text: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub summary: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub signature: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub data: Option<&'a RawValue>,
 }
 
 /// A part of Mistral's content: `{"type":"text","text":..}` or `{"type":"thinking","thinking":[..text parts..]}`.
@@ -114,11 +130,17 @@ struct WireUsage {
     completion_tokens_details: Option<CompletionDetails>,
     /// Flat in some servers.
     reasoning_tokens: Option<u64>,
+    /// DeepSeek's.
+    prompt_cache_hit_tokens: Option<u64>,
+    /// Fireworks and Together, beside `prompt_tokens_details` or instead of it.
+    cached_tokens: Option<u64>,
 }
 
 #[derive(Deserialize)]
 struct PromptDetails {
     cached_tokens: Option<u64>,
+    /// OpenRouter's.
+    cache_write_tokens: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -142,14 +164,18 @@ pub(super) fn usage(raw: &RawValue) -> Option<Usage> {
     if reasoning > 0 && wire.total_tokens.is_some() && wire.total_tokens == beside {
         output += reasoning;
     }
+    let prompt = wire.prompt_tokens_details.as_ref();
     Some(Usage {
         input_tokens: input,
         output_tokens: output,
-        cached_input_tokens: wire
-            .prompt_tokens_details
+        cached_input_tokens: prompt
             .and_then(|details| details.cached_tokens)
+            .or(wire.prompt_cache_hit_tokens)
+            .or(wire.cached_tokens)
             .unwrap_or(0),
-        cache_write_tokens: 0,
+        cache_write_tokens: prompt
+            .and_then(|details| details.cache_write_tokens)
+            .unwrap_or(0),
         reasoning_tokens: reasoning,
     })
 }

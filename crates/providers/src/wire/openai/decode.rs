@@ -3,7 +3,8 @@
 use serde_json::value::RawValue;
 
 use super::answer::{
-    Annotation, Chunk, FunctionPiece, Message, Part, Source, ToolCallPiece, finish_reason, usage,
+    Annotation, Chunk, Detail, FunctionPiece, Message, Part, Source, ToolCallPiece, finish_reason,
+    usage,
 };
 use super::error::from_json;
 use crate::error::{ErrorKind, ProviderError};
@@ -150,7 +151,10 @@ impl Completion {
         events: &mut EventQueue,
     ) -> Result<(), ProviderError> {
         let scratch = &mut self.scratch;
-        if let Some(text) = message
+        let details = message.reasoning_details;
+        if details.is_some_and(|list| thoughts(list, events, scratch)) {
+            // `reasoning` says the same.
+        } else if let Some(text) = message
             .reasoning_content
             .or(message.reasoning)
             .and_then(|raw| string(raw, scratch))
@@ -328,6 +332,33 @@ fn parts(
         }
     })?;
     outcome
+}
+
+/// The entries of `reasoning_details`; false: there are none, or in an unknown form.
+fn thoughts(list: &RawValue, events: &mut EventQueue, scratch: &mut String) -> bool {
+    let mut any = false;
+    let each = |entry: &RawValue| {
+        let Ok(detail) = serde_json::from_str::<Detail<'_>>(entry.get()) else {
+            return;
+        };
+        if detail.data.is_some() {
+            any = true;
+            // Whole: its id and format must come back, too.
+            return events.push(Event::RedactedReasoning(entry.get()));
+        }
+        let signature = detail.signature.and_then(cow);
+        let text = detail.text.or(detail.summary);
+        let text = text.and_then(|raw| string(raw, scratch)).unwrap_or("");
+        if !text.is_empty() || signature.is_some() {
+            any = true;
+            events.push(Event::Reasoning {
+                text,
+                signature: signature.as_deref(),
+            });
+        }
+    };
+    let _ = for_each(list, each);
+    any
 }
 
 fn cite(source: &Source<'_>, events: &mut EventQueue) {

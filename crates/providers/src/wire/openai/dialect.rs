@@ -3,61 +3,117 @@
 /// How one server's dialect differs from another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialect {
-    /// Whether the limit on tokens is called `max_completion_tokens`. OpenAI's reasoning models refuse the older
-    /// `max_tokens`; most other servers know only that.
-    pub max_completion_tokens: bool,
+    /// What the limit on tokens is called. OpenAI's reasoning models refuse `max_tokens`; most other servers know only
+    /// that.
+    pub max_tokens: &'static str,
     /// Whether usage must be asked for by `stream_options.include_usage`. The others send it unasked, and may refuse
     /// the field.
     pub stream_options: bool,
-    /// Whether `reasoning_effort` is known.
-    pub reasoning_effort: bool,
+    /// How it is said how hard to think.
+    pub effort: Effort,
     /// Whether `user` is known.
     pub user: bool,
-    /// The name of the sampling seed.
-    pub seed: &'static str,
+    /// Whether `stop` is known.
+    pub stop: bool,
+    /// The name of the sampling seed, where there is one.
+    pub seed: Option<&'static str>,
+    /// Whether there are tools.
+    pub tools: bool,
     /// The `tool_choice` that means "some tool".
     pub required_tool: &'static str,
     /// Whether `strict` is known in tools.
     pub strict_tools: bool,
-    /// Whether the thoughts of earlier turns are handed back as `reasoning_content`. DeepSeek wants that where
-    /// tools are called; several other servers answer 400 to it.
-    pub reasoning_content: bool,
+    /// Whether answers can be held to a JSON schema. Those without refuse it or, worse, ignore it.
+    pub json_schema: bool,
+    /// How the thoughts of earlier turns are handed back.
+    pub thoughts: Thoughts,
+    /// Whether `cache_control` marks what to cache.
+    pub cache_control: bool,
+}
+
+/// How it is said how hard to think.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// `reasoning_effort`, a word.
+    Word,
+    /// `reasoning`, an object with an effort or a number of tokens (OpenRouter).
+    Object,
+    /// Not at all.
+    Unknown,
+}
+
+/// How the thoughts of earlier turns are handed back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thoughts {
+    /// As `reasoning_content`. DeepSeek wants that where tools are called; several other servers answer 400 to it.
+    Content,
+    /// As `reasoning_details`, with signatures and what is encrypted (OpenRouter).
+    Details,
+    /// Not at all.
+    Dropped,
 }
 
 impl Dialect {
     /// OpenAI itself.
     pub const OPENAI: Self = Self {
-        max_completion_tokens: true,
+        max_tokens: "max_completion_tokens",
         stream_options: true,
-        reasoning_effort: true,
+        effort: Effort::Word,
         user: true,
-        seed: "seed",
+        stop: true,
+        seed: Some("seed"),
+        tools: true,
         required_tool: "required",
         strict_tools: true,
-        reasoning_content: false,
+        json_schema: true,
+        thoughts: Thoughts::Dropped,
+        cache_control: false,
     };
 
     /// Any other server: llama.cpp, Ollama, vLLM, LM Studio, and most of the hosted ones.
     pub const COMPATIBLE: Self = Self {
-        max_completion_tokens: false,
+        max_tokens: "max_tokens",
         ..Self::OPENAI
     };
 
     /// DeepSeek.
     pub const DEEPSEEK: Self = Self {
-        reasoning_content: true,
+        json_schema: false,
+        thoughts: Thoughts::Content,
+        ..Self::COMPATIBLE
+    };
+
+    /// Fireworks.
+    pub const FIREWORKS: Self = Self {
+        thoughts: Thoughts::Content,
         ..Self::COMPATIBLE
     };
 
     /// Mistral, which answers 422 `extra_forbidden` to fields that it does not know.
     pub const MISTRAL: Self = Self {
-        max_completion_tokens: false,
         stream_options: false,
-        reasoning_effort: false,
+        effort: Effort::Unknown,
         user: false,
-        seed: "random_seed",
+        seed: Some("random_seed"),
         required_tool: "any",
-        strict_tools: true,
-        reasoning_content: false,
+        ..Self::COMPATIBLE
+    };
+
+    /// OpenRouter, which passes on what the models behind it want.
+    pub const OPENROUTER: Self = Self {
+        effort: Effort::Object,
+        thoughts: Thoughts::Details,
+        cache_control: true,
+        ..Self::COMPATIBLE
+    };
+
+    /// Perplexity, which searches instead of calling tools.
+    pub const PERPLEXITY: Self = Self {
+        stream_options: false,
+        user: false,
+        stop: false,
+        seed: None,
+        tools: false,
+        ..Self::COMPATIBLE
     };
 }

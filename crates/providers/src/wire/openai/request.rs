@@ -4,8 +4,9 @@
 
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
-use super::dialect::Dialect;
+use super::dialect::{Dialect, Effort, Thoughts};
 use crate::chat::{
     ChatRequest, Content, Image, ImageDetail, ImageSource, Message, ReasoningEffort,
     ResponseFormat, Role, Tool, ToolCall, ToolChoice,
@@ -14,13 +15,13 @@ use crate::error::{ErrorKind, ProviderError};
 
 /// Writes the body of `request` in `dialect`.
 pub(super) fn body(request: &ChatRequest, dialect: &Dialect) -> Result<Vec<u8>, ProviderError> {
-    check(request)?;
+    check(request, dialect)?;
     serde_json::to_vec(&Body { request, dialect })
         .map_err(|error| ProviderError::new(ErrorKind::InvalidRequest, error.to_string()))
 }
 
 /// What would only come back as a puzzling error of the provider's.
-fn check(request: &ChatRequest) -> Result<(), ProviderError> {
+fn check(request: &ChatRequest, dialect: &Dialect) -> Result<(), ProviderError> {
     let refuse = |message: &str| Err(ProviderError::new(ErrorKind::InvalidRequest, message));
     if request.model.is_empty() {
         return refuse("no model is named");
@@ -33,14 +34,25 @@ fn check(request: &ChatRequest) -> Result<(), ProviderError> {
             return refuse("temperature and top_p must be finite numbers");
         }
     }
+    let unsupported = |message: &str| Err(ProviderError::new(ErrorKind::Unsupported, message));
+    let calls = |message: &Message| !message.tool_calls.is_empty() || message.role == Role::Tool;
+    if !dialect.tools && (!request.tools.is_empty() || request.messages.iter().any(calls)) {
+        return unsupported("this provider has no tools");
+    }
+    let schema = matches!(
+        request.response_format,
+        Some(ResponseFormat::JsonSchema { .. })
+    );
+    if schema && !dialect.json_schema {
+        return unsupported("this provider cannot hold an answer to a JSON schema, only to JSON");
+    }
     for message in &request.messages {
         if message.role == Role::Tool && message.tool_call_id.is_none() {
             return refuse("a tool's result does not say which call it belongs to (tool_call_id)");
         }
         let image = |content: &Content| matches!(content, Content::Image(_));
         if message.role != Role::User && message.content.iter().any(image) {
-            let message = "chat completions takes images in user messages only";
-            return Err(ProviderError::new(ErrorKind::Unsupported, message));
+            return unsupported("chat completions takes images in user messages only");
         }
     }
     Ok(())
@@ -82,21 +94,26 @@ impl Serialize for Body<'_> {
             map.serialize_entry("top_p", &top_p)?;
         }
         if let Some(max_tokens) = request.max_tokens {
-            let name = if dialect.max_completion_tokens {
-                "max_completion_tokens"
-            } else {
-                "max_tokens"
-            };
-            map.serialize_entry(name, &max_tokens)?;
+            map.serialize_entry(dialect.max_tokens, &max_tokens)?;
         }
-        if !request.stop.is_empty() {
+        if !request.stop.is_empty() && dialect.stop {
             map.serialize_entry("stop", &request.stop)?;
         }
-        if let Some(seed) = request.seed {
-            map.serialize_entry(dialect.seed, &seed)?;
+        if let (Some(seed), Some(name)) = (request.seed, dialect.seed) {
+            map.serialize_entry(name, &seed)?;
         }
-        if let (Some(effort), true) = (request.reasoning, dialect.reasoning_effort) {
-            map.serialize_entry("reasoning_effort", effort_name(effort))?;
+        match (dialect.effort, request.effort(), request.reasoning_budget) {
+            (Effort::Word, Some(effort), _) => {
+                map.serialize_entry("reasoning_effort", effort_name(effort))?;
+            }
+            (Effort::Object, _, Some(max_tokens)) => {
+                map.serialize_entry("reasoning", &Budget { max_tokens })?;
+            }
+            (Effort::Object, Some(effort), None) => {
+                let effort = effort_name(effort);
+                map.serialize_entry("reasoning", &HowHard { effort })?;
+            }
+            _ => {}
         }
         if let (Some(user), true) = (&request.user, dialect.user) {
             map.serialize_entry("user", user)?;
@@ -117,6 +134,16 @@ impl Serialize for Body<'_> {
 }
 
 #[derive(Serialize)]
+struct Budget {
+    max_tokens: u32,
+}
+
+#[derive(Serialize)]
+struct HowHard {
+    effort: &'static str,
+}
+
+#[derive(Serialize)]
 struct StreamOptions {
     include_usage: bool,
 }
@@ -127,9 +154,15 @@ impl Serialize for Messages<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut seq = serializer.serialize_seq(None)?;
         if let Some(system) = &self.0.system {
+            let marked = self.0.cache_system && self.1.cache_control;
+            let content = if marked {
+                SystemContent::Marked([MarkedText::new(system, true)])
+            } else {
+                SystemContent::Plain(system)
+            };
             seq.serialize_element(&System {
                 role: "system",
-                content: system,
+                content,
             })?;
         }
         for message in &self.0.messages {
@@ -142,7 +175,40 @@ impl Serialize for Messages<'_> {
 #[derive(Serialize)]
 struct System<'a> {
     role: &'static str,
-    content: &'a str,
+    content: SystemContent<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum SystemContent<'a> {
+    Plain(&'a str),
+    Marked([MarkedText<'a>; 1]),
+}
+
+/// A text that may be worth caching, with everything before it.
+#[derive(Serialize)]
+struct MarkedText<'a> {
+    r#type: &'static str,
+    text: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_control: Option<CacheControl>,
+}
+
+#[derive(Serialize)]
+struct CacheControl {
+    r#type: &'static str,
+}
+
+impl<'a> MarkedText<'a> {
+    fn new(text: &'a str, marked: bool) -> Self {
+        Self {
+            r#type: "text",
+            text,
+            cache_control: marked.then_some(CacheControl {
+                r#type: "ephemeral",
+            }),
+        }
+    }
 }
 
 struct OneMessage<'a>(&'a Message, &'a Dialect);
@@ -159,24 +225,43 @@ impl Serialize for OneMessage<'_> {
         };
         map.serialize_entry("role", role)?;
         let spoken = |content: &&Content| matches!(content, Content::Text(_) | Content::Image(_));
+        let marked = self.1.cache_control && message.content.contains(&Content::CachePoint);
         let mut parts = message.content.iter().filter(spoken);
         match (parts.next(), parts.next()) {
             // Plain text goes as a string, which every server understands.
-            (Some(Content::Text(text)), None) => map.serialize_entry("content", text)?,
+            (Some(Content::Text(text)), None) if !marked => map.serialize_entry("content", text)?,
             (None, _) if message.role == Role::Assistant => map.serialize_entry("content", &())?,
             (None, _) => map.serialize_entry("content", "")?,
             _ => {
-                let parts: Vec<_> = message.content.iter().filter(spoken).map(Part).collect();
+                let parts = message.content.iter().enumerate();
+                let parts: Vec<_> = parts
+                    .filter(|(_, content)| spoken(content))
+                    .map(|(at, content)| Part {
+                        content,
+                        marked: marked && message.content.get(at + 1) == Some(&Content::CachePoint),
+                    })
+                    .collect();
                 map.serialize_entry("content", &parts)?;
             }
         }
-        let thoughts = message.content.iter().filter_map(|content| match content {
-            Content::Reasoning { text, .. } if self.1.reasoning_content => Some(text.as_str()),
-            _ => None,
-        });
-        let thoughts: String = thoughts.collect();
-        if !thoughts.is_empty() {
-            map.serialize_entry("reasoning_content", &thoughts)?;
+        match self.1.thoughts {
+            Thoughts::Content => {
+                let thoughts = message.content.iter().filter_map(|content| match content {
+                    Content::Reasoning { text, .. } => Some(text.as_str()),
+                    _ => None,
+                });
+                let thoughts: String = thoughts.collect();
+                if !thoughts.is_empty() {
+                    map.serialize_entry("reasoning_content", &thoughts)?;
+                }
+            }
+            Thoughts::Details => {
+                let details: Vec<_> = message.content.iter().filter_map(Detail::of).collect();
+                if !details.is_empty() {
+                    map.serialize_entry("reasoning_details", &details)?;
+                }
+            }
+            Thoughts::Dropped => {}
         }
         if !message.tool_calls.is_empty() {
             let calls: Vec<_> = message.tool_calls.iter().map(function_call).collect();
@@ -189,18 +274,58 @@ impl Serialize for OneMessage<'_> {
     }
 }
 
-struct Part<'a>(&'a Content);
+/// An entry of OpenRouter's `reasoning_details`.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Detail<'a> {
+    Text {
+        r#type: &'static str,
+        text: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        signature: Option<&'a str>,
+    },
+    /// An entry of another kind, whole, as it came.
+    Entry(&'a RawValue),
+    Encrypted {
+        r#type: &'static str,
+        data: &'a str,
+    },
+}
+
+impl<'a> Detail<'a> {
+    fn of(content: &'a Content) -> Option<Self> {
+        match content {
+            Content::Reasoning { text, signature } => Some(Self::Text {
+                r#type: "reasoning.text",
+                text,
+                signature: signature.as_deref(),
+            }),
+            Content::RedactedReasoning(data) => Some(match serde_json::from_str(data) {
+                Ok(entry) => Self::Entry(entry),
+                // Of another provider: whoever gets it will know.
+                Err(_) => Self::Encrypted {
+                    r#type: "reasoning.encrypted",
+                    data,
+                },
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// A text or an image.
+struct Part<'a> {
+    content: &'a Content,
+    marked: bool,
+}
 
 impl Serialize for Part<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if let Content::Text(text) = self.content {
+            return MarkedText::new(text, self.marked).serialize(serializer);
+        }
         let mut map = serializer.serialize_map(Some(2))?;
-        match self.0 {
-            Content::Text(text) => {
-                map.serialize_entry("type", "text")?;
-                map.serialize_entry("text", text)?;
-            }
-            // Filtered out before.
-            Content::Reasoning { .. } | Content::RedactedReasoning(_) | Content::CachePoint => {}
+        match self.content {
             Content::Image(Image { source, detail }) => {
                 map.serialize_entry("type", "image_url")?;
                 let detail = detail.map(|detail| match detail {
@@ -221,6 +346,11 @@ impl Serialize for Part<'_> {
                 };
                 map.serialize_entry("image_url", &ImageUrl { url, detail })?;
             }
+            // Filtered out before.
+            Content::Text(_)
+            | Content::Reasoning { .. }
+            | Content::RedactedReasoning(_)
+            | Content::CachePoint => {}
         }
         map.end()
     }
@@ -270,7 +400,7 @@ struct Defined<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     description: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    parameters: Option<&'a serde_json::value::RawValue>,
+    parameters: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     strict: Option<bool>,
 }
@@ -320,7 +450,7 @@ struct Format<'a>(&'a ResponseFormat);
 #[derive(Serialize)]
 struct JsonSchema<'a> {
     name: &'a str,
-    schema: &'a serde_json::value::RawValue,
+    schema: &'a RawValue,
     #[serde(skip_serializing_if = "Option::is_none")]
     strict: Option<bool>,
 }

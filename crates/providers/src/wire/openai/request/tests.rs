@@ -135,7 +135,13 @@ fn dialects_differ_in_their_rows_only() {
         openai.as_object().unwrap().len()
     );
 
-    let deepseek = written(&everything(), Dialect::DEEPSEEK);
+    let with_schema = body(&everything(), &Dialect::DEEPSEEK).unwrap_err();
+    assert_eq!(with_schema.kind, ErrorKind::Unsupported);
+    let without = ChatRequest {
+        response_format: Some(ResponseFormat::JsonObject),
+        ..everything()
+    };
+    let deepseek = written(&without, Dialect::DEEPSEEK);
     assert_eq!(deepseek["messages"][2]["reasoning_content"], "hm");
     assert_eq!(compatible["messages"][2].get("reasoning_content"), None);
 
