@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::Class;
+
 /// What a request asks for: the `type` field of its OPEN frame.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageType(pub u16);
@@ -40,6 +42,19 @@ impl MessageType {
         (Self::MODELS, "models"),
         (Self::TOKEN_COUNT, "token_count"),
     ];
+}
+
+impl MessageType {
+    /// How urgent a request of this type is where it does not say so itself.
+    pub fn class(self) -> Class {
+        match self {
+            // Somebody types on meanwhile.
+            Self::AUTOCOMPLETE => Class::Interactive,
+            // Nobody waits for a single one of them.
+            Self::EMBEDDINGS => Class::Bulk,
+            _ => Class::Normal,
+        }
+    }
 }
 
 impl fmt::Display for MessageType {

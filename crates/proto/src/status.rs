@@ -85,4 +85,6 @@ pub struct Counters {
     pub cancelled: u64,
     /// Connections cut for a fault.
     pub faults: u64,
+    /// Batches of requests whose sync handlers held every connection up for too long.
+    pub overruns: u64,
 }

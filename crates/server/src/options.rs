@@ -28,6 +28,9 @@ pub struct Options {
     pub idle_timeout: Option<Duration>,
     /// Deadline of requests that name none. `None`: no deadline.
     pub default_deadline: Option<Duration>,
+    /// How long the sync handlers of one batch of requests may take before that is counted and logged. It is
+    /// measured to a tick of the kernel's clock, 1 to 10 ms, and less than two of them counts as two.
+    pub handler_limit: Duration,
     /// How long the reactor looks for more before it sleeps. Zero where fewer than two CPUs are usable.
     pub spin: Duration,
     /// Where payload bytes are kept.
@@ -58,6 +61,7 @@ impl Default for Options {
             stall_timeout: Duration::from_secs(30),
             idle_timeout: Some(Duration::from_secs(1800)),
             default_deadline: Some(Duration::from_secs(600)),
+            handler_limit: Duration::from_millis(10),
             spin: Duration::from_micros(50),
             pool: PoolOptions::default(),
             require_crc: false,

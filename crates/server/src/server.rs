@@ -66,6 +66,7 @@ pub(crate) struct AtomicCounters {
     pub(crate) failed: AtomicU64,
     pub(crate) cancelled: AtomicU64,
     pub(crate) faults: AtomicU64,
+    pub(crate) overruns: AtomicU64,
 }
 
 impl Shared {
@@ -232,6 +233,7 @@ impl ServerHandle {
             failed: load(&counters.failed),
             cancelled: load(&counters.cancelled),
             faults: load(&counters.faults),
+            overruns: load(&counters.overruns),
         }
     }
 

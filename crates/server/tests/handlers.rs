@@ -448,3 +448,24 @@ fn a_talker_keeps_nobody_out() {
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     talker.join().unwrap();
 }
+
+#[test]
+fn a_sync_handler_that_overruns_is_counted() {
+    let daemon = Daemon::with(options(), |server| {
+        server.handle(MessageType(OWN), |_, reply| {
+            std::thread::sleep(Duration::from_millis(60));
+            reply.send(&[]);
+        });
+    });
+    for carrier in Carrier::ALL {
+        let mut client = Client::new(&daemon, carrier);
+        client.echo(10);
+        let before = daemon.handle.counters().overruns;
+        let id = client.open(OWN, &[]);
+        client.answer(id);
+        // The answer is out before the clock is read.
+        support::eventually("it is counted", || {
+            daemon.handle.counters().overruns == before + 1
+        });
+    }
+}

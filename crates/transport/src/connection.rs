@@ -114,6 +114,15 @@ impl Connection {
     }
 }
 
+/// What was read in one go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Batch {
+    /// So many frames.
+    pub frames: usize,
+    /// Their bytes, headers included.
+    pub bytes: usize,
+}
+
 /// Takes the peer's frames. One owner.
 #[derive(Debug)]
 pub struct Reader {
@@ -151,14 +160,31 @@ impl Reader {
     pub fn read<E: From<TransportError>>(
         &mut self,
         scratch: &mut [u8],
-        mut on_frame: impl FnMut(Frame<'_>) -> Result<(), E>,
+        on_frame: impl FnMut(Frame<'_>) -> Result<(), E>,
     ) -> Result<usize, E> {
+        Ok(self.read_some(scratch, BATCH, on_frame)?.frames)
+    }
+
+    /// The same with frames of at most `most` bytes together, up to 4 KiB, or one frame. Says how much it was.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    ///
+    /// # Panics
+    /// If `scratch` is shorter than [`scratch_len`](Self::scratch_len).
+    #[inline]
+    pub fn read_some<E: From<TransportError>>(
+        &mut self,
+        scratch: &mut [u8],
+        most: usize,
+        mut on_frame: impl FnMut(Frame<'_>) -> Result<(), E>,
+    ) -> Result<Batch, E> {
         assert!(
             scratch.len() >= self.scratch_len(),
             "the scratch buffer is too short"
         );
         let codec = self.codec;
-        let available = self.fetch(scratch).map_err(E::from)?;
+        let available = self.fetch(scratch, most.min(BATCH)).map_err(E::from)?;
         let mut frames = 0;
         let mut taken = 0;
         let result = loop {
@@ -170,7 +196,12 @@ impl Reader {
                         break Err(error);
                     }
                 }
-                Ok(None) => break Ok(frames),
+                Ok(None) => {
+                    break Ok(Batch {
+                        frames,
+                        bytes: taken,
+                    });
+                }
                 Err(fault) => break Err(E::from(TransportError::Fault(fault))),
             }
         };
@@ -178,16 +209,16 @@ impl Reader {
         result
     }
 
-    /// Copies what is there to `scratch`, from a frame's start, whole frames if the peer keeps to the rules.
+    /// Copies `most` bytes of what is there, or the first frame, to `scratch`, from a frame's start.
     #[inline]
-    fn fetch(&mut self, scratch: &mut [u8]) -> Result<usize, TransportError> {
+    fn fetch(&mut self, scratch: &mut [u8], most: usize) -> Result<usize, TransportError> {
         match &mut self.source {
             Source::Ring(consumer) => {
                 let readable = consumer.readable()?;
                 if readable == 0 {
                     return Ok(0);
                 }
-                let mut fetched = consumer.peek(0, &mut scratch[..readable.min(BATCH)]);
+                let mut fetched = consumer.peek(0, &mut scratch[..readable.min(most)]);
                 let first = self.codec.frame_len(&scratch[..fetched])?;
                 match first {
                     // A frame is published whole, so a part of one will never be completed.
@@ -203,7 +234,8 @@ impl Reader {
             Source::Socket { buffer, start } => {
                 let gone = receive(&self.socket, buffer, *start, scratch.len())?;
                 let bytes = &buffer[*start..];
-                let len = bytes.len().min(scratch.len());
+                let first = self.codec.frame_len(bytes)?.unwrap_or(0);
+                let len = bytes.len().min(scratch.len()).min(most.max(first));
                 scratch[..len].copy_from_slice(&bytes[..len]);
                 // What came before the end is still read.
                 if gone && self.codec.decode(&scratch[..len])?.is_none() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use lapce_ai_proto::{ErrorBody, ErrorCode, Frame, MessageType, OpenPrefix, ServerEvent};
+use lapce_ai_proto::{Class, ErrorBody, ErrorCode, Frame, MessageType, OpenPrefix, ServerEvent};
 use lapce_ai_transport::{Buffer, Reader, TransportError, flush};
 use rustix::event::epoll;
 
@@ -21,6 +21,10 @@ pub(super) struct Connection {
     pub(super) session: Arc<Session>,
     /// Requests that are arriving in pieces.
     uploads: HashMap<u64, Upload>,
+    /// What its latest request was.
+    pub(super) latest: Option<MessageType>,
+    /// How urgent that was.
+    pub(super) class: Class,
     /// Polled without a system call.
     pub(super) hot: bool,
     /// Turns since there was something to do.
@@ -38,6 +42,16 @@ pub(super) struct Connection {
     writable_wanted: bool,
 }
 
+/// What a look at a connection came to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Progress {
+    None,
+    /// It had something; so many bytes of requests were read.
+    Some {
+        bytes: usize,
+    },
+}
+
 #[derive(Debug)]
 struct Upload {
     ty: MessageType,
@@ -53,6 +67,8 @@ impl Connection {
             reader,
             session,
             uploads: HashMap::new(),
+            latest: None,
+            class: Class::Normal,
             hot: false,
             idle_turns: 0,
             last_activity: Instant::now(),
@@ -64,17 +80,18 @@ impl Connection {
         }
     }
 
-    /// Reads what is there, runs sync handlers, starts async ones, writes answers. True: something was there.
+    /// Reads up to `most` bytes of what is there, runs sync handlers, starts async ones, writes answers.
     pub(super) fn serve(
         &mut self,
         scratch: &mut [u8],
+        most: usize,
         tools: &mut Tools<'_>,
-    ) -> Result<bool, TransportError> {
+    ) -> Result<Progress, TransportError> {
         if !self.reader.has_data()? && self.session.peer.shared_memory {
             return if self.watched {
                 self.write_more()
             } else {
-                Ok(false)
+                Ok(Progress::None)
             };
         }
         let session = &self.session;
@@ -86,15 +103,19 @@ impl Connection {
             // Where credit is missing, it is read for.
             if tools.is_over(&tx) && tx.blocked_since.is_some() {
                 self.watched = true;
-                return Ok(false);
+                return Ok(Progress::None);
             }
         }
         let uploads = &mut self.uploads;
-        let taken = self.reader.read(scratch, |frame| {
-            on_frame(session, &mut tx, uploads, &frame, tools)
+        let mut latest = None;
+        let batch = self.reader.read_some(scratch, most, |frame| {
+            on_frame(session, &mut tx, uploads, &mut latest, &frame, tools)
         })?;
-        if taken == 0 {
-            return Ok(false);
+        if let Some((ty, class)) = latest {
+            (self.latest, self.class) = (Some(ty), class);
+        }
+        if batch.frames == 0 {
+            return Ok(Progress::None);
         }
         if tx.state.has_control() || tx.state.live() > 0 {
             tx.pump()?;
@@ -107,18 +128,18 @@ impl Connection {
             tx.pump()?;
         }
         self.watch_for_writable(&tx, tools.shared);
-        Ok(true)
+        Ok(Progress::Some { bytes: batch.bytes })
     }
 
     /// Goes on with answers that found no room, if there is some by now: while the reactor is awake, that is seen
-    /// sooner than the bell that was asked for. True: there was.
-    fn write_more(&self) -> Result<bool, TransportError> {
+    /// sooner than the bell that was asked for.
+    fn write_more(&self) -> Result<Progress, TransportError> {
         let mut tx = self.session.lock();
         if tx.blocked_since.is_none() || !tx.has_room()? {
-            return Ok(false);
+            return Ok(Progress::None);
         }
         tx.pump()?;
-        Ok(true)
+        Ok(Progress::Some { bytes: 0 })
     }
 
     /// Over a plain socket: has the reactor wait until the socket takes the rest of what was written.
@@ -362,6 +383,7 @@ fn on_frame(
     session: &Arc<Session>,
     tx: &mut Tx,
     uploads: &mut HashMap<u64, Upload>,
+    latest: &mut Option<(MessageType, Class)>,
     frame: &Frame<'_>,
     tools: &mut Tools<'_>,
 ) -> Result<(), TransportError> {
@@ -372,6 +394,7 @@ fn on_frame(
             prefix,
             body,
         } => {
+            *latest = Some((ty, class_of(ty, &prefix)));
             count_request(session, tools.shared);
             match tools.router.get(ty) {
                 Some(Handler::Sync(_)) if tools.is_over(tx) => {
@@ -445,6 +468,7 @@ fn on_frame(
             prefix,
             first,
         } => {
+            *latest = Some((ty, class_of(ty, &prefix)));
             count_request(session, tools.shared);
             if tools.router.get(ty).is_none() {
                 refuse_type(tx, id, ty, tools.shared);
@@ -509,6 +533,14 @@ fn on_frame(
             Ok(())
         }
         ServerEvent::Nothing => Ok(()),
+    }
+}
+
+/// How urgent a request is: as it says, or as its type has it.
+fn class_of(ty: MessageType, prefix: &OpenPrefix) -> Class {
+    match prefix.class {
+        Class::ByType => ty.class(),
+        class => class,
     }
 }
 
@@ -627,7 +659,7 @@ fn run(
             let request = OwnedRequest {
                 ty,
                 body,
-                class: prefix.class,
+                class: class_of(ty, &prefix),
                 deadline,
                 session: Arc::clone(session),
             };

@@ -6,6 +6,8 @@
 
 mod accept;
 mod connection;
+mod overrun;
+mod schedule;
 mod waiting;
 
 use std::io;
@@ -14,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use lapce_ai_proto::{ErrorBody, ErrorCode};
+use lapce_ai_proto::{Class, ErrorBody, ErrorCode};
 use lapce_ai_transport::{Listener, ServerTerms, Spin, TransportError, usable_cpus};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
@@ -23,7 +25,9 @@ use crate::handler::Router;
 use crate::server::{Shared, StartError};
 use crate::session::Tx;
 use accept::Door;
-use connection::Connection;
+use connection::{Connection, Progress};
+use overrun::Overruns;
+use schedule::Schedule;
 use waiting::Waiting;
 
 /// How often the reactor looks at the clock while something may stall or expire.
@@ -46,10 +50,8 @@ pub(crate) struct Reactor {
     epoll: OwnedFd,
     door: Door,
     connections: Connections,
-    /// Indices of connections that are polled without a system call.
-    hot: Vec<u32>,
-    /// Where in `hot` the next turn begins.
-    cursor: usize,
+    /// Connections that are polled without a system call.
+    hot: Schedule,
     /// Indices of connections where something may stall, each once: those that are [listed](Connection::listed).
     watched: Vec<u32>,
     /// Empty; takes turns with it.
@@ -57,11 +59,14 @@ pub(crate) struct Reactor {
     /// Indices of connections that sleep and have memory to give back once they are [quiet](QUIET), each once.
     quieting: Vec<u32>,
     waiting: Waiting,
+    overruns: Overruns,
     scratch: Vec<u8>,
     spin: Duration,
     router: Router,
     runtime: tokio::runtime::Handle,
     shared: Arc<Shared>,
+    /// Empty; the connections that cool down are gathered in it.
+    cooled: Vec<u32>,
     /// Empty; takes turns with the list that is shared, so that neither is allocated anew.
     attention: Vec<u64>,
     next_tick: Option<Instant>,
@@ -73,7 +78,8 @@ pub(crate) struct Reactor {
 /// What a connection's turn came to.
 #[derive(Debug, Clone, Copy)]
 enum Served {
-    Something,
+    /// So many bytes of requests of this class.
+    Something(usize, Class),
     Nothing,
     /// It sleeps until its bell, or is gone: off the list with it.
     Cooled,
@@ -213,16 +219,17 @@ impl Reactor {
             epoll,
             door: Door::new(listener, terms, options.exit_when_idle),
             connections: Connections::default(),
-            hot: Vec::new(),
-            cursor: 0,
+            hot: Schedule::default(),
             watched: Vec::new(),
             watched_before: Vec::new(),
             quieting: Vec::new(),
             waiting: Waiting::default(),
+            overruns: Overruns::new(options.handler_limit),
             scratch: Vec::new(),
             spin,
             router,
             runtime,
+            cooled: Vec::new(),
             attention: Vec::new(),
             next_tick: None,
             next_idle_look: None,
@@ -263,38 +270,9 @@ impl Reactor {
         let mut spin = Spin::new(self.spin);
         let mut batches = 0;
         let mut progress = false;
-        let mut idle = 0;
         while !self.hot.is_empty() {
-            if self.cursor >= self.hot.len() {
-                self.cursor = 0;
-                self.grant();
-                continue;
-            }
-            let index = self.hot[self.cursor];
-            match self.serve(index) {
-                Ok(Served::Something) => {
-                    batches += 1;
-                    progress = true;
-                    idle = 0;
-                }
-                Ok(Served::Nothing) => idle += 1,
-                Ok(Served::Cooled) => {
-                    self.hot.swap_remove(self.cursor);
-                    self.note_cooled(index);
-                    continue;
-                }
-                Err(error) => self.close(index, &error),
-            }
-            // Of a connection that went away another has the place.
-            if self.hot.get(self.cursor) == Some(&index) {
-                self.cursor += 1;
-            }
-            if batches >= LOOK_AFTER {
-                self.grant();
-                return false;
-            }
-            if idle >= self.hot.len() {
-                idle = 0;
+            let Some(turn) = self.hot.next() else {
+                // Nobody had anything in a whole round.
                 self.grant();
                 if std::mem::take(&mut progress) {
                     // What was served may bring the next at once: the spin begins anew.
@@ -302,13 +280,31 @@ impl Reactor {
                 } else if !spin.turn() {
                     return true;
                 }
+                continue;
+            };
+            match self.serve(turn.index, turn.most) {
+                Ok(Served::Something(bytes, class)) => {
+                    self.hot.took(turn, bytes, class);
+                    batches += 1;
+                    progress = true;
+                }
+                Ok(Served::Nothing) => self.hot.had_nothing(turn),
+                Ok(Served::Cooled) => {
+                    self.hot.slept(turn);
+                    self.note_cooled(turn.index);
+                }
+                Err(error) => self.close(turn.index, &error),
+            }
+            if batches >= LOOK_AFTER {
+                self.grant();
+                return false;
             }
         }
         true
     }
 
     /// Serves one connection once.
-    fn serve(&mut self, index: u32) -> Result<Served, TransportError> {
+    fn serve(&mut self, index: u32, most: usize) -> Result<Served, TransportError> {
         let Some(connection) = self.connections.get(index) else {
             return Ok(Served::Cooled);
         };
@@ -318,43 +314,53 @@ impl Reactor {
             shared: &self.shared,
             waiting: &mut self.waiting,
         };
-        let progress = connection.serve(&mut self.scratch, &mut tools)?;
+        let began = Overruns::begin();
+        let progress = connection.serve(&mut self.scratch, most, &mut tools)?;
         if connection.watched && !std::mem::replace(&mut connection.listed, true) {
             self.watched.push(index);
         }
-        if progress {
+        if let Progress::Some { bytes } = progress {
             connection.idle_turns = 0;
-        } else {
-            connection.idle_turns += 1;
-            if connection.idle_turns >= COOL_AFTER && connection.go_to_sleep(&self.shared)? {
-                connection.hot = false;
-                return Ok(Served::Cooled);
+            let (id, latest) = (connection.session.id, connection.latest);
+            if self.overruns.end(began, id, latest) {
+                let overruns = &self.shared.counters.overruns;
+                overruns.fetch_add(1, Ordering::Relaxed);
             }
+            return Ok(Served::Something(bytes, connection.class));
         }
-        Ok(match progress {
-            true => Served::Something,
-            false => Served::Nothing,
-        })
+        connection.idle_turns += 1;
+        if connection.idle_turns >= COOL_AFTER && connection.go_to_sleep(&self.shared)? {
+            connection.hot = false;
+            return Ok(Served::Cooled);
+        }
+        Ok(Served::Nothing)
     }
 
     /// Asks every hot connection for a bell. Those that have something by now stay hot.
     fn cool_down(&mut self) {
-        let mut at = 0;
-        while let Some(&index) = self.hot.get(at) {
-            let Some(connection) = self.connections.get(index) else {
-                self.hot.swap_remove(at);
-                continue;
+        let mut cooled = std::mem::take(&mut self.cooled);
+        let mut broken = Vec::new();
+        let (connections, shared) = (&mut self.connections, &self.shared);
+        self.hot.retain(|index| {
+            let Some(connection) = connections.get(index) else {
+                return false;
             };
-            match connection.go_to_sleep(&self.shared) {
+            match connection.go_to_sleep(shared) {
+                Ok(false) => return true,
                 Ok(true) => {
                     connection.hot = false;
-                    self.hot.swap_remove(at);
-                    self.note_cooled(index);
+                    cooled.push(index);
                 }
-                Ok(false) => at += 1,
-                // Takes it off the list.
-                Err(error) => self.close(index, &error),
+                Err(error) => broken.push((index, error)),
             }
+            false
+        });
+        for index in cooled.drain(..) {
+            self.note_cooled(index);
+        }
+        self.cooled = cooled;
+        for (index, error) in broken {
+            self.close(index, &error);
         }
     }
 
@@ -402,7 +408,7 @@ impl Reactor {
         {
             connection.hot = true;
             connection.idle_turns = 0;
-            self.hot.push(index);
+            self.hot.add(index, connection.class);
         }
     }
 
@@ -512,7 +518,9 @@ impl Reactor {
         let Some(connection) = self.connections.remove(index) else {
             return;
         };
-        self.hot.retain(|hot| *hot != index);
+        if connection.hot {
+            self.hot.remove(index);
+        }
         self.watched.retain(|watched| *watched != index);
         if connection.quieting {
             self.quieting.retain(|quieting| *quieting != index);
