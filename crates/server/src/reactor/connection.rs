@@ -552,6 +552,7 @@ fn wait(
         first,
         whole,
         deadline,
+        refused_at: None,
     };
     tools.waiting.push(waiter, tools.shared);
 }
