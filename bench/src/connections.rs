@@ -322,8 +322,26 @@ pub(crate) fn memory(pid: u32) -> Result<Memory> {
         fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
     };
     let mut memory = rollup(&read("smaps_rollup")?)?;
-    (memory.rss_shmem, memory.memfd_mappings) = memfds(&read("smaps")?);
+    let segments = memfds(&read("smaps")?);
+    (memory.rss_shmem, memory.memfd_mappings) = (segments.rss, segments.count);
     Ok(memory)
+}
+
+/// A process's mappings of memory files, which is what segments are, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Segments {
+    pub(crate) count: u64,
+    pub(crate) rss: u64,
+    /// Resident bytes of the one that has most of them.
+    pub(crate) largest: u64,
+    /// `Pss` of what is mapped shared and writable beside them.
+    pub(crate) other_pss: u64,
+}
+
+pub(crate) fn segments(pid: u32) -> Result<Segments> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(memfds(&text))
 }
 
 fn rollup(text: &str) -> Result<Memory> {
@@ -342,20 +360,26 @@ fn rollup(text: &str) -> Result<Memory> {
     })
 }
 
-/// Resident bytes of the mappings of memory files, and how many of those mappings there are.
-fn memfds(smaps: &str) -> (u64, u64) {
-    let (mut rss, mut mappings, mut inside) = (0, 0, false);
+fn memfds(smaps: &str) -> Segments {
+    let mut found = Segments::default();
+    let (mut inside, mut shared) = (false, false);
     for line in smaps.lines() {
-        if let Some(value) = line.strip_prefix("Rss:") {
-            if inside {
-                rss += kib(value).unwrap_or(0);
-            }
-        } else if is_mapping(line) {
+        if is_mapping(line) {
             inside = line.contains(" /memfd:");
-            mappings += u64::from(inside);
+            shared = line
+                .split(' ')
+                .nth(1)
+                .is_some_and(|flags| flags.starts_with("rw") && flags.ends_with('s'));
+            found.count += u64::from(inside);
+        } else if let (true, Some(value)) = (inside, line.strip_prefix("Rss:")) {
+            let rss = kib(value).unwrap_or(0);
+            found.rss += rss;
+            found.largest = found.largest.max(rss);
+        } else if let (true, false, Some(value)) = (shared, inside, line.strip_prefix("Pss:")) {
+            found.other_pss += kib(value).unwrap_or(0);
         }
     }
-    (rss, mappings)
+    found
 }
 
 /// A mapping's first line begins with its addresses, `7f00-7f01`; the others with a name and a colon.
@@ -426,10 +450,17 @@ mod tests {
 
     #[test]
     fn only_memory_files_are_summed() {
-        let text = "7f00-7f01 rw-s 00000000 00:01 5  /memfd:lapce-ai (deleted)\nSize: 8 kB\nRss: 8 kB\n\
+        let text = "7f00-7f01 rw-s 00000000 00:01 5  /memfd:lapce-ai (deleted)\nSize: 8 kB\nRss: 8 kB\nPss: 6 kB\n\
                     VmFlags: rd wr sh\n7f02-7f03 rw-p 00000000 00:00 0\nRss: 100 kB\n\
-                    7f04-7f05 rw-s 00000000 00:01 6  /memfd:lapce-ai (deleted)\nRss: 4 kB\n";
-        assert_eq!(memfds(text), (12 << 10, 2));
+                    7f04-7f05 rw-s 00000000 00:01 6  /memfd:lapce-ai (deleted)\nRss: 4 kB\n\
+                    7f06-7f07 rw-s 00000000 00:01 7  /dev/zero (deleted)\nRss: 12 kB\nPss: 3 kB\n";
+        let expected = Segments {
+            count: 2,
+            rss: 12 << 10,
+            largest: 8 << 10,
+            other_pss: 3 << 10,
+        };
+        assert_eq!(memfds(text), expected);
     }
 
     #[test]

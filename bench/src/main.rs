@@ -5,6 +5,7 @@
 //! cargo run --release -p lapce-ai-bench -- connections   memory and idleness of many connections
 //! cargo run --release -p lapce-ai-bench -- many          throughput of many connections from several processes
 //! cargo run --release -p lapce-ai-bench -- active        one talking connection among many idle ones
+//! cargo run --release -p lapce-ai-bench -- memory        stress level 2: more is sent than the server may keep
 //! ```
 //!
 //! Each peer is a child process: this program again, in a hidden role (`peer`). Nothing printed is a constant.
@@ -18,6 +19,7 @@ mod machine;
 mod many;
 mod measure;
 mod memcpy;
+mod memory;
 mod message;
 mod peers;
 mod report;
@@ -44,6 +46,7 @@ enum Command {
     Connections(connections::Arguments),
     Many(many::Arguments),
     Active(active::Arguments),
+    Memory(memory::Arguments),
     /// The other side of an exchange; started by the commands above.
     #[command(hide = true)]
     Peer {
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Connections(arguments) => connections::run(&arguments),
         Command::Many(arguments) => many::run(&arguments),
         Command::Active(arguments) => active::run(&arguments),
+        Command::Memory(arguments) => memory::run(&arguments),
         Command::Peer { cpus, role } => play(cpus, role),
     };
     match result {

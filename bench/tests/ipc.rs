@@ -361,6 +361,46 @@ fn many_connections_are_served() {
     }
 }
 
+#[test]
+fn more_is_sent_than_may_be_kept_and_nothing_is_lost() {
+    let found = success(&["memory", "--quick", "--json"]);
+    assert_eq!(found["broken"], Value::Array(Vec::new()));
+    assert_eq!(found["connections"], 600);
+    for (kind, messages) in [("small", 500 * 40), ("large", 100 * 20)] {
+        let of = &found[kind];
+        assert_eq!(
+            (&of["answered"], &of["wrong"], &of["failed"]),
+            (&messages.into(), &0.into(), &0.into())
+        );
+    }
+    let pool = &found["server"]["pool"];
+    assert_eq!(
+        (&pool["budget"], &pool["held"]),
+        (&(2 << 20).into(), &0.into())
+    );
+    assert!(pool["waits"].as_u64().unwrap() > 0, "{pool}");
+    // Each bound is made of what is printed with it.
+    for bound in found["bounds"].as_array().unwrap() {
+        let of = |name: &str| bound[name].as_u64().unwrap();
+        assert!(
+            of("found") <= of("base") + of("budget") + of("rings"),
+            "{bound}"
+        );
+        assert!(of("rings") > 0, "{bound}");
+    }
+}
+
+#[test]
+fn a_server_that_dies_under_load_fails_the_run() {
+    let arguments = ["memory", "--small", "8", "--large", "8", "--json"];
+    let run = bench(&arguments).spawn().unwrap();
+    // Its clients are started when it is ready.
+    child_of(&run, "load");
+    kill_process(child_of(&run, "server"), Signal::KILL).unwrap();
+    let output = run.wait_with_output().unwrap();
+    assert!(!output.status.success());
+}
+
 /// The child of a run that plays this role, once there is one.
 fn child_of(run: &Child, role: &str) -> Pid {
     let until = Instant::now() + Duration::from_secs(60);

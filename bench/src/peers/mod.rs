@@ -287,6 +287,9 @@ pub(crate) enum Role {
         socket: PathBuf,
         spin_us: u64,
         max_connections: usize,
+        /// Bytes of payload that it may keep, and so of the largest message; without it the defaults
+        #[arg(long)]
+        budget: Option<u64>,
     },
     Holder {
         socket: PathBuf,
@@ -295,6 +298,11 @@ pub(crate) enum Role {
         socket: PathBuf,
         window: usize,
         payload: usize,
+    },
+    Load {
+        socket: PathBuf,
+        process: u64,
+        window: usize,
     },
 }
 
@@ -321,11 +329,13 @@ impl Role {
                 socket,
                 spin_us,
                 max_connections,
+                budget,
             } => ours::serve(
                 parent,
                 &socket,
                 Duration::from_micros(spin_us),
                 max_connections,
+                budget,
             ),
             Self::Holder { socket } => crate::connections::hold(parent, &socket),
             Self::Crowd {
@@ -333,6 +343,11 @@ impl Role {
                 window,
                 payload,
             } => crate::many::crowd(parent, &socket, window, payload),
+            Self::Load {
+                socket,
+                process,
+                window,
+            } => crate::memory::load(parent, &socket, process, window),
         }
     }
 }

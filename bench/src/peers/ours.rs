@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use lapce_ai_client::{BlockingClient, ReconnectPolicy};
-use lapce_ai_proto::{FIN, Features, Kind, MessageType};
+use lapce_ai_proto::status::Status;
+use lapce_ai_proto::{ErrorBody, ErrorCode, FIN, Features, Kind, MessageType};
 use lapce_ai_server::{Options, Server};
 use lapce_ai_transport::{
     ConnectOptions, Connection, Listener, RuntimeDir, TransportError, connect, flush,
@@ -34,6 +35,25 @@ pub(crate) struct ServerChild {
 
 impl ServerChild {
     pub(crate) fn start(cpus: &Cpus, spin: Duration, max_connections: usize) -> Result<Self> {
+        Self::start_with(cpus, spin, max_connections, None)
+    }
+
+    /// With so many bytes for the payload that it keeps, and so for the largest message.
+    pub(crate) fn with_budget(
+        cpus: &Cpus,
+        spin: Duration,
+        max_connections: usize,
+        budget: u64,
+    ) -> Result<Self> {
+        Self::start_with(cpus, spin, max_connections, Some(budget))
+    }
+
+    fn start_with(
+        cpus: &Cpus,
+        spin: Duration,
+        max_connections: usize,
+        budget: Option<u64>,
+    ) -> Result<Self> {
         // A runtime directory must be closed to others, whatever the umask.
         let dir = tempfile::Builder::new()
             .prefix("lapce-ai-bench-")
@@ -44,7 +64,14 @@ impl ServerChild {
             .to_str()
             .context("the temporary directory's path is no UTF-8")?;
         let spin = spin.as_micros().to_string();
-        let arguments = ["server", socket, &spin, &max_connections.to_string()];
+        let (max_connections, budget) = (
+            max_connections.to_string(),
+            budget.map(|budget| budget.to_string()),
+        );
+        let mut arguments = vec!["server", socket, &spin, &max_connections];
+        if let Some(budget) = &budget {
+            arguments.extend(["--budget", budget]);
+        }
         let child = Child::start(&arguments, cpus, &[])?;
         Ok(Self { child, dir })
     }
@@ -60,14 +87,36 @@ pub(super) fn serve(
     socket: &Path,
     spin: Duration,
     max_connections: usize,
+    budget: Option<u64>,
 ) -> Result<()> {
-    let mut server = Server::new(Options {
+    let mut options = Options {
         spin,
         max_connections,
         ..Options::default()
-    });
+    };
+    if let Some(budget) = budget {
+        options.pool.budget = budget;
+        let largest = &mut options.limits.max_message_size;
+        *largest = budget.min(*largest);
+    }
+    let mut server = Server::new(options);
     server.handle(MessageType::ECHO, |request, reply| {
         reply.send_body(request.into_body());
+    });
+    let handle = server.handle_ref();
+    server.handle(MessageType::STATUS, move |_, reply| {
+        let (connections, counters) = handle.status();
+        let status = Status {
+            pid: std::process::id(),
+            connections,
+            counters,
+            pool: handle.pool().into(),
+            ..Status::default()
+        };
+        match serde_json::to_vec(&status) {
+            Ok(body) => reply.send(&body),
+            Err(error) => reply.fail(ErrorBody::new(ErrorCode::Internal, error.to_string())),
+        }
     });
     // Only for the handle: there are no async handlers.
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;

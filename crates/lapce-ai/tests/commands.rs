@@ -72,8 +72,24 @@ fn status_is_for_people_and_for_programs_and_starts_nothing() {
             status["connections"][0]["uid"].as_u64()
         )
     );
+    let pool = &status["pool"];
+    assert_eq!(pool["budget"], 64 << 20);
+    let sizes: Vec<_> = (0..4)
+        .map(|at| pool["tiers"][at]["size"].as_u64())
+        .collect();
+    assert_eq!(sizes, [Some(4 << 10), Some(64 << 10), Some(1 << 20), None]);
+    let caps: Vec<_> = (0..4).map(|at| pool["tiers"][at]["cap"].as_u64()).collect();
+    assert_eq!(caps, [Some(100), Some(50), Some(10), Some(0)]);
     let text = home.ok(&["status"]);
-    for part in ["default model", "local/local", "built in", "shared memory"] {
+    for part in [
+        "default model",
+        "local/local",
+        "built in",
+        "shared memory",
+        "of 64 MiB held",
+        "BUFFERS",
+        "larger",
+    ] {
         assert!(text.contains(part), "{text}");
     }
 }

@@ -29,6 +29,8 @@ pub struct Status {
     pub default_model: Option<String>,
     /// Counters since the start.
     pub counters: Counters,
+    /// What the buffers hold and did.
+    pub pool: PoolStatus,
 }
 
 /// A client that is connected.
@@ -87,4 +89,47 @@ pub struct Counters {
     pub faults: u64,
     /// Batches of requests whose sync handlers held every connection up for too long.
     pub overruns: u64,
+}
+
+/// The buffers of payload bytes and their budget.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PoolStatus {
+    /// Payload bytes that may be held at once.
+    pub budget: u64,
+    /// Payload bytes held now.
+    pub held: u64,
+    /// The most that were ever held.
+    pub peak: u64,
+    /// Bytes kept free for reuse.
+    pub kept: u64,
+    /// Requests that wait for the budget now.
+    pub waiting: u64,
+    /// Requests that had to wait for it since the start, those that wait now included.
+    pub waits: u64,
+    /// Microseconds that all of those waited that wait no longer.
+    pub waited_micros: u64,
+    /// Microseconds of the longest wait that is over.
+    pub longest_wait_micros: u64,
+    /// Buffers of each size, and last of those that are larger.
+    pub tiers: Vec<TierStatus>,
+}
+
+/// The buffers of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TierStatus {
+    /// Bytes of each. None: what is over the largest size, each as large as it has to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Buffers that hold payload now.
+    pub in_use: u64,
+    /// Buffers kept free for reuse.
+    pub kept: u64,
+    /// How many are kept at most.
+    pub cap: u64,
+    /// Buffers that were taken from the kept ones.
+    pub hits: u64,
+    /// Buffers that needed new memory.
+    pub misses: u64,
 }

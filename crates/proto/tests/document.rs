@@ -33,6 +33,7 @@ fn every_table_is_held_by_a_test() {
         "goaway",
         "types",
         "events",
+        "status",
         "errors",
         "faults",
         // In crates/transport/tests/document.rs.
@@ -711,5 +712,93 @@ fn faults() {
         let body = ErrorBody::from_fault(fault);
         assert_eq!(body.code, ErrorCode::ProtocolError);
         assert_eq!(body.fault.as_deref(), Some(fault.name()));
+    }
+}
+
+/// A field's mark of an optional one and its type, as the tables write them.
+fn described(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Number(_) => "integer",
+        serde_json::Value::String(_) => "string",
+        serde_json::Value::Array(_) => "[]",
+        serde_json::Value::Object(_) => "{}",
+        _ => "?",
+    }
+    .to_owned()
+}
+
+#[test]
+fn status() {
+    use lapce_ai_proto::status::{
+        ConnectionStatus, Counters, PoolStatus, ProviderStatus, Status, TierStatus,
+    };
+    use serde_json::to_value;
+    let text = || Some(String::new());
+    // What is there always, and what is there with every option set.
+    let bodies = [
+        ("Status", to_value(Status::default()), {
+            to_value(Status {
+                config: text(),
+                stops_when_idle_secs: Some(1),
+                default_model: text(),
+                ..Status::default()
+            })
+        }),
+        (
+            "Connection",
+            to_value(ConnectionStatus::default()),
+            to_value(ConnectionStatus::default()),
+        ),
+        ("Provider", to_value(ProviderStatus::default()), {
+            to_value(ProviderStatus {
+                base_url: text(),
+                default_model: text(),
+                ..ProviderStatus::default()
+            })
+        }),
+        (
+            "Counters",
+            to_value(Counters::default()),
+            to_value(Counters::default()),
+        ),
+        (
+            "Pool",
+            to_value(PoolStatus::default()),
+            to_value(PoolStatus::default()),
+        ),
+        ("Tier", to_value(TierStatus::default()), {
+            to_value(TierStatus {
+                size: Some(1),
+                ..TierStatus::default()
+            })
+        }),
+    ];
+    let rows = table("status", &["of", "fields"]);
+    assert_eq!(rows.len(), bodies.len());
+    for (row, (name, always, with_options)) in rows.iter().zip(bodies) {
+        assert_eq!(quoted(&row[0]), [name]);
+        let (always, all) = (always.unwrap(), with_options.unwrap());
+        let listed: BTreeSet<(String, String)> = quoted(&row[1])
+            .into_iter()
+            .map(|field| {
+                let (name, of) = field.split_once(": ").unwrap();
+                let of = match of {
+                    "Counters" | "Pool" => "{}",
+                    _ if of.ends_with("[]") => "[]",
+                    _ => of,
+                };
+                (name.to_owned(), of.to_owned())
+            })
+            .collect();
+        let known: BTreeSet<(String, String)> = all
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(field, value)| {
+                let mark = if always.get(field).is_some() { "" } else { "?" };
+                (format!("{field}{mark}"), described(value))
+            })
+            .collect();
+        assert_eq!(listed, known, "the fields of {name}");
     }
 }

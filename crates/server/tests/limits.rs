@@ -129,6 +129,23 @@ fn the_budget_is_shared_in_order_and_nothing_is_lost() {
         let pool = daemon.handle.pool();
         assert!(pool.peak <= budget && pool.kept <= budget, "{pool:?}");
         assert!(pool.refused > 0, "nobody had to wait: {pool:?}");
+        // Of each six, two at most have memory at a time.
+        assert!(
+            pool.waits >= 4 && pool.waits <= pool.tiers[2].hits + pool.tiers[2].misses,
+            "{pool:?}"
+        );
+        assert!(
+            pool.waited >= pool.longest_wait && !pool.longest_wait.is_zero(),
+            "{pool:?}"
+        );
+        assert_eq!(
+            (pool.waiting, pool.tiers.map(|tier| tier.in_use)),
+            (0, [0; 4])
+        );
+        assert!(
+            pool.tiers[2].hits > 0,
+            "the large one is used again: {pool:?}"
+        );
     }
 }
 

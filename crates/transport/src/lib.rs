@@ -24,7 +24,7 @@ pub use connection::{Batch, CONTROL_ROOM, Connection, PIECE, Peer, Reader, Write
 pub use error::TransportError;
 pub use handshake::{Handshake, Progress, ServerTerms};
 pub use listener::{BindError, Listener};
-pub use pool::{Buffer, BufferPool, PoolOptions, PoolStats};
+pub use pool::{Buffer, BufferPool, PoolOptions, PoolStats, TierStats};
 pub use runtime_dir::{RuntimeDir, RuntimeDirError};
 
 pub use lapce_ai_shm::{PeerCredentials, Spin, append, usable_cpus};

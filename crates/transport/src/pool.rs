@@ -1,9 +1,11 @@
 //! Buffers for payload bytes that outlive their frame, under one budget.
 
+use lapce_ai_proto::status::{PoolStatus, TierStatus};
 use lapce_ai_shm::append;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// Tiers and budget of a [`BufferPool`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,24 +26,82 @@ impl Default for PoolOptions {
     }
 }
 
-/// What a [`BufferPool`] holds and did.
+/// What a [`BufferPool`] holds and did. Read one by one while the pool goes on, so sums may be off by what happened
+/// meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolStats {
+    /// Payload bytes that may be held at once.
+    pub budget: u64,
     /// Payload bytes held in buffers now.
     pub held: u64,
     /// The most that were ever held.
     pub peak: u64,
-    /// Reservations served from a kept buffer.
-    pub hits: u64,
-    /// Reservations that needed new memory.
-    pub misses: u64,
     /// Reservations refused because the budget was spent; each was tried again later or ended in an error.
     pub refused: u64,
     /// Bytes kept free for reuse.
     pub kept: u64,
+    /// Requests that wait for the budget now.
+    pub waiting: u64,
+    /// Requests that had to wait for the budget since the start, those that wait now included.
+    pub waits: u64,
+    /// How long all of those waited that wait no longer.
+    pub waited: Duration,
+    /// How long the one of them waited that waited longest.
+    pub longest_wait: Duration,
+    /// Buffers of each size, and last of those that are larger.
+    pub tiers: [TierStats; 4],
+}
+
+/// What a [`BufferPool`] holds and did of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TierStats {
+    /// Bytes of each buffer. `None`: what is over the largest size, each as large as it has to be.
+    pub size: Option<usize>,
+    /// Buffers that hold payload now.
+    pub in_use: u64,
+    /// Buffers kept free for reuse.
+    pub kept: u64,
+    /// How many are kept at most; the budget may allow less.
+    pub cap: u64,
+    /// Reservations served from a kept buffer.
+    pub hits: u64,
+    /// Reservations that needed new memory.
+    pub misses: u64,
+}
+
+impl From<PoolStats> for PoolStatus {
+    fn from(stats: PoolStats) -> Self {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let tier = |tier: TierStats| TierStatus {
+            size: tier.size.map(|size| size as u64),
+            in_use: tier.in_use,
+            kept: tier.kept,
+            cap: tier.cap,
+            hits: tier.hits,
+            misses: tier.misses,
+        };
+        Self {
+            budget: stats.budget,
+            held: stats.held,
+            peak: stats.peak,
+            kept: stats.kept,
+            waiting: stats.waiting,
+            waits: stats.waits,
+            waited_micros: micros(stats.waited),
+            longest_wait_micros: micros(stats.longest_wait),
+            tiers: stats.tiers.map(tier).to_vec(),
+        }
+    }
 }
 
 const TIERS: [usize; 3] = [4 << 10, 64 << 10, 1 << 20];
+/// The index of what is over the largest size.
+const LARGER: usize = TIERS.len();
+
+/// Whose size such a buffer has.
+fn tier_of(len: usize) -> usize {
+    TIERS.iter().position(|size| len <= *size).unwrap_or(LARGER)
+}
 
 /// Where payload bytes are kept. A buffer reserves its whole length of the budget or nothing; whoever gets nothing
 /// waits, in order, and is told by the [hook](Self::on_release) when bytes come back.
@@ -66,10 +126,25 @@ struct Shared {
     held: AtomicU64,
     peak: AtomicU64,
     kept: AtomicU64,
+    refused: AtomicU64,
+    tiers: [Tier; LARGER + 1],
+    waits: Waits,
+    on_release: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+#[derive(Default)]
+struct Tier {
+    in_use: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
-    refused: AtomicU64,
-    on_release: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+#[derive(Default)]
+struct Waits {
+    began: AtomicU64,
+    ended: AtomicU64,
+    nanos: AtomicU64,
+    longest_nanos: AtomicU64,
 }
 
 impl BufferPool {
@@ -81,9 +156,9 @@ impl BufferPool {
             held: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             kept: AtomicU64::new(0),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            tiers: Default::default(),
+            waits: Waits::default(),
             on_release: OnceLock::new(),
         };
         Self {
@@ -126,16 +201,53 @@ impl BufferPool {
         })
     }
 
-    /// Figures for metrics.
+    /// Whoever keeps the line notes that so many more requests were refused and wait from now on.
+    pub fn note_waiting(&self, requests: u64) {
+        let began = &self.shared.waits.began;
+        began.fetch_add(requests, Ordering::Relaxed);
+    }
+
+    /// One of them waits no longer, served or given up: it waited so long.
+    pub fn note_waited(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let waits = &self.shared.waits;
+        waits.ended.fetch_add(1, Ordering::Relaxed);
+        waits.nanos.fetch_add(nanos, Ordering::Relaxed);
+        waits.longest_nanos.fetch_max(nanos, Ordering::Relaxed);
+    }
+
+    /// Figures for metrics and for whoever looks at the daemon.
     pub fn stats(&self) -> PoolStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let shared = &self.shared;
+        let kept = {
+            let free = shared.free.lock().unwrap_or_else(PoisonError::into_inner);
+            free.each_ref().map(Vec::len)
+        };
+        let tier = |at: usize| {
+            let counters = &shared.tiers[at];
+            TierStats {
+                size: TIERS.get(at).copied(),
+                in_use: load(&counters.in_use),
+                kept: kept.get(at).map_or(0, |kept| *kept as u64),
+                cap: shared.options.keep.get(at).map_or(0, |cap| *cap as u64),
+                hits: load(&counters.hits),
+                misses: load(&counters.misses),
+            }
+        };
+        let ended = load(&shared.waits.ended);
+        let waits = load(&shared.waits.began);
         PoolStats {
-            held: load(&self.shared.held),
-            peak: load(&self.shared.peak),
-            hits: load(&self.shared.hits),
-            misses: load(&self.shared.misses),
-            refused: load(&self.shared.refused),
-            kept: load(&self.shared.kept),
+            budget: shared.options.budget,
+            held: load(&shared.held),
+            peak: load(&shared.peak),
+            refused: load(&shared.refused),
+            kept: load(&shared.kept),
+            waiting: waits.saturating_sub(ended),
+            waits,
+            waited: Duration::from_nanos(load(&shared.waits.nanos)),
+            longest_wait: Duration::from_nanos(load(&shared.waits.longest_nanos)),
+            tiers: std::array::from_fn(tier),
         }
     }
 }
@@ -151,24 +263,21 @@ impl fmt::Debug for BufferPool {
 
 impl Shared {
     fn take_memory(&self, len: usize) -> Vec<u8> {
-        let Some(tier) = TIERS.iter().position(|size| len <= *size) else {
-            self.misses.fetch_add(1, Ordering::Relaxed);
-            return Vec::with_capacity(len);
-        };
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        match free[tier].pop() {
-            Some(bytes) => {
-                self.hits.fetch_add(1, Ordering::Relaxed);
+        let tier = tier_of(len);
+        let counters = &self.tiers[tier];
+        counters.in_use.fetch_add(1, Ordering::Relaxed);
+        let size = TIERS.get(tier).copied();
+        if let Some(size) = size {
+            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(bytes) = free[tier].pop() {
+                counters.hits.fetch_add(1, Ordering::Relaxed);
                 // Under the lock, as every change of it.
-                self.kept.fetch_sub(TIERS[tier] as u64, Ordering::Relaxed);
-                bytes
-            }
-            None => {
-                drop(free);
-                self.misses.fetch_add(1, Ordering::Relaxed);
-                Vec::with_capacity(TIERS[tier])
+                self.kept.fetch_sub(size as u64, Ordering::Relaxed);
+                return bytes;
             }
         }
+        counters.misses.fetch_add(1, Ordering::Relaxed);
+        Vec::with_capacity(size.unwrap_or(len))
     }
 
     /// Frees kept buffers, large ones first, until they fit the budget beside the held bytes.
@@ -190,7 +299,9 @@ impl Shared {
 
     fn give_back(&self, mut bytes: Vec<u8>, reserved: usize) {
         self.held.fetch_sub(reserved as u64, Ordering::Relaxed);
-        if let Some(tier) = TIERS.iter().position(|size| bytes.capacity() == *size) {
+        let tier = tier_of(reserved);
+        self.tiers[tier].in_use.fetch_sub(1, Ordering::Relaxed);
+        if tier < LARGER {
             let size = TIERS[tier] as u64;
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
             let kept = self.kept.load(Ordering::Relaxed) + size;
@@ -264,11 +375,47 @@ mod tests {
         drop((a, b));
         assert_eq!(pool.stats().kept, 4096, "one is kept, the other freed");
         let _again = pool.reserve(4096).unwrap();
-        assert_eq!((pool.stats().hits, pool.stats().misses), (1, 2));
-        let _large = pool.reserve(2 << 20).unwrap();
+        let large = pool.reserve(2 << 20).unwrap();
         assert!(pool.reserve(1 << 20).is_none());
         assert!(pool.reserve(usize::MAX).is_none());
-        assert_eq!(pool.stats().refused, 2);
+        let stats = pool.stats();
+        assert_eq!((stats.refused, stats.budget), (2, 3 << 20));
+        let tier = |size, in_use, cap, hits, misses| TierStats {
+            size,
+            in_use,
+            kept: 0,
+            cap,
+            hits,
+            misses,
+        };
+        let of_tiers = [
+            tier(Some(4 << 10), 1, 1, 1, 2),
+            tier(Some(64 << 10), 0, 1, 0, 0),
+            tier(Some(1 << 20), 0, 1, 0, 0),
+            tier(None, 1, 0, 0, 1),
+        ];
+        assert_eq!(stats.tiers, of_tiers);
+        drop(large);
+        let larger = pool.stats().tiers[LARGER];
+        assert_eq!(
+            (larger.in_use, larger.kept),
+            (0, 0),
+            "what is larger is freed"
+        );
+        drop(pool.reserve(64 << 10).unwrap());
+        assert_eq!(pool.stats().tiers[1].kept, 1);
+    }
+
+    #[test]
+    fn waits_are_counted_and_timed() {
+        let pool = BufferPool::new(PoolOptions::default());
+        pool.note_waiting(3);
+        pool.note_waited(Duration::from_millis(2));
+        pool.note_waited(Duration::from_millis(5));
+        let stats = pool.stats();
+        assert_eq!((stats.waits, stats.waiting), (3, 1));
+        assert_eq!(stats.waited, Duration::from_millis(7));
+        assert_eq!(stats.longest_wait, Duration::from_millis(5));
     }
 
     #[test]

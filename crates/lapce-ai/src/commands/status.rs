@@ -1,6 +1,6 @@
 //! `lapce-ai status`.
 
-use lapce_ai_proto::status::Status;
+use lapce_ai_proto::status::{PoolStatus, Status};
 
 use super::or_interrupted;
 use crate::config::Config;
@@ -57,7 +57,18 @@ fn lines(status: &Status) -> Vec<String> {
             counters.cancelled
         ),
     ]);
+    if counters.overruns > 0 {
+        let text_of = format!(
+            "{} times sync handlers held everybody up: the log says which",
+            counters.overruns
+        );
+        facts.push(vec![text("overruns"), text_of]);
+    }
+    facts.extend(budget(&status.pool));
     lines.extend(table(&facts));
+
+    lines.push(String::new());
+    lines.extend(buffers(&status.pool));
 
     lines.push(String::new());
     let mut providers = vec![
@@ -104,6 +115,63 @@ fn lines(status: &Status) -> Vec<String> {
     lines
 }
 
+/// What is held of the budget, and who has to wait for it.
+fn budget(pool: &PoolStatus) -> [Vec<String>; 2] {
+    let held = format!(
+        "{} of {} held, {} at most so far; {} kept free",
+        size(pool.held),
+        size(pool.budget),
+        size(pool.peak),
+        size(pool.kept)
+    );
+    let waits = format!(
+        "{} requests wait for memory, {} ever did: {} together, {} at most",
+        pool.waiting,
+        pool.waits,
+        brief(pool.waited_micros),
+        brief(pool.longest_wait_micros)
+    );
+    [
+        vec!["buffers".to_owned(), held],
+        vec!["waits".to_owned(), waits],
+    ]
+}
+
+/// The buffers of each size.
+fn buffers(pool: &PoolStatus) -> Vec<String> {
+    let header = ["BUFFERS", "IN USE", "KEPT", "CAP", "HITS", "MISSES"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for tier in &pool.tiers {
+        let mut row = vec![tier.size.map_or_else(|| "larger".to_owned(), size)];
+        let counts = [tier.in_use, tier.kept, tier.cap, tier.hits, tier.misses];
+        row.extend(counts.map(|count| count.to_string()));
+        rows.push(row);
+    }
+    table(&rows)
+}
+
+/// Bytes in the largest unit that they fill.
+fn size(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.into_iter().find(|(shift, _)| bytes >> shift > 0) {
+        Some((shift, unit)) if bytes.trailing_zeros() >= shift => {
+            format!("{} {unit}", bytes >> shift)
+        }
+        Some((shift, unit)) => format!("{:.1} {unit}", bytes as f64 / f64::from(1 << shift)),
+        None => format!("{bytes} B"),
+    }
+}
+
+/// A short time.
+fn brief(micros: u64) -> String {
+    match micros {
+        0..1_000 => format!("{micros} µs"),
+        1_000..1_000_000 => format!("{:.1} ms", micros as f64 / 1e3),
+        1_000_000..60_000_000 => format!("{:.1} s", micros as f64 / 1e6),
+        _ => span(micros / 1_000_000),
+    }
+}
+
 /// A time span in its two largest units.
 fn span(secs: u64) -> String {
     let (days, hours, minutes, rest) = (secs / 86_400, secs / 3600 % 24, secs / 60 % 60, secs % 60);
@@ -117,7 +185,7 @@ fn span(secs: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use lapce_ai_proto::status::{ConnectionStatus, ProviderStatus};
+    use lapce_ai_proto::status::{ConnectionStatus, ProviderStatus, TierStatus};
 
     use super::*;
 
@@ -140,6 +208,27 @@ mod tests {
                 source: "built in".into(),
                 ..Default::default()
             }],
+            pool: PoolStatus {
+                budget: 64 << 20,
+                held: 5_000,
+                peak: 3 << 20,
+                kept: 4 << 10,
+                waiting: 2,
+                waits: 7,
+                waited_micros: 1_500,
+                longest_wait_micros: 900,
+                tiers: vec![
+                    TierStatus {
+                        size: Some(4 << 10),
+                        in_use: 1,
+                        kept: 1,
+                        cap: 100,
+                        hits: 11,
+                        misses: 12,
+                    },
+                    TierStatus::default(),
+                ],
+            },
             ..Status::default()
         };
         let text = lines(&status).join("\n");
@@ -149,9 +238,25 @@ mod tests {
             "after 5 min 0 s",
             "local     built in",
             "evil name",
+            "4.9 KiB of 64 MiB held, 3 MiB at most so far; 4 KiB kept free",
+            "2 requests wait for memory, 7 ever did: 1.5 ms together, 900 µs at most",
+            "4 KiB    1       1     100  11    12",
+            "larger   0       0     0    0     0",
         ] {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn sizes_and_times_are_short() {
+        assert_eq!(
+            [999, 1 << 10, 1_536, 2_621_440, 3 << 30].map(size),
+            ["999 B", "1 KiB", "1.5 KiB", "2.5 MiB", "3 GiB"]
+        );
+        assert_eq!(
+            [0, 999, 1_000, 2_500_000, 61_000_000].map(brief),
+            ["0 µs", "999 µs", "1.0 ms", "2.5 s", "1 min 1 s"]
+        );
     }
 
     #[test]

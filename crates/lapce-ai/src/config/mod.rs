@@ -131,6 +131,8 @@ pub struct Ipc {
     pub stall_timeout: Duration,
     /// How long running requests have when the daemon stops.
     pub drain_timeout: Duration,
+    /// How long the sync handlers of one batch may take before that is counted and logged.
+    pub handler_limit: Duration,
     /// How long the daemon looks for more before it sleeps.
     pub spin: Duration,
     /// A CRC on every frame.
@@ -361,6 +363,7 @@ fn read_ipc(tree: &mut layers::Table, findings: &mut Findings) -> Ipc {
         &seconds(0..=DAY),
     );
     let spin_micros = ipc.get("spin_micros", 50, &integer(0u32..=100_000));
+    let handler_limit_millis = ipc.get("handler_limit_millis", 10, &integer(1u32..=60_000));
     let require_crc = ipc.get("require_crc", false, &switch());
     let shared_memory = ipc.get("shared_memory", true, &switch());
     let allowed_uids = ipc.get("allowed_uids", Vec::new(), &uids());
@@ -382,6 +385,7 @@ fn read_ipc(tree: &mut layers::Table, findings: &mut Findings) -> Ipc {
         handshake_timeout,
         stall_timeout,
         drain_timeout,
+        handler_limit: Duration::from_millis(handler_limit_millis.into()),
         spin: Duration::from_micros(spin_micros.into()),
         require_crc,
         shared_memory,

@@ -131,6 +131,7 @@ impl App {
             providers: self.providers.about().to_vec(),
             default_model: self.providers.default_model().map(str::to_owned),
             counters,
+            pool: self.server.pool().into(),
         }
     }
 

@@ -114,6 +114,7 @@ fn options(config: &Config, args: &ServeArgs) -> Options {
         stall_timeout: ipc.stall_timeout,
         idle_timeout: ipc.idle_timeout,
         default_deadline: config.requests.default_deadline,
+        handler_limit: ipc.handler_limit,
         spin: ipc.spin,
         pool: PoolOptions {
             budget: ipc.buffer_pool_size,

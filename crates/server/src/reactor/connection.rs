@@ -584,6 +584,7 @@ fn wait(
         first,
         whole,
         deadline,
+        refused_at: None,
     };
     tools.waiting.push(waiter, tools.shared);
 }

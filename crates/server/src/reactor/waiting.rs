@@ -21,6 +21,8 @@ pub(super) struct Waiter {
     /// `first` is the whole request.
     pub(super) whole: bool,
     pub(super) deadline: Option<Instant>,
+    /// When it was refused first, itself or with all that were in line. Until then it does not count as waiting.
+    pub(super) refused_at: Option<Instant>,
 }
 
 /// A request that got its memory.
@@ -53,8 +55,12 @@ impl Waiting {
     /// The first in the queue, if there is memory for it.
     pub(super) fn next(&mut self, shared: &Shared) -> Option<Granted> {
         let waiter = self.queue.front()?;
-        let buffer = shared.pool.reserve(waiter.prefix.total_length as usize)?;
+        let Some(buffer) = shared.pool.reserve(waiter.prefix.total_length as usize) else {
+            self.note_refused(shared);
+            return None;
+        };
         let waiter = self.queue.pop_front()?;
+        note_end(&waiter, shared);
         shared
             .awaiting_budget
             .store(self.queue.len(), Ordering::SeqCst);
@@ -63,6 +69,22 @@ impl Waiting {
             waiter,
             buffer,
         })
+    }
+
+    /// All in line wait from now on, but for those who do already: they are in front.
+    fn note_refused(&mut self, shared: &Shared) {
+        let waits = |waiter: &Waiter| waiter.refused_at.is_some();
+        if self.queue.back().is_none_or(waits) {
+            return;
+        }
+        let now = Instant::now();
+        let mut newcomers = 0;
+        let from_behind = self.queue.iter_mut().rev();
+        for waiter in from_behind.take_while(|waiter| !waits(waiter)) {
+            waiter.refused_at = Some(now);
+            newcomers += 1;
+        }
+        shared.pool.note_waiting(newcomers);
     }
 
     /// A request's first piece was the whole of it.
@@ -87,12 +109,22 @@ impl Waiting {
         let mut held = 0;
         self.queue.retain(|waiter| {
             let keep = waiter.token != token || id.is_some_and(|id| waiter.id != id);
-            held += if keep { 0 } else { waiter.first.len() };
+            if !keep {
+                held += waiter.first.len();
+                note_end(waiter, shared);
+            }
             keep
         });
         shared
             .awaiting_budget
             .store(self.queue.len(), Ordering::SeqCst);
         held
+    }
+}
+
+/// A request waits no longer.
+fn note_end(waiter: &Waiter, shared: &Shared) {
+    if let Some(since) = waiter.refused_at {
+        shared.pool.note_waited(since.elapsed());
     }
 }
