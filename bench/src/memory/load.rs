@@ -23,6 +23,8 @@ const TOLD: usize = 3;
 pub(super) struct Told {
     pub(super) small: Outcome,
     pub(super) large: Outcome,
+    /// Large ones that were answered by when the last small one was.
+    pub(super) large_beside_small: u64,
     /// Connections that were lost, though they may have been made again.
     pub(super) lost_connections: u64,
 }
@@ -172,12 +174,15 @@ async fn run(kinds: [&Kind; 2], counts: [u64; 2], process: u64, window: usize) -
     let began = Instant::now();
     let mut first = 0;
     let mut running = kinds.map(|_| JoinSet::new());
-    for ((kind, count), lines) in kinds.iter().zip(counts).zip(&mut running) {
+    let answered = kinds.map(|_| Arc::new(AtomicU64::new(0)));
+    for (at, lines) in running.iter_mut().enumerate() {
+        let (kind, count) = (kinds[at], counts[at]);
         for client in &kind.clients {
             let line = Line {
                 client: client.clone(),
                 stretches: Arc::clone(&stretches),
                 payload: kind.payload,
+                answered: Arc::clone(&answered[at]),
                 next: AtomicU64::new(first),
                 end: first + count,
             };
@@ -186,11 +191,16 @@ async fn run(kinds: [&Kind; 2], counts: [u64; 2], process: u64, window: usize) -
         }
     }
     let [mut small, mut large] = running;
-    let (small, large) = tokio::try_join!(gathered(&mut small), gathered(&mut large))?;
+    let small = async {
+        let outcome = gathered(&mut small).await?;
+        Ok((outcome, answered[1].load(Ordering::Relaxed)))
+    };
+    let ((small, large_beside_small), large) = tokio::try_join!(small, gathered(&mut large))?;
     let clients = kinds.iter().flat_map(|kind| &kind.clients);
     Ok(Told {
         small,
         large,
+        large_beside_small,
         lost_connections: clients.map(|client| client.counters().lost).sum(),
     })
 }
@@ -200,6 +210,8 @@ struct Line {
     client: Client,
     stretches: Arc<Stretches>,
     payload: usize,
+    /// Messages of all connections of its kind.
+    answered: Arc<AtomicU64>,
     /// The message that is sent next, and where to stop.
     next: AtomicU64,
     end: u64,
@@ -259,6 +271,7 @@ impl Line {
             match self.client.call(MessageType::ECHO, body).await {
                 Ok(answer) if answer == body => {
                     tally.answered += 1;
+                    self.answered.fetch_add(1, Ordering::Relaxed);
                     if !std::mem::take(&mut is_first) {
                         tally.times.push(sent.elapsed());
                     }

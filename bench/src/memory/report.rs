@@ -61,6 +61,8 @@ pub(super) struct Report {
     large_expected: u64,
     small: Outcome,
     large: Outcome,
+    /// Messages of 1 MiB that were answered by when their process had all answers of 4 KiB.
+    large_beside_small: u64,
     lost_connections: u64,
     samples: Samples,
     /// At the peak, of `Pss`; and what it would be if both sides had touched every page.
@@ -86,11 +88,12 @@ impl Report {
         let budget = arguments.budget;
         let mut small = Outcome::default();
         let mut large = Outcome::default();
-        let mut lost_connections = 0;
+        let (mut lost_connections, mut large_beside_small) = (0, 0);
         for told in told {
             small = small.with(told.small);
             large = large.with(told.large);
             lost_connections += told.lost_connections;
+            large_beside_small += told.large_beside_small;
         }
         let of = |what, sample: &Sample| Bound::of(what, sample, budget, sample.rings());
         // The server has those of its defaults.
@@ -110,6 +113,7 @@ impl Report {
             large_expected: arguments.large * large_messages,
             small,
             large,
+            large_beside_small,
             lost_connections,
             ring_bytes_per_connection: samples.peak.rings() as f64 / connections as f64,
             ring_bytes_at_most: segment_len(rings.request_capacity, rings.response_capacity) / 2,
@@ -258,8 +262,8 @@ impl Report {
             out,
             "every answer is compared whole with its request. Times are without the first message of each place in a window; of the \
              processes'\np50 and p99 the largest. The first connection had all of its answers after {:.2} s (4 KiB) and {:.2} s (1 MiB), the \
-             last after the\nseconds above\n",
-            self.small.first_done, self.large.first_done
+             last after the\nseconds above. Until the 4 KiB were through, {} of the 1 MiB were\n",
+            self.small.first_done, self.large.first_done, self.large_beside_small
         )
     }
 
@@ -428,6 +432,7 @@ mod tests {
                 answered: 50_000,
                 ..Outcome::default()
             },
+            large_beside_small: 0,
             lost_connections: 0,
         };
         let machine = Machine::look(&Cpus::from_list(Vec::new()));
