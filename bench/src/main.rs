@@ -6,6 +6,9 @@
 //! cargo run --release -p lapce-ai-bench -- many          throughput of many connections from several processes
 //! cargo run --release -p lapce-ai-bench -- active        one talking connection among many idle ones
 //! cargo run --release -p lapce-ai-bench -- memory        stress level 2: more is sent than the server may keep
+//! cargo run --release -p lapce-ai-bench -- busy          round trips while a compiler runs on every processor
+//! cargo run --release -p lapce-ai-bench -- mixed         small messages beside large ones on the same connection
+//! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
 //! ```
 //!
 //! Each peer is a child process: this program again, in a hidden role (`peer`). Nothing printed is a constant.
@@ -14,6 +17,7 @@
 mod active;
 mod child;
 mod connections;
+mod contention;
 mod ipc;
 mod machine;
 mod many;
@@ -47,6 +51,9 @@ enum Command {
     Many(many::Arguments),
     Active(active::Arguments),
     Memory(memory::Arguments),
+    Busy(contention::busy::Arguments),
+    Mixed(contention::mixed::Arguments),
+    Priority(contention::priority::Arguments),
     /// The other side of an exchange; started by the commands above.
     #[command(hide = true)]
     Peer {
@@ -65,6 +72,9 @@ fn main() -> ExitCode {
         Command::Many(arguments) => many::run(&arguments),
         Command::Active(arguments) => active::run(&arguments),
         Command::Memory(arguments) => memory::run(&arguments),
+        Command::Busy(arguments) => contention::busy::run(&arguments),
+        Command::Mixed(arguments) => contention::mixed::run(&arguments),
+        Command::Priority(arguments) => contention::priority::run(&arguments),
         Command::Peer { cpus, role } => play(cpus, role),
     };
     match result {

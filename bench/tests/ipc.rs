@@ -493,3 +493,47 @@ fn one_active_connection_is_measured_among_idle_ones() {
         "{left_out}"
     );
 }
+
+/// The rows of a command about contention, each with a latency or a rate in every repetition.
+fn contention(command: &str) -> Vec<(String, String)> {
+    let found = success(&[command, "--quick", "--json"]);
+    let rows = found["rows"].as_array().unwrap();
+    rows.iter()
+        .map(|row| {
+            for repetition in row["repetitions"].as_array().unwrap() {
+                let latency = &repetition["latency"];
+                if latency.is_object() {
+                    let at = |name: &str| latency[name].as_u64().unwrap();
+                    assert!(at("samples") > 0 && at("p50") > 0, "{row}");
+                    assert!(at("p50") <= at("p99") && at("p99") <= at("max"), "{row}");
+                } else {
+                    let rates = repetition["rates"].as_array().unwrap();
+                    assert!(!rates.is_empty(), "{row}");
+                    let sound = |rate: &Value| rate["per_second"].as_f64().unwrap() >= 0.0;
+                    assert!(rates.iter().all(sound), "{row}");
+                }
+            }
+            let text = |name: &str| row[name].as_str().unwrap().to_owned();
+            (text("what"), text("condition"))
+        })
+        .collect()
+}
+
+#[test]
+fn beside_a_compiler() {
+    let rows = contention("busy");
+    // Four ways in two loops and the noise, on an idle machine and on a busy one: cargo has brought a rustc.
+    assert_eq!(rows.len(), 18, "{rows:?}");
+}
+
+#[test]
+fn large_beside_small() {
+    let rows = contention("mixed");
+    assert_eq!(rows.len(), 5, "{rows:?}");
+}
+
+#[test]
+fn a_probe_beside_a_flood() {
+    let rows = contention("priority");
+    assert_eq!(rows.len(), 5, "{rows:?}");
+}
