@@ -9,6 +9,7 @@
 //! cargo run --release -p lapce-ai-bench -- busy          round trips while a compiler runs on every processor
 //! cargo run --release -p lapce-ai-bench -- mixed         small messages beside large ones on the same connection
 //! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
+//! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
 //! ```
 //!
 //! Each peer is a child process: this program again, in a hidden role (`peer`). Nothing printed is a constant.
@@ -18,6 +19,7 @@ mod active;
 mod child;
 mod connections;
 mod contention;
+mod instructions;
 mod ipc;
 mod machine;
 mod many;
@@ -54,6 +56,14 @@ enum Command {
     Busy(contention::busy::Arguments),
     Mixed(contention::mixed::Arguments),
     Priority(contention::priority::Arguments),
+    Instructions(instructions::Arguments),
+    /// What `instructions` counts; started by it.
+    #[command(hide = true)]
+    Counted {
+        payload: usize,
+        window: usize,
+        count: u64,
+    },
     /// The other side of an exchange; started by the commands above.
     #[command(hide = true)]
     Peer {
@@ -75,6 +85,12 @@ fn main() -> ExitCode {
         Command::Busy(arguments) => contention::busy::run(&arguments),
         Command::Mixed(arguments) => contention::mixed::run(&arguments),
         Command::Priority(arguments) => contention::priority::run(&arguments),
+        Command::Instructions(arguments) => instructions::run(&arguments),
+        Command::Counted {
+            payload,
+            window,
+            count,
+        } => instructions::counted(payload, window, count).map(|()| true),
         Command::Peer { cpus, role } => play(cpus, role),
     };
     match result {
