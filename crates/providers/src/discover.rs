@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use crate::chat::ModelInfo;
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider, Timeouts};
-use crate::profile::{PROFILES, Profile, Settings};
+use crate::profile::{Format, PROFILES, Profile, Settings};
 use crate::wire::openai::looks_like_a_model_list;
 
 /// Enough for a server on the same machine, for [`probe`].
@@ -91,7 +91,10 @@ pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discover
             .is_some_and(|url| url.trim_end_matches('/') != profile.base_url);
         Some(Discovered {
             name: profile.name.into(),
-            profile: if foreign { compatible()? } else { profile },
+            profile: match profile.format {
+                Format::ChatCompletions(_) if foreign => compatible()?,
+                _ => profile,
+            },
             settings: Settings {
                 base_url: base_url.or_else(|| Some(profile.base_url.into())),
                 key: key.map(|(_, key)| SecretString::from(key)),
