@@ -153,14 +153,14 @@ impl<'a> Conversation<'a> {
                 Role::Assistant => {
                     conversation.instruct(&mut waiting);
                     conversation.content(message, "assistant")?;
-                    let calls = message.tool_calls.iter().map(call);
-                    conversation.turn("assistant").extend(calls);
+                    for tool_call in &message.tool_calls {
+                        conversation.turn("assistant").push(call(tool_call));
+                    }
                 }
             }
         }
         conversation.instruct(&mut waiting);
         conversation.system.append(&mut waiting);
-        conversation.turns.retain(|turn| !turn.content.is_empty());
         Ok(conversation)
     }
 
@@ -187,8 +187,9 @@ impl<'a> Conversation<'a> {
         for content in &message.content {
             let kind = match content {
                 Content::Text(text) => {
-                    let text = Block::text(text);
-                    self.turn(role).extend(text);
+                    if let Some(text) = Block::text(text) {
+                        self.turn(role).push(text);
+                    }
                     continue;
                 }
                 Content::Image(_) if role == "assistant" => return Err(images_are_the_users()),

@@ -238,3 +238,6 @@ fn format(request: &ChatRequest) -> Result<Option<Format<'_>>, ProviderError> {
         })),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,10 @@ const LEAST_BUDGET: u32 = 1_024;
 /// What remains of `max_tokens` for the answer where we choose it.
 const ROOM: u32 = 4_096;
 
+/// The most that we choose for `max_tokens` where the answer does not stream: with more, one answer may take longer
+/// than ten minutes, and the official SDKs refuse it.
+const MOST_UNSTREAMED: u32 = 21_333;
+
 /// The beta behind [`Binding`].
 pub(super) const BINDING_BETA: &str = "thinking-binding-controls-2026-08-01";
 
@@ -61,9 +65,13 @@ impl Thinking {
 
 /// Plans for `request`. `thoughts`: it hands thoughts back.
 pub(super) fn plan(model: Model, request: &ChatRequest, forced_tool: bool, thoughts: bool) -> Plan {
-    let usual = request.max_tokens.unwrap_or(model.usual_max_tokens());
+    let usual = if request.stream {
+        model.usual_max_tokens()
+    } else {
+        model.usual_max_tokens().min(MOST_UNSTREAMED)
+    };
     let mut plan = Plan {
-        max_tokens: usual,
+        max_tokens: request.max_tokens.unwrap_or(usual),
         thinking: None,
         effort: None,
     };
