@@ -18,8 +18,7 @@ use lapce_ai_providers::{ChatResponse, Decoding, Event, FinishReason};
 use serde_json::Value;
 use support::{decoding, sse};
 
-/// The recordings of this ending below folders whose name begins with `provider`.
-fn recorded(provider: &str, extension: &str) -> Vec<PathBuf> {
+fn recorded(extension: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/recorded");
     if !root.is_dir() {
         // Past the capture of the test harness, so that it is seen.
@@ -30,12 +29,14 @@ fn recorded(provider: &str, extension: &str) -> Vec<PathBuf> {
         return Vec::new();
     }
     let mut files = Vec::new();
-    for folder in fs::read_dir(root).unwrap() {
-        let folder = folder.unwrap();
-        let named = folder.file_name().to_string_lossy().starts_with(provider);
-        if named && folder.path().is_dir() {
-            let inside = fs::read_dir(folder.path()).unwrap();
-            files.extend(inside.map(|file| file.unwrap().path()));
+    for provider in fs::read_dir(root).unwrap() {
+        let provider = provider.unwrap().path();
+        if provider.is_dir() {
+            files.extend(
+                fs::read_dir(provider)
+                    .unwrap()
+                    .map(|file| file.unwrap().path()),
+            );
         }
     }
     files.retain(|file| file.to_string_lossy().ends_with(extension));
@@ -149,7 +150,7 @@ fn compare(file: &Path, got: &ChatResponse, expected: &ChatResponse, finish: Opt
 #[test]
 fn streams() {
     let mut checked = 0;
-    for file in recorded("", ".chunks.txt") {
+    for file in recorded(".chunks.txt") {
         let text = fs::read_to_string(&file).unwrap();
         if !text.contains("\"chat.completion.chunk\"") {
             continue;
@@ -180,7 +181,7 @@ fn streams() {
 #[test]
 fn bodies() {
     let mut checked = 0;
-    for file in recorded("", ".json") {
+    for file in recorded(".json") {
         let text = fs::read_to_string(&file).unwrap();
         let document: Value = serde_json::from_str(&text).unwrap();
         if document["object"] != "chat.completion" {
