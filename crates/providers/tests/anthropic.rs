@@ -22,9 +22,10 @@ use std::time::SystemTime;
 use anthropic_support::{differs, read, sse};
 use ask::{Ask, ask};
 use fixture::Exchange;
-use lapce_ai_providers::{Feature, Profile, Provider};
+use lapce_ai_providers::{Event, Feature, Profile, Provider};
+use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::{Upstream, client, wire_of};
+use support::{Upstream, client, decoding_of, wire_of};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -163,9 +164,10 @@ fn answers_of_fixtures() -> Vec<(String, Value)> {
         };
         let stream = given.media_type.starts_with("text/event-stream");
         let last = exchange.gives.last().map_or("", String::as_str);
-        // What the SDK does not do, or trusts its provider never to do: it reads named events only, needs numbers
-        // in `usage`, and takes half a stream, a web page and an error of status 200 for an answer.
-        let unnamed = stream && !given.body.starts_with("event: ");
+        // What the SDK does not do, or trusts its provider never to do: it reads named events only, needs a
+        // beginning and numbers in `usage`, and takes half a stream, a web page and an error of status 200 for an answer.
+        let begins = |name: &str| given.body.starts_with(&format!("event: {name}"));
+        let unnamed = stream && !begins("message_start") && !begins("error");
         let uncounted = last.starts_with("finish")
             && !exchange.gives.iter().any(|line| line.starts_with("usage"));
         let wrong = last.contains("malformed_response")
@@ -259,5 +261,58 @@ fn disagrees(answer: &Value, verdict: &Value) -> Option<String> {
             (!same).then(|| format!("{error:?}\nnot {theirs}"))
         }
         ours => Some(format!("{ours:?}\nbut {verdict}")),
+    }
+}
+
+/// The streams of the fixtures.
+fn streams() -> Vec<String> {
+    let answers = exchanges()
+        .into_iter()
+        .filter_map(|(_, exchange)| exchange.answer);
+    answers
+        .filter(|answer| answer.media_type.starts_with("text/event-stream"))
+        .map(|answer| answer.body)
+        .collect()
+}
+
+proptest! {
+    /// Streams that were damaged on their way, or written by somebody hostile.
+    #[test]
+    fn a_damaged_stream_ends_once_and_in_order(
+        which in any::<prop::sample::Index>(),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3u8), 0..12),
+        chunk in 1..200usize,
+    ) {
+        let streams = streams();
+        let mut body = which.get(&streams).clone().into_bytes();
+        for (at, byte, how) in damage {
+            let at = at.index(body.len());
+            match how {
+                0 => body[at] = byte,
+                1 => body.insert(at, byte),
+                _ => {
+                    // A whole line twice is likelier to do harm than a byte.
+                    let end = body[at..].iter().position(|byte| *byte == b'\n');
+                    let line = body[at..at + end.unwrap_or(0)].to_vec();
+                    body.splice(at..at, line);
+                }
+            }
+        }
+        let mut decoding = decoding_of("anthropic", "text/event-stream", 1 << 16);
+        let (mut started, mut ended) = (0, 0);
+        let mut pieces = body.chunks(chunk);
+        while !decoding.is_ended() || decoding.is_ready() {
+            if let Some(event) = decoding.next() {
+                prop_assert_eq!(ended, 0);
+                started += usize::from(matches!(event, Ok(Event::Start { .. })));
+                prop_assert!(started == 1 || event.is_err());
+                ended += usize::from(matches!(event, Err(_) | Ok(Event::Finish(_))));
+            } else if let Some(piece) = pieces.next() {
+                decoding.push(piece);
+            } else {
+                decoding.finish();
+            }
+        }
+        prop_assert_eq!(ended, 1);
     }
 }

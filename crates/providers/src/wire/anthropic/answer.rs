@@ -6,7 +6,8 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::event::{FinishReason, Usage};
+use crate::event::{Citation, Event, EventQueue, FinishReason, Usage};
+use crate::wire::json::cow;
 
 /// An event of a stream, told apart by `type`.
 #[derive(Deserialize)]
@@ -97,18 +98,40 @@ pub(super) struct Block<'a> {
 
 /// A source, in a search result, on the web, or in a document that came with the request.
 #[derive(Deserialize)]
-pub(super) struct Cited<'a> {
+struct Cited<'a> {
     #[serde(borrow)]
-    pub url: Option<&'a RawValue>,
+    url: Option<&'a RawValue>,
     /// Where a search result comes from: usually an address.
     #[serde(borrow)]
-    pub source: Option<&'a RawValue>,
+    source: Option<&'a RawValue>,
     #[serde(borrow)]
-    pub title: Option<&'a RawValue>,
+    title: Option<&'a RawValue>,
     #[serde(borrow)]
-    pub document_title: Option<&'a RawValue>,
+    document_title: Option<&'a RawValue>,
     #[serde(borrow)]
-    pub cited_text: Option<&'a RawValue>,
+    cited_text: Option<&'a RawValue>,
+}
+
+/// Adds a citation, unless it is of a form that is yet to come.
+pub(super) fn cite(raw: &RawValue, events: &mut EventQueue) {
+    let Ok(cited) = serde_json::from_str::<Cited<'_>>(raw.get()) else {
+        return;
+    };
+    let url = cited.url.or(cited.source).and_then(cow);
+    let title = cited.title.or(cited.document_title).and_then(cow);
+    let quote = cited.cited_text.and_then(cow);
+    if url.is_some() || title.is_some() || quote.is_some() {
+        events.push(Event::Citation(Citation {
+            url: url.as_deref(),
+            title: title.as_deref(),
+            quote: quote.as_deref(),
+        }));
+    }
+}
+
+/// A word that needs no escapes, such as a type.
+pub(super) fn plain(raw: &RawValue) -> Option<&str> {
+    raw.get().strip_prefix('"')?.strip_suffix('"')
 }
 
 /// Why the model stopped, in more words.

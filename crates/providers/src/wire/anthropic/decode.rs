@@ -3,11 +3,11 @@
 use serde_json::value::RawValue;
 
 use super::answer::{
-    Block, Cited, Delta, Message, StopDetails, StreamEvent, Tokens, finish_reason,
+    Block, Delta, Message, StopDetails, StreamEvent, Tokens, cite, finish_reason, plain,
 };
 use super::error::from_json;
 use crate::error::{ErrorKind, ProviderError};
-use crate::event::{Citation, Event, EventQueue, FinishReason, ToolCallDelta};
+use crate::event::{Event, EventQueue, FinishReason, ToolCallDelta};
 use crate::wire::body::{Answer, MAX_TOOL_CALLS};
 use crate::wire::error::{cut, malformed, not_understood};
 use crate::wire::json::{cow, for_each, string};
@@ -45,6 +45,16 @@ struct OpenCall {
     arguments: Option<String>,
 }
 
+impl Open {
+    fn close(self, events: &mut EventQueue) {
+        if let Some(call) = self.call
+            && let Some(whole) = call.arguments
+        {
+            events.push(Event::ToolCall(arguments(call.number, &whole)));
+        }
+    }
+}
+
 impl Answer for Reply {
     fn event(
         &mut self,
@@ -66,7 +76,7 @@ impl Answer for Reply {
             Err(_) if !is_known(data, name) => return Ok(()),
             Err(error) => return Err(not_understood(error)),
         };
-        let kind = event.r#type.and_then(|raw| plain(raw)).unwrap_or(name);
+        let kind = event.r#type.and_then(plain).unwrap_or(name);
         match kind {
             "content_block_delta" => {
                 if let Some(delta) = &event.delta {
@@ -92,6 +102,7 @@ impl Answer for Reply {
                     self.tokens.update(usage);
                 }
                 if let Some(delta) = &event.delta {
+                    self.start(None, None, events);
                     self.end_with(delta.stop_reason, delta.stop_details, events);
                 }
             }
@@ -295,13 +306,8 @@ impl Reply {
     }
 
     fn stop(&mut self, index: Option<u64>, events: &mut EventQueue) {
-        let Some(at) = position(&self.open, index) else {
-            return;
-        };
-        if let Some(call) = self.open.swap_remove(at).call
-            && let Some(whole) = call.arguments
-        {
-            events.push(Event::ToolCall(arguments(call.number, &whole)));
+        if let Some(at) = position(&self.open, index) {
+            self.open.remove(at).close(events);
         }
     }
 
@@ -328,8 +334,8 @@ impl Reply {
     fn complete(&mut self, events: &mut EventQueue) {
         self.complete = true;
         // A block whose end was lost is whole all the same.
-        while let Some(index) = self.open.first().map(|open| open.index) {
-            self.stop(index, events);
+        for block in self.open.drain(..) {
+            block.close(events);
         }
         if let Some(usage) = self.tokens.usage() {
             events.push(Event::Usage(usage));
@@ -359,27 +365,6 @@ fn arguments(number: usize, arguments: &str) -> ToolCallDelta<'_> {
         arguments,
         signature: None,
     }
-}
-
-fn cite(raw: &RawValue, events: &mut EventQueue) {
-    let Ok(cited) = serde_json::from_str::<Cited<'_>>(raw.get()) else {
-        return;
-    };
-    let url = cited.url.or(cited.source).and_then(cow);
-    let title = cited.title.or(cited.document_title).and_then(cow);
-    let quote = cited.cited_text.and_then(cow);
-    if url.is_some() || title.is_some() || quote.is_some() {
-        events.push(Event::Citation(Citation {
-            url: url.as_deref(),
-            title: title.as_deref(),
-            quote: quote.as_deref(),
-        }));
-    }
-}
-
-/// A word that needs no escapes, such as a type.
-fn plain(raw: &RawValue) -> Option<&str> {
-    raw.get().strip_prefix('"')?.strip_suffix('"')
 }
 
 /// Whether the event is of a type that has a meaning here, or is no event at all.

@@ -44,7 +44,6 @@ fn kind(detail: &str, r#type: &str, message: &str) -> Option<ErrorKind> {
         "billing_error" => ErrorKind::QuotaExhausted,
         "request_too_large" => ErrorKind::RequestTooLarge,
         "timeout_error" => ErrorKind::TimedOut(Phase::Upstream),
-        "api_error" => ErrorKind::ProviderInternal,
         // `model: claude-9`; anything else that is not found is an address.
         "not_found_error" if message.contains("model") => ErrorKind::ModelNotFound,
         "not_found_error" => ErrorKind::NotFound,
