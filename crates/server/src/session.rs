@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -13,6 +13,7 @@ use lapce_ai_transport::{Buffer, PIECE, Peer, TransportError, Writer};
 use tokio::task::AbortHandle;
 
 use crate::handler::Gone;
+use crate::mailbox::Mailbox;
 use crate::server::Shared;
 
 /// One connection, as everybody but the reactor sees it.
@@ -27,7 +28,8 @@ pub(crate) struct Session {
     pub(crate) live: AtomicU64,
     /// Whether the reactor has been asked to look after this connection.
     pub(crate) attention: AtomicBool,
-    /// The reactor's token of this connection.
+    /// The reactor that serves it, and its token there.
+    pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) token: u64,
     tx: Mutex<Tx>,
 }
@@ -97,6 +99,7 @@ impl Session {
     pub(crate) fn new(
         id: u64,
         token: u64,
+        mailbox: Arc<Mailbox>,
         peer: Peer,
         state: ServerState,
         writer: Writer,
@@ -121,6 +124,7 @@ impl Session {
             requests: AtomicU64::new(0),
             live: AtomicU64::new(0),
             attention: AtomicBool::new(false),
+            mailbox,
             token,
             tx: Mutex::new(tx),
         }
@@ -131,24 +135,31 @@ impl Session {
         self.tx.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Asks the connection's reactor to look after it: to watch for room, or to notice that it broke.
+    pub(crate) fn call_reactor(&self) {
+        if !self.attention.swap(true, Ordering::AcqRel) {
+            self.mailbox
+                .post(|letters| letters.attention.push(self.token));
+        }
+    }
+
     /// Notes how many requests are under way, for those who look without the lock.
     pub(crate) fn note_live(&self, tx: &Tx) {
         self.live.store(tx.state.live() as u64, Ordering::Relaxed);
     }
 
     /// Makes what a task wrote visible. A connection that broke is left to the reactor, which sees it too.
-    fn settle(&self, tx: &mut Tx, shared: &Shared) {
+    fn settle(&self, tx: &mut Tx) {
         let result = tx.pump();
         self.note_live(tx);
         if result.is_err() || tx.blocked_since.is_some() || tx.writer.wants_writable() {
-            shared.call_reactor(self);
+            self.call_reactor();
         }
     }
 
     /// Sends an item, or with `last` the response's last item, from `offset` on.
     pub(crate) fn poll_send(
         &self,
-        shared: &Shared,
         id: u64,
         item: &[u8],
         offset: &mut usize,
@@ -173,7 +184,7 @@ impl Session {
                 }
                 Ok(None) => return Poll::Ready(Err(Gone)),
                 Err(_) => {
-                    shared.call_reactor(self);
+                    self.call_reactor();
                     return Poll::Ready(Err(Gone));
                 }
             }
@@ -181,23 +192,18 @@ impl Session {
         if last && outcome.is_ready() {
             tx.streams.remove(&id);
         }
-        self.settle(&mut tx, shared);
+        self.settle(&mut tx);
         outcome
     }
 
     /// Ends a response without a further item.
-    pub(crate) fn poll_end(
-        &self,
-        shared: &Shared,
-        id: u64,
-        context: &mut Context<'_>,
-    ) -> Poll<Result<(), Gone>> {
+    pub(crate) fn poll_end(&self, id: u64, context: &mut Context<'_>) -> Poll<Result<(), Gone>> {
         let mut tx = self.lock();
         if tx.closed || tx.state.credit(id).is_none() {
             return Poll::Ready(Err(Gone));
         }
         let Ok(written) = tx.writer.frame(Kind::End, 0, 0, id, &[], &[]) else {
-            shared.call_reactor(self);
+            self.call_reactor();
             return Poll::Ready(Err(Gone));
         };
         if written {
@@ -206,7 +212,7 @@ impl Session {
         } else {
             tx.wait_for_room(id, context);
         }
-        self.settle(&mut tx, shared);
+        self.settle(&mut tx);
         if written {
             Poll::Ready(Ok(()))
         } else {
@@ -223,7 +229,7 @@ impl Session {
         shared.counters.failed.fetch_add(1, Ordering::Relaxed);
         tx.state.fail(id, body);
         tx.streams.remove(&id);
-        self.settle(&mut tx, shared);
+        self.settle(&mut tx);
     }
 }
 
