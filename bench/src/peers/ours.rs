@@ -109,6 +109,7 @@ pub(super) fn serve(
         let status = Status {
             pid: std::process::id(),
             connections,
+            reactors: handle.reactors(),
             counters,
             pool: handle.pool().into(),
             ..Status::default()

@@ -24,6 +24,7 @@ mod line;
 mod mailbox;
 mod occupancy;
 mod options;
+mod pace;
 mod reactor;
 mod server;
 mod session;

@@ -26,6 +26,9 @@ pub struct Options {
     pub handshake_timeout: Duration,
     /// Longest time without progress: of a request that is being sent, and of answers that are not being read.
     pub stall_timeout: Duration,
+    /// What counts as progress of a request or an answer that holds memory: so many bytes within `stall_timeout`, or all
+    /// that is left. Otherwise a byte now and then could hold the whole budget.
+    pub stall_bytes: usize,
     /// A connection without requests is closed after so long. `None`: never.
     pub idle_timeout: Option<Duration>,
     /// Deadline of requests that name none. `None`: no deadline.
@@ -133,6 +136,7 @@ impl Default for Options {
             allowed_uids: Vec::new(),
             handshake_timeout: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(30),
+            stall_bytes: 64 << 10,
             idle_timeout: Some(Duration::from_secs(1800)),
             default_deadline: Some(Duration::from_secs(600)),
             handler_limit: Duration::from_millis(10),

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lapce_ai_proto::{
     ErrorBody, ErrorCode, FIN, Fault, ITEM_PREFIX_LEN, Kind, MORE, OpenPrefix, PREFIX, ServerState,
@@ -14,6 +14,8 @@ use tokio::task::AbortHandle;
 
 use crate::handler::Gone;
 use crate::mailbox::Mailbox;
+use crate::options::Options;
+use crate::pace::Pace;
 use crate::server::Shared;
 
 /// One connection, as everybody but the reactor sees it.
@@ -40,6 +42,7 @@ pub(crate) struct Tx {
     pub(crate) state: ServerState,
     pub(crate) writer: Writer,
     max_frame: usize,
+    stall_bytes: usize,
     streams: HashMap<u64, Stream>,
     replies: VecDeque<PendingReply>,
     /// Streams whose tasks wait for room in the ring.
@@ -65,7 +68,7 @@ struct PendingReply {
     id: u64,
     bytes: ReplyBytes,
     offset: usize,
-    last_progress: Instant,
+    pace: Pace,
 }
 
 #[derive(Debug)]
@@ -103,12 +106,13 @@ impl Session {
         peer: Peer,
         state: ServerState,
         writer: Writer,
-        max_frame: usize,
+        options: &Options,
     ) -> Self {
         let tx = Tx {
             state,
             writer,
-            max_frame,
+            max_frame: options.limits.max_frame_payload as usize,
+            stall_bytes: options.stall_bytes,
             streams: HashMap::new(),
             replies: VecDeque::new(),
             room_waiters: Vec::new(),
@@ -327,7 +331,7 @@ impl Tx {
             id,
             bytes,
             offset: 0,
-            last_progress: Instant::now(),
+            pace: Pace::new(Instant::now()),
         });
     }
 
@@ -336,11 +340,11 @@ impl Tx {
         !self.replies.is_empty()
     }
 
-    /// Those of them that have waited since a time that is too `late`.
-    pub(crate) fn unread_replies(&self, late: impl Fn(Instant) -> bool) -> Vec<u64> {
+    /// Those of them of which too little was read in the last `limit`.
+    pub(crate) fn unread_replies(&self, now: Instant, limit: Duration) -> Vec<u64> {
         self.replies
             .iter()
-            .filter(|reply| late(reply.last_progress))
+            .filter(|reply| reply.pace.is_late(now, limit))
             .map(|reply| reply.id)
             .collect()
     }
@@ -441,7 +445,7 @@ impl Tx {
                 Some(Written::Some(bytes)) => {
                     without_credit = 0;
                     reply.offset += bytes;
-                    reply.last_progress = Instant::now();
+                    reply.pace.moved(bytes, self.stall_bytes, Instant::now);
                     self.replies.push_back(reply);
                 }
                 Some(Written::NoCredit) => {

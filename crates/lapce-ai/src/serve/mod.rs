@@ -104,18 +104,21 @@ fn options(config: &Config, args: &ServeArgs) -> Options {
         ..
     } = config.ipc;
     let ipc = &config.ipc;
+    let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     Options {
         limits,
         request_capacity: ring_size,
         response_capacity: ring_size,
-        max_connections: usize::try_from(max_connections).unwrap_or(usize::MAX),
+        max_connections: size(max_connections),
         allowed_uids: ipc.allowed_uids.clone(),
         handshake_timeout: ipc.handshake_timeout,
         stall_timeout: ipc.stall_timeout,
+        stall_bytes: size(ipc.stall_bytes),
         idle_timeout: ipc.idle_timeout,
         default_deadline: config.requests.default_deadline,
         handler_limit: ipc.handler_limit,
         spin: ipc.spin,
+        reactors: size(ipc.reactor_threads),
         pool: PoolOptions {
             budget: ipc.buffer_pool_size,
             ..PoolOptions::default()

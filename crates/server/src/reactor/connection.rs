@@ -15,6 +15,7 @@ use crate::handler::{Body, Handler, OwnedRequest, Reply, Request, Responder, tak
 use crate::line::{Granted, Waiter};
 use crate::mailbox::Mailbox;
 use crate::occupancy::Place;
+use crate::pace::Pace;
 use crate::server::Shared;
 use crate::session::{Session, Tx};
 
@@ -63,7 +64,7 @@ struct Upload {
     ty: MessageType,
     prefix: OpenPrefix,
     buffer: Buffer,
-    last_progress: Instant,
+    pace: Pace,
     deadline: Option<Instant>,
 }
 
@@ -260,7 +261,7 @@ impl Connection {
                 ty: waiter.ty,
                 prefix: waiter.prefix,
                 buffer,
-                last_progress: Instant::now(),
+                pace: Pace::new(Instant::now()),
                 deadline: waiter.deadline,
             };
             self.uploads.insert(waiter.id, upload);
@@ -281,10 +282,11 @@ impl Connection {
         shared: &Shared,
     ) -> Result<(), TransportError> {
         let limit = shared.options.stall_timeout;
+        let least = shared.options.stall_bytes;
         let mut tx = self.session.lock();
         let late = |since: Instant| now.saturating_duration_since(since) >= limit;
         self.uploads.retain(|id, upload| {
-            let stalled = late(upload.last_progress);
+            let stalled = upload.pace.is_late(now, limit);
             let expired = upload.deadline.is_some_and(|deadline| deadline <= now);
             if stalled || expired {
                 tracing::warn!(
@@ -294,9 +296,10 @@ impl Connection {
                 );
                 shared.counters.failed.fetch_add(1, Ordering::Relaxed);
                 let message = format!(
-                    "{} of {} bytes had come when nothing came any more",
+                    "{} of {} bytes had come, fewer than {least} of them in the last {} s",
                     upload.buffer.len(),
-                    upload.prefix.total_length
+                    upload.prefix.total_length,
+                    limit.as_secs_f64()
                 );
                 let code = if expired {
                     ErrorCode::DeadlineExceeded
@@ -307,14 +310,14 @@ impl Connection {
             }
             !(stalled || expired)
         });
-        for id in tx.unread_replies(late) {
+        for id in tx.unread_replies(now, limit) {
             tracing::warn!(
                 connection = self.session.id,
                 id,
                 "a client does not read an answer"
             );
             shared.counters.failed.fetch_add(1, Ordering::Relaxed);
-            let message = "no credit came for the rest of the answer";
+            let message = "too little credit came for the rest of the answer";
             tx.state
                 .fail(id, ErrorBody::new(ErrorCode::Stalled, message));
         }
@@ -497,9 +500,8 @@ fn on_frame(
         ServerEvent::Data { id, bytes } => {
             if let Some(upload) = arriving.uploads.get_mut(&id) {
                 upload.buffer.extend(bytes);
-                if !bytes.is_empty() {
-                    upload.last_progress = Instant::now();
-                }
+                let least = tools.shared.options.stall_bytes;
+                upload.pace.moved(bytes.len(), least, Instant::now);
             }
             Ok(())
         }

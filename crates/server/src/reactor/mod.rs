@@ -378,7 +378,7 @@ impl Reactor {
             window,
             place,
         } = newcomer;
-        let limits = self.shared.options.limits;
+        let options = &self.shared.options;
         let (index, token) = self.connections.next();
         let pid = connection.peer.credentials.pid;
         let session = Arc::new(Session::new(
@@ -386,9 +386,9 @@ impl Reactor {
             token,
             Arc::clone(&self.mailbox),
             connection.peer,
-            ServerState::new(limits, window),
+            ServerState::new(options.limits, window),
             connection.writer,
-            limits.max_frame_payload as usize,
+            options,
         ));
         let reader = connection.reader;
         let data = epoll::EventData::new_u64(token);

@@ -641,6 +641,14 @@ impl Client {
         found
     }
 
+    /// The next frame of this kind of a stream, if it has come; other frames are dropped.
+    pub fn poll_of(&mut self, id: u64, kind: Kind) -> Option<Received> {
+        assert!(self.receive(), "the daemon is gone");
+        self.frames
+            .drain(..)
+            .find(|frame| (frame.id, frame.kind) == (id, kind))
+    }
+
     /// The error that ends a stream.
     pub fn error_of(&mut self, id: u64) -> ErrorBody {
         loop {
