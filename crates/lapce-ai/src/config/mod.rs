@@ -146,6 +146,8 @@ pub struct Ipc {
     pub shared_memory: bool,
     /// Users that are served beside the daemon's own and root.
     pub allowed_uids: Vec<u32>,
+    /// Users whose daemon the client commands trust beside this user's and root's.
+    pub server_uids: Vec<u32>,
 }
 
 /// Section `[requests]`.
@@ -379,6 +381,7 @@ fn read_ipc(tree: &mut layers::Table, findings: &mut Findings) -> Ipc {
     let require_crc = ipc.get("require_crc", false, &switch());
     let shared_memory = ipc.get("shared_memory", true, &switch());
     let allowed_uids = ipc.get("allowed_uids", Vec::new(), &uids());
+    let server_uids = ipc.get("server_uids", Vec::new(), &uids());
     ipc.finish();
     // The kinds above keep these within 30 bits.
     let small = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
@@ -404,6 +407,7 @@ fn read_ipc(tree: &mut layers::Table, findings: &mut Findings) -> Ipc {
         require_crc,
         shared_memory,
         allowed_uids,
+        server_uids,
     }
 }
 

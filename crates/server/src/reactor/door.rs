@@ -12,6 +12,7 @@ use rustix::event::epoll;
 use rustix::io::{self, Errno};
 use rustix::process::geteuid;
 
+use super::seldom::Seldom;
 use super::{LISTENER, Reactor};
 use crate::mailbox::Newcomer;
 use crate::occupancy::Place;
@@ -34,6 +35,8 @@ pub(crate) struct Door {
     spare: Option<File>,
     /// The listener is not watched.
     full: bool,
+    /// Refusals are told of seldom: anybody who can connect can cause them.
+    refusals: Seldom,
 }
 
 /// A client in its handshake.
@@ -54,6 +57,7 @@ impl Door {
             next_handshake: 0,
             spare: File::open("/dev/null").ok(),
             full: false,
+            refusals: Seldom::default(),
         }
     }
 
@@ -129,15 +133,18 @@ impl Reactor {
         self.door.spare.is_some()
     }
 
-    fn refuse(&self, handshake: &Handshake, code: ErrorCode, message: &str) {
+    fn refuse(&mut self, handshake: &Handshake, code: ErrorCode, message: &str) {
         let who = handshake.credentials();
-        tracing::warn!(
-            pid = who.pid,
-            uid = who.uid,
-            code = code.name(),
-            message,
-            "refused a client"
-        );
+        if let Some(others) = self.door.refusals.turn(Instant::now()) {
+            tracing::warn!(
+                pid = who.pid,
+                uid = who.uid,
+                code = code.name(),
+                message,
+                others_since_the_last_line = others,
+                "refused a client"
+            );
+        }
         self.shared.counters.refused.fetch_add(1, Ordering::Relaxed);
         handshake.refuse(&ErrorBody::new(code, message));
     }

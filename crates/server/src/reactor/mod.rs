@@ -15,6 +15,7 @@ mod connections;
 mod door;
 mod overrun;
 mod schedule;
+mod seldom;
 mod stop;
 
 use std::collections::VecDeque;
