@@ -91,9 +91,9 @@ impl Link {
             return 0;
         }
         let mut frames = 0;
-        let read = reader.read(scratch, |frame| {
+        let read = reader.receive(scratch, usize::MAX, |frame, rest| {
             frames += 1;
-            tx.on_frame(&frame, wakes)
+            tx.on_frame(&frame, rest, wakes)
         });
         let pumped = read.and_then(|_| {
             loop {

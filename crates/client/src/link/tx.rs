@@ -9,7 +9,7 @@ use lapce_ai_proto::{
     ClientEvent, ClientState, FIN, Frame, GoAway, HEADER_LEN, Kind, Limits, MessageType,
     OPEN_PREFIX_LEN, OpenPrefix, PREFIX, Refusal, Welcome,
 };
-use lapce_ai_transport::{CONTROL_ROOM, PIECE, TransportError, Writer, append};
+use lapce_ai_transport::{CONTROL_ROOM, PIECE, Rest, TransportError, Writer, append};
 
 use super::slot::{Slot, SlotEnd};
 use super::{End, Outgoing};
@@ -327,6 +327,7 @@ impl Tx {
     pub(super) fn on_frame(
         &mut self,
         frame: &Frame<'_>,
+        rest: Rest<'_>,
         wakes: &mut Vec<Waker>,
     ) -> Result<(), End> {
         match self.state.handle(frame).map_err(TransportError::Fault)? {
@@ -352,9 +353,11 @@ impl Tx {
                 if let Some(length) = item_length {
                     slot.bytes.reserve(length.min(AHEAD) as usize);
                 }
+                let len = bytes.len() + rest.len();
                 append(&mut slot.bytes, bytes);
-                slot.partial += bytes.len();
-                let credit = bytes.len() as u32;
+                rest.append_to(&mut slot.bytes);
+                slot.partial += len;
+                let credit = len as u32;
                 // A call wants its one item whole, and a reader with nothing ahead of an unfinished item waits for it.
                 let at_once = slot.one_item || (slot.items.is_empty() && !item_ends);
                 if !stream_ends && at_once {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::{Class, ErrorBody, ErrorCode, Frame, MessageType, OpenPrefix, ServerEvent};
-use lapce_ai_transport::{Buffer, Reader, TransportError, flush};
+use lapce_ai_transport::{Buffer, Reader, Rest, TransportError, flush};
 use rustix::event::epoll;
 
 use super::waiting::{Granted, Waiter};
@@ -61,6 +61,13 @@ struct Upload {
     deadline: Option<Instant>,
 }
 
+impl Upload {
+    fn extend(&mut self, bytes: &[u8], rest: Rest<'_>) {
+        self.buffer.extend(bytes);
+        self.buffer.extend_from_ring(rest);
+    }
+}
+
 impl Connection {
     pub(super) fn new(reader: Reader, session: Arc<Session>) -> Self {
         Self {
@@ -108,8 +115,8 @@ impl Connection {
         }
         let uploads = &mut self.uploads;
         let mut latest = None;
-        let batch = self.reader.read_some(scratch, most, |frame| {
-            on_frame(session, &mut tx, uploads, &mut latest, &frame, tools)
+        let batch = self.reader.receive(scratch, most, |frame, rest| {
+            on_frame(session, &mut tx, uploads, &mut latest, &frame, rest, tools)
         })?;
         if let Some((ty, class)) = latest {
             (self.latest, self.class) = (Some(ty), class);
@@ -385,6 +392,7 @@ fn on_frame(
     uploads: &mut HashMap<u64, Upload>,
     latest: &mut Option<(MessageType, Class)>,
     frame: &Frame<'_>,
+    rest: Rest<'_>,
     tools: &mut Tools<'_>,
 ) -> Result<(), TransportError> {
     match tx.state.handle(frame)? {
@@ -479,8 +487,8 @@ fn on_frame(
         }
         ServerEvent::Data { id, bytes } => {
             if let Some(upload) = uploads.get_mut(&id) {
-                upload.buffer.extend(bytes);
-                if !bytes.is_empty() {
+                upload.extend(bytes, rest);
+                if frame.payload_len() > 0 {
                     upload.last_progress = Instant::now();
                 }
             }
@@ -488,7 +496,7 @@ fn on_frame(
         }
         ServerEvent::Complete { id, bytes } => {
             if let Some(mut upload) = uploads.remove(&id) {
-                upload.buffer.extend(bytes);
+                upload.extend(bytes, rest);
                 let Upload {
                     ty,
                     prefix,
