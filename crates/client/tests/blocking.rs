@@ -63,7 +63,7 @@ over_both! {
                 client.call_into(ECHO, &body, &mut answer).unwrap();
                 assert!(answer == body, "{len} bytes came back as {}", answer.len());
             }
-            let error = client.call(ECHO, &pattern((10 << 20) + 1)).unwrap_err();
+            let error = client.call(ECHO, pattern((10 << 20) + 1)).unwrap_err();
             assert_eq!(error.code(), Some(ErrorCode::MessageTooLarge));
         }
     }
@@ -124,7 +124,7 @@ over_both! {
         });
         daemon.wait_for_request(1, HOLD);
         for n in 0..100 {
-            assert!(client.call(ECHO, &pattern(n)).unwrap() == pattern(n));
+            assert!(client.call(ECHO, pattern(n)).unwrap() == pattern(n));
         }
         assert!(matches!(held.join().unwrap(), Err(ClientError::DeadlineExceeded)));
         daemon.wait_for(1, |note| *note == Note::Cancelled(HOLD));

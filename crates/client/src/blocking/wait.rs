@@ -11,7 +11,7 @@ use lapce_ai_transport::Spin;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::BlockingClient;
-use crate::link::{Link, QUIET, Rx, Tx};
+use crate::link::{Lent, Link, QUIET, Rx, Tx};
 
 /// Longest sleep of a thread that waits for its answer and for a full socket at once.
 const WRITABLE_SLICE: Duration = Duration::from_millis(10);
@@ -32,24 +32,29 @@ impl BlockingClient {
         // With many requests in flight, one pump brings the answers of several.
         match link.look(|tx, wakes| look(tx, None, wakes)) {
             Poll::Ready(found) => Some(found),
-            Poll::Pending => self.wait_further(link, until, look),
+            Poll::Pending => self.wait_further(link, until, None, look),
         }
     }
 
-    /// [`wait`](Self::wait) for those who have just looked, and found nothing.
+    /// [`wait`](Self::wait) for those who have just looked, and found nothing. `lent`: the bytes of their own request, if
+    /// they lend them.
     pub(super) fn wait_further<T>(
         &self,
         link: &Link,
         until: Option<Instant>,
+        mut lent: Option<Lent<'_>>,
         mut look: impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
     ) -> Option<T> {
         loop {
             if let Some(rx) = link.try_rx() {
-                return self.lead(link, rx, until, &mut look);
+                return self.lead(link, rx, until, lent, &mut look);
             }
             let turn = with_waker(|waker| {
                 let mut wakes = Vec::new();
                 let mut tx = link.tx();
+                if let Some(lent) = lent.take() {
+                    link.keep(&mut tx, &lent, &mut wakes);
+                }
                 let found = look(&mut tx, Some(waker), &mut wakes);
                 let writable = tx.wants_writable();
                 if found.is_pending() {
@@ -97,13 +102,14 @@ impl BlockingClient {
         link: &Link,
         mut rx: MutexGuard<'_, Rx>,
         until: Option<Instant>,
+        lent: Option<Lent<'_>>,
         look: &mut impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
     ) -> Option<T> {
         let mut wakes = Vec::new();
         loop {
             // The answer cannot be there at once: a look at the ring costs less than a pump for nothing.
             let ready = rx.has_data() || self.spin(link, &mut rx);
-            let pumped = link.pump_for(rx, |tx| look(tx, None, &mut wakes));
+            let pumped = link.pump_for(rx, lent, |tx| look(tx, None, &mut wakes));
             if !wakes.is_empty() {
                 wakes.drain(..).for_each(Waker::wake);
             }

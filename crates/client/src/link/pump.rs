@@ -8,6 +8,7 @@ use std::time::Duration;
 use lapce_ai_transport::{Reader, TransportError, flush};
 
 use super::tx::Tx;
+use super::upload::Lent;
 use super::{Link, lock, wake_all};
 
 /// After so long without traffic a link gives back what memory it can.
@@ -47,7 +48,9 @@ impl Link {
     #[inline]
     pub(crate) fn pump<T>(&self, rx: &mut Rx, then: impl FnOnce(&mut Tx) -> T) -> (usize, T) {
         let mut tx = lock(&self.tx);
-        let frames = self.take_in(&mut tx, rx);
+        let frames = self.take_in(&mut tx, rx, None);
+        // Who pumps so may go away without another look.
+        self.leave_blocked(&mut tx, &mut rx.wakes);
         let then = then(&mut tx);
         drop(tx);
         if !rx.wakes.is_empty() {
@@ -57,15 +60,16 @@ impl Link {
     }
 
     /// [`pump`](Self::pump), and if `then` is ready, [`leave`](Self::leave) too. Otherwise `rx` comes back, with the
-    /// number of frames.
+    /// number of frames. `lent`: the bytes of the caller's own request, if it lends them.
     #[inline]
     pub(crate) fn pump_for<'a, T>(
         &self,
         mut rx: MutexGuard<'a, Rx>,
+        lent: Option<Lent<'_>>,
         then: impl FnOnce(&mut Tx) -> Poll<T>,
     ) -> Result<T, (usize, MutexGuard<'a, Rx>)> {
         let mut tx = lock(&self.tx);
-        let frames = self.take_in(&mut tx, &mut rx);
+        let frames = self.take_in(&mut tx, &mut rx, lent);
         match then(&mut tx) {
             Poll::Ready(found) => {
                 self.leave_locked(tx, rx);
@@ -80,7 +84,7 @@ impl Link {
     }
 
     #[inline]
-    fn take_in(&self, tx: &mut Tx, rx: &mut Rx) -> usize {
+    fn take_in(&self, tx: &mut Tx, rx: &mut Rx, lent: Option<Lent<'_>>) -> usize {
         let Rx {
             reader,
             scratch,
@@ -97,7 +101,7 @@ impl Link {
         });
         let pumped = read.and_then(|_| {
             loop {
-                tx.write_out()?;
+                tx.write_out(lent)?;
                 tx.lagging = 0;
                 match flush(reader, &mut tx.writer) {
                     // Whether it left something to read is seen on the next round.
@@ -134,7 +138,11 @@ impl Link {
         if tx.end.is_some() {
             return None;
         }
-        match rx.reader.prepare_to_sleep() {
+        let prepared = rx
+            .reader
+            .prepare_to_sleep()
+            .and_then(|sleeps| Ok(sleeps && tx.ask_for_room()?));
+        match prepared {
             Ok(true) => Some(tx.writer.wants_writable()),
             Ok(false) => None,
             Err(error) => {
@@ -144,6 +152,17 @@ impl Link {
                 wake_all(&mut wakes);
                 None
             }
+        }
+    }
+
+    /// Writes what is blocked, or asks for a bell when it finds room.
+    #[inline]
+    fn leave_blocked(&self, tx: &mut Tx, wakes: &mut Vec<Waker>) {
+        if tx.blocked.is_some()
+            && tx.end.is_none()
+            && let Err(error) = tx.write_on()
+        {
+            self.fail(tx, error.into(), wakes);
         }
     }
 

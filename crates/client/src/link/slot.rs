@@ -9,6 +9,7 @@ use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType, OpenPrefix};
 use lapce_ai_transport::append;
 
 use super::tx::Tx;
+use super::upload::Upload;
 use super::{End, Link, Outcome};
 
 /// Longest memory that a free slot keeps in each of its buffers.
@@ -38,8 +39,10 @@ pub(super) struct Slot {
     pub(super) items: VecDeque<(usize, u32)>,
     pub(super) partial: usize,
     pub(super) partial_credit: u32,
-    /// What is still to be sent of the request, from `sent` on.
+    /// A request that is sent from here: one whose OPEN found no room, or whose pieces are [kept](Upload::Kept).
     pub(super) body: Vec<u8>,
+    /// Where the pieces of a request are, from `sent` on.
+    pub(super) upload: Upload,
     pub(super) sent: usize,
     pub(super) prefix: Option<OpenPrefix>,
     pub(super) ty: Option<MessageType>,
@@ -97,6 +100,7 @@ impl Slot {
         self.partial = 0;
         self.partial_credit = 0;
         self.sent = 0;
+        self.upload = Upload::Kept;
         self.accepted = false;
         self.answered = false;
         self.handed = false;
@@ -132,6 +136,11 @@ impl Tx {
         let slot = &mut self.slots[index as usize];
         match &slot.end {
             None => {
+                if slot.bytes.is_empty() && slot.bytes.capacity() < answer.capacity() {
+                    // The answer comes to where it is wanted.
+                    answer.clear();
+                    std::mem::swap(answer, &mut slot.bytes);
+                }
                 slot.wait(waker);
                 Poll::Pending
             }
@@ -179,7 +188,7 @@ impl Tx {
                 let id = slot.id;
                 self.state.taken(id, credit);
                 // A daemon that is gone, and a ring that is corrupt, are found by the next pump.
-                let _ = self.write_out().and_then(|()| self.flush_now());
+                let _ = self.write_and_leave().and_then(|()| self.flush_now());
             }
             return Poll::Ready(Ok(true));
         }

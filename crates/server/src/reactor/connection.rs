@@ -106,7 +106,7 @@ impl Connection {
         // A client that does not read its answers is not read either, beyond a bound; one that keeps to the
         // protocol's first rule never gets here (docs/protocol.md, section 5).
         if tools.is_over(&tx) {
-            tx.pump()?;
+            tx.pump_awake()?;
             // Where credit is missing, it is read for.
             if tools.is_over(&tx) && tx.blocked_since.is_some() {
                 self.watched = true;
@@ -125,27 +125,22 @@ impl Connection {
             return Ok(Progress::None);
         }
         if tx.state.has_control() || tx.state.live() > 0 {
-            tx.pump()?;
+            tx.pump_awake()?;
             self.watched = may_stall(&self.uploads, &tx);
         }
         session.note_live(&tx);
         flush(&mut self.reader, &mut tx.writer)?;
-        // The flush may have made the room that the pump did not find, and nobody would tell.
-        if tx.blocked_since.is_some() && tx.has_room()? {
-            tx.pump()?;
-        }
         self.watch_for_writable(&tx, tools.shared);
         Ok(Progress::Some { bytes: batch.bytes })
     }
 
-    /// Goes on with answers that found no room, if there is some by now: while the reactor is awake, that is seen
-    /// sooner than the bell that was asked for.
+    /// Goes on with answers that found no room, if there is some by now: while the reactor is awake, no bell is asked for.
     fn write_more(&self) -> Result<Progress, TransportError> {
         let mut tx = self.session.lock();
         if tx.blocked_since.is_none() || !tx.has_room()? {
             return Ok(Progress::None);
         }
-        tx.pump()?;
+        tx.pump_awake()?;
         Ok(Progress::Some { bytes: 0 })
     }
 
@@ -161,7 +156,9 @@ impl Connection {
         self.last_activity = Instant::now();
         self.paused = self.watched && {
             let mut tx = self.session.lock();
-            is_over(&tx, shared) && tx.pump().map(|()| tx.blocked_since.is_some())?
+            // Asks for a bell if there is no room for what waits.
+            tx.pump()?;
+            is_over(&tx, shared) && tx.blocked_since.is_some()
         };
         // A client that is not read because it does not read is woken for by its room, and by the next tick, not by
         // its data.
