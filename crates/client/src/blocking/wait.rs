@@ -13,6 +13,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::BlockingClient;
 use crate::link::{Lent, Link, QUIET, Rx, Tx};
 
+/// How long a thread looks for more at least, in the middle of a long message: the daemon is at the other end of the ring,
+/// and a sleep for each half of it would take longer than the copy.
+const MIDWAY: Duration = Duration::from_micros(50);
+
 /// Longest sleep of a thread that waits for its answer and for a full socket at once.
 const WRITABLE_SLICE: Duration = Duration::from_millis(10);
 
@@ -153,9 +157,13 @@ impl BlockingClient {
         if !link.shares_memory() {
             return false;
         }
-        let mut spin = Spin::new(self.session.options.spin);
         // A request that found no room in the ring waits for that too.
         let blocked = link.is_blocked();
+        let mut time = self.session.options.spin;
+        if blocked || rx.is_midway() {
+            time = time.max(MIDWAY);
+        }
+        let mut spin = Spin::new(time);
         while spin.turn() {
             if rx.has_data() || (blocked && link.has_room()) {
                 return true;

@@ -5,6 +5,7 @@ use std::sync::MutexGuard;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use lapce_ai_proto::MORE;
 use lapce_ai_transport::{Reader, TransportError, flush};
 
 use super::tx::Tx;
@@ -22,9 +23,17 @@ pub(crate) struct Rx {
     wakes: Vec<Waker>,
     /// The daemon's end of the socket is closed; what it had published is still read.
     gone: bool,
+    /// The last frame was a piece of an item that goes on.
+    midway: bool,
 }
 
 impl Rx {
+    /// Whether the daemon is writing an item of which more follows at once, unless it waits for room or credit.
+    #[inline]
+    pub(crate) fn is_midway(&self) -> bool {
+        self.midway
+    }
+
     pub(super) fn new(reader: Reader) -> Self {
         let scratch = vec![0; reader.scratch_len()];
         Self {
@@ -32,6 +41,7 @@ impl Rx {
             scratch,
             wakes: Vec::new(),
             gone: false,
+            midway: false,
         }
     }
 
@@ -90,6 +100,7 @@ impl Link {
             scratch,
             wakes,
             gone,
+            midway,
         } = rx;
         if tx.end.is_some() {
             return 0;
@@ -97,6 +108,7 @@ impl Link {
         let mut frames = 0;
         let read = reader.receive(scratch, usize::MAX, |frame, rest| {
             frames += 1;
+            *midway = frame.has(MORE);
             tx.on_frame(&frame, rest, wakes)
         });
         let pumped = read.and_then(|_| {
@@ -166,16 +178,19 @@ impl Link {
         }
     }
 
-    /// Whether the request ring holds memory that a quiet connection need not.
+    /// Whether there is memory that a quiet connection need not hold.
     pub(crate) fn may_trim(&self) -> bool {
-        !lock(&self.tx).writer.is_trimmed()
+        let tx = lock(&self.tx);
+        !tx.writer.is_trimmed() || tx.spare.capacity() > 0
     }
 
-    /// Gives the memory of the request ring's further pages back. For a link on which nothing has happened for
-    /// [`QUIET`].
+    /// Gives the memory of the request ring's further pages back, and what is kept for long answers. For a link on which
+    /// nothing has happened for [`QUIET`].
     pub(crate) fn trim(&self) {
+        let mut tx = lock(&self.tx);
+        tx.spare = Vec::new();
         // A ring that is corrupt is found by the next pump.
-        let _ = lock(&self.tx).writer.trim();
+        let _ = tx.writer.trim();
     }
 
     /// After a sleep: takes the bells.

@@ -15,6 +15,10 @@ use super::{End, Link, Outcome};
 /// Longest memory that a free slot keeps in each of its buffers.
 const KEPT: usize = 1 << 20;
 
+/// Most that is set aside for an item on the daemon's word that it will come: addresses, which cost no memory before the
+/// bytes are there. What grows step by step is copied at each.
+const AHEAD: u64 = 16 << 20;
+
 /// Where one answer gathers.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
@@ -86,14 +90,23 @@ impl Slot {
         }
     }
 
+    /// Memory for an item of so many bytes, which may come from `spare`.
+    pub(super) fn expect(&mut self, length: u64, spare: &mut Vec<u8>) {
+        let length = length.min(AHEAD) as usize;
+        let longer = spare.capacity() > self.bytes.capacity();
+        if self.bytes.is_empty() && self.bytes.capacity() < length && length > KEPT && longer {
+            std::mem::swap(&mut self.bytes, spare);
+        }
+        self.bytes.reserve(length);
+    }
+
     /// Ready for another stream. `uploading` stays: it says that the slot stands in `uploads`.
     #[inline]
     pub(super) fn reset(&mut self) {
-        for buffer in [&mut self.bytes, &mut self.body] {
-            buffer.clear();
-            if buffer.capacity() > KEPT {
-                *buffer = Vec::new();
-            }
+        self.bytes.clear();
+        self.body.clear();
+        if self.body.capacity() > KEPT {
+            self.body = Vec::new();
         }
         self.items.clear();
         self.head = 0;
@@ -112,6 +125,21 @@ impl Slot {
 }
 
 impl Tx {
+    /// Gives a slot back. Of what is too long for it the longest buffer is kept for the next long answer, so that not each of
+    /// them is a thousand page faults.
+    #[inline]
+    pub(super) fn recycle(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        slot.reset();
+        if slot.bytes.capacity() > KEPT {
+            let long = std::mem::take(&mut slot.bytes);
+            if long.capacity() > self.spare.capacity() {
+                self.spare = long;
+            }
+        }
+        self.free.push(index);
+    }
+
     /// Takes the answer of a one-item request if it is there and right, and gives the slot back.
     #[inline]
     pub(super) fn take_ready(&mut self, index: u32, answer: &mut Vec<u8>) -> bool {

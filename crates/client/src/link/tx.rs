@@ -16,17 +16,15 @@ use super::upload::{Lent, Upload};
 use super::{End, Outgoing};
 use crate::Body;
 
-/// Most that is set aside for an item on the daemon's word that it will come: addresses, which cost no memory before the
-/// bytes are there. What grows step by step is copied at each.
-const AHEAD: u64 = 16 << 20;
-
 /// The writing side and everything that is known.
 #[derive(Debug)]
 pub(crate) struct Tx {
     pub(super) writer: Writer,
     pub(super) state: ClientState,
     pub(super) slots: Vec<Slot>,
-    free: Vec<u32>,
+    pub(super) free: Vec<u32>,
+    /// Empty memory for a long answer. Goes back when the link is quiet.
+    pub(super) spare: Vec<u8>,
     /// The slot of each live stream, by the stream's [place](ClientState::place).
     places: Vec<u32>,
     /// Slots with credit and bytes to send, in turn.
@@ -73,6 +71,7 @@ impl Tx {
             state: ClientState::new(limits, response_window),
             slots: Vec::new(),
             free: Vec::new(),
+            spare: Vec::new(),
             places: Vec::new(),
             uploads: VecDeque::new(),
             deferred: None,
@@ -351,7 +350,7 @@ impl Tx {
                 }
                 slot.answered = true;
                 if let Some(length) = item_length {
-                    slot.bytes.reserve(length.min(AHEAD) as usize);
+                    slot.expect(length, &mut self.spare);
                 }
                 let len = bytes.len() + rest.len();
                 append(&mut slot.bytes, bytes);
@@ -429,11 +428,6 @@ impl Tx {
             slot.end = Some(end);
             wakes.extend(slot.waker.take());
         }
-    }
-
-    pub(super) fn recycle(&mut self, index: u32) {
-        self.slots[index as usize].reset();
-        self.free.push(index);
     }
 
     pub(super) fn release(&mut self, index: u32) -> Result<(), TransportError> {
