@@ -29,7 +29,8 @@ pub struct Options {
     /// What to do when the connection is lost.
     pub reconnect: ReconnectPolicy,
     /// How long a call looks for its answer before it sleeps. Cheap for nobody but the one who waits; of no effect
-    /// over a socket and where fewer than two processors are usable. 0 unless set.
+    /// over a socket and where fewer than two processors are usable. 0 unless set. In the middle of a long message it
+    /// looks for 50 µs at least, since the daemon is at the other end of it then.
     pub spin: Duration,
 }
 

@@ -390,9 +390,24 @@ impl Tx {
         self.writer.has_room(self.max_frame + ITEM_PREFIX_LEN)
     }
 
-    /// Writes what waits to be written: control frames first, then the sync handlers' answers in turn. Makes it all
-    /// visible, and asks for a bell if there was no room for the rest.
+    /// [`pump_awake`](Self::pump_awake), and asks for a bell if there was no room for the rest.
     pub(crate) fn pump(&mut self) -> Result<(), TransportError> {
+        loop {
+            self.pump_awake()?;
+            if self.blocked_since.is_none()
+                || self
+                    .writer
+                    .wait_for_room(self.max_frame + ITEM_PREFIX_LEN)?
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes what waits to be written: control frames first, then the sync handlers' answers in turn. Makes it all
+    /// visible. If there is no room for the rest, the caller looks for it again, or sees to it that somebody asks for a
+    /// bell.
+    pub(crate) fn pump_awake(&mut self) -> Result<(), TransportError> {
         loop {
             let stuck = !self.write_control()? || !self.write_replies()?;
             self.writer.flush()?;
@@ -400,10 +415,7 @@ impl Tx {
                 self.blocked_since = None;
                 return Ok(());
             }
-            if self
-                .writer
-                .wait_for_room(self.max_frame + ITEM_PREFIX_LEN)?
-            {
+            if !self.has_room()? {
                 self.blocked_since.get_or_insert_with(Instant::now);
                 return Ok(());
             }

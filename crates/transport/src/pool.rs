@@ -6,6 +6,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use crate::Rest;
+
 /// Tiers and budget of a [`BufferPool`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolOptions {
@@ -344,6 +346,18 @@ impl Buffer {
             "more bytes than were reserved"
         );
         append(&mut self.bytes, bytes);
+    }
+
+    /// Appends the rest of a long frame, straight from the ring.
+    ///
+    /// # Panics
+    /// As [`extend`](Self::extend).
+    pub fn extend_from_ring(&mut self, rest: Rest<'_>) {
+        assert!(
+            self.bytes.len() + rest.len() <= self.reserved,
+            "more bytes than were reserved"
+        );
+        rest.append_to(&mut self.bytes);
     }
 }
 

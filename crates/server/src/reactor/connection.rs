@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::{Class, ErrorBody, ErrorCode, Frame, MessageType, OpenPrefix, ServerEvent};
-use lapce_ai_transport::{Buffer, Reader, TransportError, flush};
+use lapce_ai_transport::{Buffer, Reader, Rest, TransportError, flush};
 use rustix::event::epoll;
 
 use super::{Tools, fault_body, is_over};
@@ -68,6 +68,13 @@ struct Upload {
     deadline: Option<Instant>,
 }
 
+impl Upload {
+    fn extend(&mut self, bytes: &[u8], rest: Rest<'_>) {
+        self.buffer.extend(bytes);
+        self.buffer.extend_from_ring(rest);
+    }
+}
+
 impl Connection {
     pub(super) fn new(reader: Reader, session: Arc<Session>, place: Place) -> Self {
         Self {
@@ -108,7 +115,7 @@ impl Connection {
         // A client that does not read its answers is not read either, beyond a bound; one that keeps to the
         // protocol's first rule never gets here (docs/protocol.md, section 5).
         if tools.is_over(&tx) {
-            tx.pump()?;
+            tx.pump_awake()?;
             // Where credit is missing, it is read for.
             if tools.is_over(&tx) && tx.blocked_since.is_some() {
                 self.watched = true;
@@ -120,8 +127,16 @@ impl Connection {
             ended_early: &mut self.ended_early,
         };
         let mut latest = None;
-        let batch = self.reader.read_some(scratch, most, |frame| {
-            on_frame(session, &mut tx, &mut arriving, &mut latest, &frame, tools)
+        let batch = self.reader.receive(scratch, most, |frame, rest| {
+            on_frame(
+                session,
+                &mut tx,
+                &mut arriving,
+                &mut latest,
+                &frame,
+                rest,
+                tools,
+            )
         })?;
         if let Some((ty, class)) = latest {
             (self.latest, self.class) = (Some(ty), class);
@@ -130,27 +145,22 @@ impl Connection {
             return Ok(Progress::None);
         }
         if tx.state.has_control() || tx.state.live() > 0 {
-            tx.pump()?;
+            tx.pump_awake()?;
             self.watched = may_stall(&self.uploads, &tx);
         }
         session.note_live(&tx);
         flush(&mut self.reader, &mut tx.writer)?;
-        // The flush may have made the room that the pump did not find, and nobody would tell.
-        if tx.blocked_since.is_some() && tx.has_room()? {
-            tx.pump()?;
-        }
         self.watch_for_writable(&tx);
         Ok(Progress::Some { bytes: batch.bytes })
     }
 
-    /// Goes on with answers that found no room, if there is some by now: while the reactor is awake, that is seen
-    /// sooner than the bell that was asked for.
+    /// Goes on with answers that found no room, if there is some by now: while the reactor is awake, no bell is asked for.
     fn write_more(&self) -> Result<Progress, TransportError> {
         let mut tx = self.session.lock();
         if tx.blocked_since.is_none() || !tx.has_room()? {
             return Ok(Progress::None);
         }
-        tx.pump()?;
+        tx.pump_awake()?;
         Ok(Progress::Some { bytes: 0 })
     }
 
@@ -166,7 +176,9 @@ impl Connection {
         self.last_activity = Instant::now();
         self.paused = self.watched && {
             let mut tx = self.session.lock();
-            is_over(&tx, shared) && tx.pump().map(|()| tx.blocked_since.is_some())?
+            // Asks for a bell if there is no room for what waits.
+            tx.pump()?;
+            is_over(&tx, shared) && tx.blocked_since.is_some()
         };
         // A client that is not read because it does not read is woken for by its room, and by the next tick, not by
         // its data.
@@ -406,6 +418,7 @@ fn on_frame(
     arriving: &mut Arriving<'_>,
     latest: &mut Option<(MessageType, Class)>,
     frame: &Frame<'_>,
+    rest: Rest<'_>,
     tools: &mut Tools<'_>,
 ) -> Result<(), TransportError> {
     match tx.state.handle(frame)? {
@@ -499,15 +512,15 @@ fn on_frame(
         }
         ServerEvent::Data { id, bytes } => {
             if let Some(upload) = arriving.uploads.get_mut(&id) {
-                upload.buffer.extend(bytes);
+                upload.extend(bytes, rest);
                 let least = tools.shared.options.stall_bytes;
-                upload.pace.moved(bytes.len(), least, Instant::now);
+                upload.pace.moved(frame.payload_len(), least, Instant::now);
             }
             Ok(())
         }
         ServerEvent::Complete { id, bytes } => {
             if let Some(mut upload) = arriving.uploads.remove(&id) {
-                upload.buffer.extend(bytes);
+                upload.extend(bytes, rest);
                 let Upload {
                     ty,
                     prefix,
