@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
+use crate::aws::AwsCredentials;
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
+use crate::wire::bedrock::Bedrock;
 use crate::wire::openai::{Dialect, OpenAi};
 pub use feature::{Feature, Features};
 pub use rows::PROFILES;
@@ -55,6 +57,8 @@ pub struct Profile {
 pub enum Format {
     /// OpenAI chat completions, in one server's dialect.
     ChatCompletions(Dialect),
+    /// AWS Bedrock's Converse.
+    Bedrock,
 }
 
 /// How a request shows its key.
@@ -85,6 +89,8 @@ pub struct Settings {
     pub project: Option<String>,
     /// The version of the API, for Azure.
     pub api_version: Option<String>,
+    /// The AWS account whose keys sign requests, where there is no key that is sent itself.
+    pub aws: Option<AwsCredentials>,
 }
 
 impl Profile {
@@ -115,6 +121,7 @@ impl Profile {
     pub fn wire(&self, settings: &Settings) -> Result<Arc<dyn Wire>, ProviderError> {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
+            Format::Bedrock => Arc::new(Bedrock::new(self, settings)?),
         })
     }
 
