@@ -71,9 +71,7 @@ pub use discover::{Discovered, LoopbackServer, PROBE_TIMEOUT, from_environment, 
 pub use embeddings::{EmbeddingPurpose, EmbeddingRequest, Embeddings};
 pub use error::{ErrorKind, Fault, Phase, ProviderError};
 pub use event::{Citation, Event, EventQueue, FinishReason, ToolCallDelta, Usage};
-pub use event_stream::{
-    EventStreamError, EventStreamMessage, EventStreamParser, HeaderValue,
-};
+pub use event_stream::{EventStreamError, EventStreamMessage, EventStreamParser, HeaderValue};
 pub use http::{HttpClient, HttpConfig, HttpProvider, Timeouts};
 pub use local::{FailureMode, Local, LocalConfig, LocalFailure};
 pub use profile::{Auth, Feature, Features, Format, PROFILES, Profile, Settings};

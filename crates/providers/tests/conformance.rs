@@ -416,7 +416,11 @@ async fn talk(provider: &impl Provider, ask: &Ask) -> Vec<String> {
 
 /// The bytes of an answer's body.
 fn body(answer: &Answer) -> Vec<u8> {
-    let mut body = answer.body.clone().into_bytes();
+    let mut body = if answer.media_type == "application/vnd.amazon.eventstream" {
+        support::aws::stream(&answer.body)
+    } else {
+        answer.body.clone().into_bytes()
+    };
     if answer.cut {
         // Not after the last line, but in it.
         body.pop();

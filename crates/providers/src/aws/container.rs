@@ -21,7 +21,12 @@ use crate::http::HttpClient;
 /// Where a relative address leads: the agent of ECS.
 const ECS: &str = "http://169.254.170.2";
 /// Who may be asked without TLS beside this machine itself: the agents of ECS and of EKS.
-const AGENTS: &[&str] = &["169.254.170.2", "169.254.170.23", "fd00:ec2::23", "localhost"];
+const AGENTS: &[&str] = &[
+    "169.254.170.2",
+    "169.254.170.23",
+    "fd00:ec2::23",
+    "localhost",
+];
 /// The most time for an answer of the agent, which is on this machine or next to it.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The most bytes of an answer.
@@ -59,13 +64,17 @@ impl Container {
             .parse()
             .map_err(|_| wrong("the address of the container's AWS credentials is no URL"))?;
         let host = uri.host().unwrap_or("").trim_matches(['[', ']']);
-        let here = host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+        let here = host
+            .parse()
+            .is_ok_and(|address: IpAddr| address.is_loopback());
         let allowed = match uri.scheme_str() {
             Some("https") => !host.is_empty(),
             Some("http") => here || AGENTS.contains(&host),
             _ => false,
         };
-        let user = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+        let user = uri
+            .authority()
+            .is_some_and(|authority| authority.as_str().contains('@'));
         if !allowed || user {
             let agents = AGENTS.join(", ");
             return Err(wrong(format!(
@@ -116,7 +125,8 @@ async fn ask(client: &HttpClient, request: Request<Bytes>) -> Result<Keys, Provi
             kind if kind.is_retryable() => kind,
             _ => ErrorKind::Authentication,
         };
-        let message = format!("the container's agent gave no AWS credentials (HTTP {status}): {why}");
+        let message =
+            format!("the container's agent gave no AWS credentials (HTTP {status}): {why}");
         return Err(ProviderError::new(kind, message));
     }
     read_keys(&body, "the container's agent")
@@ -136,11 +146,14 @@ impl Token {
                 let shown = path.display().to_string();
                 let path = path.clone();
                 let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(path)).await;
-                let text = read.map_err(std::io::Error::other).flatten().map_err(|error| {
-                    wrong(format!(
-                        "the container's authorization token {shown} cannot be read: {error}"
-                    ))
-                })?;
+                let text = read
+                    .map_err(std::io::Error::other)
+                    .flatten()
+                    .map_err(|error| {
+                        wrong(format!(
+                            "the container's authorization token {shown} cannot be read: {error}"
+                        ))
+                    })?;
                 Ok(Some(SecretString::from(text.trim())))
             }
         }
@@ -149,6 +162,8 @@ impl Token {
 
 impl fmt::Debug for Container {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Container").field("uri", &self.uri).finish_non_exhaustive()
+        f.debug_struct("Container")
+            .field("uri", &self.uri)
+            .finish_non_exhaustive()
     }
 }

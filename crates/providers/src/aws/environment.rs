@@ -35,10 +35,14 @@ impl<L: Fn(&str) -> Option<String>> AwsEnvironment<L> {
                     Err(_) => path,
                 }),
                 (Some(path), None) => Some(path),
-                (None, home) => home.as_deref().map(|home: &Path| home.join(".aws").join(usual)),
+                (None, home) => home
+                    .as_deref()
+                    .map(|home: &Path| home.join(".aws").join(usual)),
             }
         };
-        let named = profile.map(ToOwned::to_owned).or_else(|| set("AWS_PROFILE"));
+        let named = profile
+            .map(ToOwned::to_owned)
+            .or_else(|| set("AWS_PROFILE"));
         Self {
             files: ProfileFiles {
                 credentials: file("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
@@ -54,10 +58,13 @@ impl<L: Fn(&str) -> Option<String>> AwsEnvironment<L> {
     /// The region: `AWS_REGION`, `AWS_DEFAULT_REGION`, or the profile's.
     pub fn region(&self) -> Option<String> {
         let variables = ["AWS_REGION", "AWS_DEFAULT_REGION"];
-        variables.into_iter().find_map(|name| self.set(name)).or_else(|| {
-            let profile = self.files.read().ok()??;
-            profile.get("region").map(ToOwned::to_owned)
-        })
+        variables
+            .into_iter()
+            .find_map(|name| self.set(name))
+            .or_else(|| {
+                let profile = self.files.read().ok()??;
+                profile.get("region").map(ToOwned::to_owned)
+            })
     }
 
     /// The account's keys, or the way to them: from the variables, the profile, or the container, in this order.
@@ -77,8 +84,12 @@ impl<L: Fn(&str) -> Option<String>> AwsEnvironment<L> {
             return Err(wrong(format!("{} is not there", self.files)));
         }
         match profile.unwrap_or_default().told(&self.files)? {
-            Some(Told::Keys(_)) => return Ok(AwsCredentials::new(Source::Files(self.files.clone()))),
-            Some(Told::Process(command)) => return Ok(AwsCredentials::new(Source::Process(command))),
+            Some(Told::Keys(_)) => {
+                return Ok(AwsCredentials::new(Source::Files(self.files.clone())));
+            }
+            Some(Told::Process(command)) => {
+                return Ok(AwsCredentials::new(Source::Process(command)));
+            }
             None => {}
         }
         if let Some(container) = self.container()? {

@@ -186,7 +186,8 @@ impl State {
             Err(error) => {
                 self.fresh_until = Some(soon);
                 // Keys that are known to hold still do their work.
-                self.keys.take_if(|keys| keys.expires.is_none_or(|end| end <= now));
+                self.keys
+                    .take_if(|keys| keys.expires.is_none_or(|end| end <= now));
                 self.failure = Some(error);
             }
         }
@@ -227,16 +228,24 @@ fn read_keys(json: &[u8], what: &str) -> Result<Keys, ProviderError> {
             "what {what} gave is no JSON with AccessKeyId and SecretAccessKey (line {line}, column {column})"
         ))
     })?;
-    let expires = match document.expiration.as_deref() {
-        None | Some("") => None,
-        Some(date) => {
-            let date = DateTime::from_str(date, Format::DateTimeWithOffset).ok();
-            let date = date.and_then(|date| SystemTime::try_from(date).ok());
-            Some(date.ok_or_else(|| malformed(format!("the Expiration that {what} gave is no date")))?)
-        }
-    };
-    Keys::new(document.access_key_id, document.secret_access_key, document.token, expires)
-        .ok_or_else(|| malformed(format!("{what} gave empty keys")))
+    let expires =
+        match document.expiration.as_deref() {
+            None | Some("") => None,
+            Some(date) => {
+                let date = DateTime::from_str(date, Format::DateTimeWithOffset).ok();
+                let date = date.and_then(|date| SystemTime::try_from(date).ok());
+                Some(date.ok_or_else(|| {
+                    malformed(format!("the Expiration that {what} gave is no date"))
+                })?)
+            }
+        };
+    Keys::new(
+        document.access_key_id,
+        document.secret_access_key,
+        document.token,
+        expires,
+    )
+    .ok_or_else(|| malformed(format!("{what} gave empty keys")))
 }
 
 impl Keys {

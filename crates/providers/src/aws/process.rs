@@ -55,7 +55,10 @@ async fn run(command: &str) -> Result<Keys, ProviderError> {
     let read = async {
         if let (Some(stdout), Some(stderr)) = (stdout, stderr) {
             let (mut stdout, mut stderr) = (stdout.take(LIMIT), stderr.take(LIMIT));
-            tokio::try_join!(stdout.read_to_end(&mut printed), stderr.read_to_end(&mut complaint))?;
+            tokio::try_join!(
+                stdout.read_to_end(&mut printed),
+                stderr.read_to_end(&mut complaint)
+            )?;
         }
         child.wait().await
     };
@@ -67,6 +70,8 @@ async fn run(command: &str) -> Result<Keys, ProviderError> {
     }
     match serde_json::from_slice(&printed) {
         Ok(Version { version: 1 }) => read_keys(&printed, "credential_process"),
-        _ => Err(failed("what it printed is no JSON with `\"Version\": 1`".into())),
+        _ => Err(failed(
+            "what it printed is no JSON with `\"Version\": 1`".into(),
+        )),
     }
 }

@@ -91,7 +91,11 @@ impl fmt::Display for ProfileFiles {
             path.display().to_string()
         };
         let (credentials, config) = (shown(&self.credentials), shown(&self.config));
-        write!(f, "the AWS profile `{}` ({credentials}, {config})", self.profile)
+        write!(
+            f,
+            "the AWS profile `{}` ({credentials}, {config})",
+            self.profile
+        )
     }
 }
 

@@ -190,5 +190,7 @@ fn check_headers(head: &[u8]) -> Result<(), EventStreamError> {
 
 /// The big-endian number of four bytes.
 fn number(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte))
+    bytes
+        .iter()
+        .fold(0, |sum, byte| sum << 8 | u32::from(*byte))
 }

@@ -199,7 +199,10 @@ impl TokenUsage {
         let read = self.cache_read_input_tokens.unwrap_or(0);
         let written = self.cache_write_input_tokens.unwrap_or(0);
         Some(Usage {
-            input_tokens: self.input_tokens?.saturating_add(read).saturating_add(written),
+            input_tokens: self
+                .input_tokens?
+                .saturating_add(read)
+                .saturating_add(written),
             output_tokens: self.output_tokens.unwrap_or(0),
             cached_input_tokens: read,
             cache_write_tokens: written,

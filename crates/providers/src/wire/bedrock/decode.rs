@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::answer::{
-    Block, BlockDelta, BlockStart, Cited, CitationsContent, Metadata, Stop, Text, Thought, ToolUse,
+    Block, BlockDelta, BlockStart, CitationsContent, Cited, Metadata, Stop, Text, Thought, ToolUse,
     Whole, finish_reason,
 };
 use crate::error::ProviderError;
@@ -59,7 +59,10 @@ impl Answer for Converse {
             "metadata" => {
                 self.start(events);
                 let metadata: Metadata = read(data)?;
-                self.usage = metadata.usage.and_then(|usage| usage.total()).or(self.usage);
+                self.usage = metadata
+                    .usage
+                    .and_then(|usage| usage.total())
+                    .or(self.usage);
                 self.complete_with_usage(events);
             }
             // `contentBlockStop`, and whatever is new.
@@ -93,7 +96,7 @@ impl Answer for Converse {
 
     fn end(&mut self, events: &mut EventQueue) -> Result<(), ProviderError> {
         if self.finish.is_none() {
-            return Err(self.failed(cut()));
+            return Err(cut());
         }
         self.complete(events);
         Ok(())
@@ -123,10 +126,9 @@ impl Converse {
         }
     }
 
-    /// The error that ends the answer, with the id of the request.
-    pub(super) fn failed(&self, mut error: ProviderError) -> ProviderError {
-        error.request_id = self.id.clone();
-        error
+    /// Bedrock's id of the request.
+    pub(super) fn id(&self) -> Option<&str> {
+        self.id.as_deref()
     }
 
     fn start(&mut self, events: &mut EventQueue) {
@@ -195,9 +197,13 @@ impl Converse {
     fn thought(&mut self, thought: &Thought<'_>, events: &mut EventQueue) {
         let whole = thought.reasoning_text.as_ref();
         let text = thought.text.or(whole.and_then(|whole| whole.text));
-        let signature = thought.signature.or(whole.and_then(|whole| whole.signature));
+        let signature = thought
+            .signature
+            .or(whole.and_then(|whole| whole.signature));
         let signature = signature.and_then(cow).filter(|text| !text.is_empty());
-        let text = text.and_then(|text| string(text, &mut self.scratch)).unwrap_or("");
+        let text = text
+            .and_then(|text| string(text, &mut self.scratch))
+            .unwrap_or("");
         if !text.is_empty() || signature.is_some() {
             events.push(Event::Reasoning {
                 text,
@@ -217,7 +223,10 @@ impl Converse {
         events: &mut EventQueue,
     ) -> Result<(), ProviderError> {
         // Bedrock runs the tool itself; nobody here is to answer it.
-        if call.r#type.is_some_and(|r#type| r#type.get() == "\"server_tool_use\"") {
+        if call
+            .r#type
+            .is_some_and(|r#type| r#type.get() == "\"server_tool_use\"")
+        {
             return Ok(());
         }
         if self.calls.len() == MAX_TOOL_CALLS {
@@ -256,8 +265,7 @@ impl Converse {
 
     fn stop(&mut self, reason: Option<&RawValue>) -> Result<(), ProviderError> {
         let reason = reason.and_then(|reason| string(reason, &mut self.scratch));
-        let reason = finish_reason(reason.unwrap_or(""));
-        self.finish = Some(reason.map_err(|error| self.failed(error))?);
+        self.finish = Some(finish_reason(reason.unwrap_or(""))?);
         Ok(())
     }
 
@@ -277,9 +285,17 @@ impl Converse {
 }
 
 fn cite(cited: &Cited<'_>, events: &mut EventQueue) {
-    let web = cited.location.as_ref().and_then(|location| location.web.as_ref());
+    let web = cited
+        .location
+        .as_ref()
+        .and_then(|location| location.web.as_ref());
     let url = web.and_then(|web| web.url).and_then(cow);
-    let source = || cited.source.and_then(cow).filter(|source| source.starts_with("http"));
+    let source = || {
+        cited
+            .source
+            .and_then(cow)
+            .filter(|source| source.starts_with("http"))
+    };
     let url = url.or_else(source);
     let title = cited.title.and_then(cow);
     let mut quote = String::new();

@@ -50,8 +50,16 @@ impl Bedrock {
     pub(crate) fn new(profile: &Profile, settings: &Settings) -> Result<Self, ProviderError> {
         let key = settings.key.as_ref();
         let has_key = key.is_some_and(|key| !key.expose_secret().trim().is_empty());
-        let signer = if has_key { None } else { Some(Signer::new(settings)?) };
-        let auth = if has_key { Auth::Bearer } else { Auth::AwsSigV4 };
+        let signer = if has_key {
+            None
+        } else {
+            Some(Signer::new(settings)?)
+        };
+        let auth = if has_key {
+            Auth::Bearer
+        } else {
+            Auth::AwsSigV4
+        };
         let profile = Profile { auth, ..*profile };
         let runtime = Endpoint::new(settings, &profile)?;
         let control = Settings {
@@ -126,7 +134,8 @@ impl Wire for Bedrock {
         let error = from_response(head, body, now, |document, status| {
             error::from_json(document, name, status)
         });
-        if let (Some(signer), Some("ExpiredTokenException")) = (&self.signer, error.code.as_deref()) {
+        if let (Some(signer), Some("ExpiredTokenException")) = (&self.signer, error.code.as_deref())
+        {
             signer.expired();
         }
         error

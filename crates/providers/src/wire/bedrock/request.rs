@@ -115,9 +115,7 @@ struct Turn<'a> {
 
 /// The system's blocks and the turns. Instructions from the middle of the conversation go to the system's: few models
 /// take them where they stand.
-fn conversation(
-    request: &ChatRequest,
-) -> Result<(Vec<Block<'_>>, Vec<Turn<'_>>), ProviderError> {
+fn conversation(request: &ChatRequest) -> Result<(Vec<Block<'_>>, Vec<Turn<'_>>), ProviderError> {
     let mut system = Vec::new();
     system.extend(request.system.as_deref().and_then(Block::text));
     if request.cache_system && !system.is_empty() {

@@ -32,7 +32,9 @@ impl Signer {
     pub(super) fn new(settings: &Settings) -> Result<Self, ProviderError> {
         let wrong = |message: &str| ProviderError::new(ErrorKind::Configuration, message);
         let credentials = settings.aws.clone().ok_or_else(|| {
-            wrong("there is neither a Bedrock API key (AWS_BEARER_TOKEN_BEDROCK) nor an AWS account")
+            wrong(
+                "there is neither a Bedrock API key (AWS_BEARER_TOKEN_BEDROCK) nor an AWS account",
+            )
         })?;
         let plain = |region: &&str| {
             let mut bytes = region.bytes();
@@ -95,7 +97,8 @@ impl Signer {
             .map_err(|error| failed(error.to_string()))?
             .into();
         let content_type = request.headers().get(CONTENT_TYPE);
-        let content_type = content_type.and_then(|value| Some((CONTENT_TYPE.as_str(), value.to_str().ok()?)));
+        let content_type =
+            content_type.and_then(|value| Some((CONTENT_TYPE.as_str(), value.to_str().ok()?)));
         let signable = SignableRequest::new(
             request.method().as_str(),
             request.uri().to_string(),

@@ -27,22 +27,37 @@ impl Messages {
     }
 }
 
-impl Decoder for Messages {
-    fn chunk(&mut self, mut chunk: &[u8], events: &mut EventQueue) -> Result<(), ProviderError> {
+impl Messages {
+    fn read(&mut self, mut chunk: &[u8], events: &mut EventQueue) -> Result<(), ProviderError> {
         while !self.answer.is_complete() {
             let message = self.parser.next(&mut chunk);
             let message = message.map_err(|error| malformed(error.to_string()))?;
-            let Some(message) = message else { return Ok(()) };
+            let Some(message) = message else {
+                return Ok(());
+            };
             take(&message, &mut self.answer, events)?;
         }
         Ok(())
+    }
+
+    fn with_id(&self, mut error: ProviderError) -> ProviderError {
+        error.request_id = self.answer.id().map(Into::into);
+        error
+    }
+}
+
+impl Decoder for Messages {
+    fn chunk(&mut self, chunk: &[u8], events: &mut EventQueue) -> Result<(), ProviderError> {
+        let read = self.read(chunk, events);
+        read.map_err(|error| self.with_id(error))
     }
 
     fn end(&mut self, events: &mut EventQueue) -> Result<(), ProviderError> {
         if self.answer.is_complete() {
             return Ok(());
         }
-        self.answer.end(events)
+        let end = self.answer.end(events);
+        end.map_err(|error| self.with_id(error))
     }
 
     fn is_complete(&self) -> bool {
@@ -57,11 +72,13 @@ fn take(
 ) -> Result<(), ProviderError> {
     let text = |name| message.text(name).unwrap_or("");
     let payload = str::from_utf8(message.payload).map_err(|error| malformed(error.to_string()))?;
-    let error = match text(":message-type") {
-        "exception" => from_exception(text(":exception-type"), payload),
-        "error" => from_stream_error(text(":error-code"), text(":error-message")),
+    match text(":message-type") {
+        "exception" => Err(from_exception(text(":exception-type"), payload)),
+        "error" => Err(from_stream_error(
+            text(":error-code"),
+            text(":error-message"),
+        )),
         // Of other kinds of messages we know nothing, so their events have no names that we know.
-        _ => return answer.event(text(":event-type"), payload, events),
-    };
-    Err(answer.failed(error))
+        _ => answer.event(text(":event-type"), payload, events),
+    }
 }

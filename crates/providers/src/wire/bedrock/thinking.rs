@@ -109,7 +109,9 @@ impl Thinking {
 /// The thinking must leave room for an answer.
 fn budget(request: &ChatRequest) -> u32 {
     let budget = request.budget().unwrap_or(LEAST_BUDGET);
-    let most = request.max_tokens.map_or(u32::MAX, |most| most.saturating_sub(1));
+    let most = request
+        .max_tokens
+        .map_or(u32::MAX, |most| most.saturating_sub(1));
     budget.min(most).max(LEAST_BUDGET)
 }
 

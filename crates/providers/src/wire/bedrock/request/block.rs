@@ -145,7 +145,9 @@ impl<'a> ToolUse<'a> {
         let arguments = Some(call.arguments.trim()).filter(|text| !text.is_empty());
         let input = serde_json::from_str(arguments.unwrap_or("{}")).map_err(|error| {
             let name = &call.name;
-            refused(format!("the arguments of a call of the tool `{name}` are no JSON: {error}"))
+            refused(format!(
+                "the arguments of a call of the tool `{name}` are no JSON: {error}"
+            ))
         })?;
         Ok(Self {
             tool_use_id: &call.id,
