@@ -335,6 +335,13 @@ async fn over_a_socket(
         return Ok(());
     }
     let body = body(answer);
+    if let Ask::Models = ask
+        && answer.status == 200
+        && let Ok(Some(_)) = wire.next_models_request(&body, now())
+    {
+        // The client would go on to the next page.
+        return Ok(());
+    }
     let mut headers = format!("content-type: {}\r\n", answer.media_type);
     for (name, value) in &answer.headers {
         headers.push_str(&format!("{name}: {value}\r\n"));

@@ -114,7 +114,18 @@ impl Wire for Bedrock {
     }
 
     fn models_request(&self, now: SystemTime) -> Result<Request<Bytes>, ProviderError> {
-        self.signed(self.control.get("/foundation-models")?, now)
+        self.signed(self.control.get(models::FIRST)?, now)
+    }
+
+    fn next_models_request(
+        &self,
+        page: &[u8],
+        now: SystemTime,
+    ) -> Result<Option<Request<Bytes>>, ProviderError> {
+        let Some(path) = models::next(page)? else {
+            return Ok(None);
+        };
+        self.signed(self.control.get(&path)?, now).map(Some)
     }
 
     fn decoder(&self, head: &Parts, limit: usize) -> Result<Box<dyn Decoder>, ProviderError> {
