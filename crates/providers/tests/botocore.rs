@@ -21,12 +21,11 @@ use std::time::{Duration, SystemTime};
 
 use ask::{Ask, ask};
 use lapce_ai_providers::{
-    AwsCredentials, ChatRequest, ChatResponse, Content, Decoding, ErrorKind, Event,
-    EventStreamParser, FinishReason, HeaderValue, Profile, ProviderError, Settings, Source,
-    ToolCall, Usage, Wire,
+    AwsCredentials, ChatRequest, ChatResponse, Decoding, ErrorKind, EventStreamParser, HeaderValue,
+    Profile, ProviderError, Settings, Wire,
 };
 use serde_json::{Value, json};
-use support::aws::{framed, header, message, prelude, stream};
+use support::aws::{finish_reason, framed, header, message, prelude, stream, walk, walk_body};
 
 /// Wed, 21 Oct 2026 07:28:00 GMT.
 const NOW: u64 = 1_792_567_680;
@@ -55,7 +54,7 @@ const CHATS: &[&str] = &[
 ];
 const EVENT_STREAM: &str = "application/vnd.amazon.eventstream";
 
-/// `ci/sdks/bedrock.py`, which answers questions.
+/// `ci/sdks/check_bedrock.py`, which answers questions.
 struct Botocore {
     child: Child,
     questions: ChildStdin,
@@ -70,7 +69,7 @@ impl Botocore {
             std::io::stderr().write_all(note.as_bytes()).unwrap();
             return None;
         };
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ci/sdks/bedrock.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ci/sdks/check_bedrock.py");
         let mut child = Command::new(python)
             .arg(script)
             .stdin(Stdio::piped())
@@ -581,7 +580,11 @@ fn same_error(place: &str, ours: &ProviderError, theirs: &Value) {
     let code = theirs["Code"].as_str().unwrap_or("");
     if code.is_empty() {
         // Of exceptions that it does not know botocore tells nothing.
-        assert_eq!(ours.code.as_deref(), Some("SomethingNewException"), "{place}");
+        assert_eq!(
+            ours.code.as_deref(),
+            Some("SomethingNewException"),
+            "{place}"
+        );
         return;
     }
     match ours.code.as_deref() {
@@ -598,66 +601,10 @@ fn same_error(place: &str, ours: &ProviderError, theirs: &Value) {
 }
 
 fn same_answer(place: &str, (ours, error): &(ChatResponse, Option<ProviderError>), theirs: &Value) {
-    let mut expected = ChatResponse::default();
-    let mut reason = None;
-    if let Some(events) = theirs["events"].as_array() {
-        // The call that each block is.
-        let mut calls = BTreeMap::new();
-        for event in events {
-            let index =
-                event.as_object().unwrap().values().next().unwrap()["contentBlockIndex"].as_u64();
-            let start = &event["contentBlockStart"]["start"]["toolUse"];
-            if start.is_object() && start["type"].is_null() {
-                calls.insert(index, expected.tool_calls.len());
-                expected.tool_calls.push(call(start, String::new()));
-            }
-            let delta = &event["contentBlockDelta"]["delta"];
-            if let (Some(at), Some(input)) = (calls.get(&index), delta["toolUse"]["input"].as_str())
-            {
-                expected.tool_calls[*at].arguments += input;
-            }
-            expected.text += delta["text"].as_str().unwrap_or("");
-            think(&mut expected, &delta["reasoningContent"]);
-            cite(&mut expected, &delta["citation"]);
-            if let Some(stop) = event["messageStop"]["stopReason"].as_str() {
-                reason = Some(stop.to_owned());
-            }
-            expected.usage = usage(&event["metadata"]["usage"]).or(expected.usage);
-        }
-    } else {
-        for block in theirs["output"]["message"]["content"]
-            .as_array()
-            .into_iter()
-            .flatten()
-        {
-            expected.text += block["text"].as_str().unwrap_or("");
-            let used = &block["toolUse"];
-            if used.is_object() && used["type"].is_null() {
-                expected
-                    .tool_calls
-                    .push(call(used, used["input"].to_string()));
-            }
-            let thought = &block["reasoningContent"];
-            think(&mut expected, &thought["reasoningText"]);
-            think(&mut expected, thought);
-            for piece in block["citationsContent"]["content"]
-                .as_array()
-                .into_iter()
-                .flatten()
-            {
-                expected.text += piece["text"].as_str().unwrap();
-            }
-            for cited in block["citationsContent"]["citations"]
-                .as_array()
-                .into_iter()
-                .flatten()
-            {
-                cite(&mut expected, cited);
-            }
-        }
-        reason = theirs["stopReason"].as_str().map(Into::into);
-        expected.usage = usage(&theirs["usage"]);
-    }
+    let (expected, reason) = match theirs["events"].as_array() {
+        Some(events) => walk(events),
+        None => walk_body(theirs),
+    };
     assert_eq!(ours.text, expected.text, "{place}");
     assert_eq!(ours.thoughts, expected.thoughts, "{place}");
     assert_eq!(ours.tool_calls, expected.tool_calls, "{place}");
@@ -680,65 +627,8 @@ fn same_answer(place: &str, (ours, error): &(ChatResponse, Option<ProviderError>
         return;
     }
     assert_eq!(ours.usage, expected.usage, "{place}");
-    let finish = match reason.as_deref().unwrap() {
-        "end_turn" | "stop_sequence" => FinishReason::Stop,
-        "tool_use" => FinishReason::ToolCalls,
-        "max_tokens" | "model_context_window_exceeded" => FinishReason::Length,
-        "guardrail_intervened" | "content_filtered" => FinishReason::ContentFilter,
-        _ => FinishReason::Unknown,
-    };
+    let finish = finish_reason(reason.as_deref().unwrap());
     assert_eq!(ours.finish, Some(finish), "{place}");
-}
-
-fn call(used: &Value, arguments: String) -> ToolCall {
-    ToolCall {
-        id: used["toolUseId"].as_str().unwrap().into(),
-        name: used["name"].as_str().unwrap().into(),
-        arguments,
-        signature: None,
-    }
-}
-
-fn think(expected: &mut ChatResponse, thought: &Value) {
-    let text = thought["text"].as_str().unwrap_or("");
-    let signature = thought["signature"].as_str();
-    if !text.is_empty() || signature.is_some() {
-        expected.add(Event::Reasoning { text, signature });
-    }
-    if let Some(data) = thought["redactedContent"]["bytes"].as_str() {
-        expected
-            .thoughts
-            .push(Content::RedactedReasoning(data.into()));
-    }
-}
-
-fn cite(expected: &mut ChatResponse, cited: &Value) {
-    let text = |value: &Value| value.as_str().map(ToOwned::to_owned);
-    let quotes = cited["sourceContent"].as_array().into_iter().flatten();
-    let quote: String = quotes.filter_map(|piece| piece["text"].as_str()).collect();
-    let source = Source {
-        url: text(&cited["location"]["web"]["url"]).or(text(&cited["source"])),
-        title: text(&cited["title"]),
-        quote: Some(quote).filter(|quote| !quote.is_empty()),
-    };
-    if source != Source::default() {
-        expected.citations.push(source);
-    }
-}
-
-fn usage(usage: &Value) -> Option<Usage> {
-    let number = |name: &str| usage[name].as_u64().unwrap_or(0);
-    let (read, written) = (
-        number("cacheReadInputTokens"),
-        number("cacheWriteInputTokens"),
-    );
-    usage.is_object().then(|| Usage {
-        input_tokens: number("totalTokens") - number("outputTokens"),
-        output_tokens: number("outputTokens"),
-        cached_input_tokens: read,
-        cache_write_tokens: written,
-        reasoning_tokens: 0,
-    })
 }
 
 fn base64(bytes: &[u8]) -> String {

@@ -8,8 +8,6 @@ mod container;
 mod environment;
 mod process;
 mod profile;
-#[cfg(test)]
-mod tests;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -4,8 +4,6 @@
 //! <https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_CountTokens.html>.
 
 mod block;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 
@@ -89,6 +87,10 @@ impl<'a> Prompt<'a> {
     fn of(request: &'a ChatRequest) -> Result<(Self, Option<&'static str>), ProviderError> {
         if request.model.is_empty() {
             return Err(refused("no model is named"));
+        }
+        let numbers = [request.temperature, request.top_p];
+        if !numbers.into_iter().flatten().all(f64::is_finite) {
+            return Err(refused("temperature and top_p must be finite numbers"));
         }
         let (system, messages) = conversation(request)?;
         if messages.is_empty() {
