@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
-use crate::aws::AwsCredentials;
+use crate::aws::{AwsCredentials, AwsEnvironment};
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
@@ -91,6 +91,8 @@ pub struct Settings {
     pub api_version: Option<String>,
     /// The AWS account whose keys sign requests, where there is no key that is sent itself.
     pub aws: Option<AwsCredentials>,
+    /// The profile of that account in the AWS files.
+    pub aws_profile: Option<String>,
 }
 
 impl Profile {
@@ -111,6 +113,27 @@ impl Profile {
     /// Whether a bare model of this name is its own.
     pub fn claims(&self, model: &str) -> bool {
         self.claims.iter().any(|start| model.starts_with(start))
+    }
+
+    /// These settings with what the environment adds to them: of AWS the region and, where there is no key, the
+    /// account. `lookup` reads the environment, usually `|name| std::env::var(name).ok()`; the AWS files are read.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration) when there is no account, or its profile cannot be used.
+    pub fn in_environment(
+        &self,
+        mut settings: Settings,
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Result<Settings, ProviderError> {
+        if self.format == Format::Bedrock {
+            let environment = AwsEnvironment::new(settings.aws_profile.as_deref(), lookup);
+            settings.region = settings.region.or_else(|| environment.region());
+            if settings.key.is_none() && settings.aws.is_none() {
+                settings.aws = Some(environment.credentials()?);
+            }
+        }
+        Ok(settings)
     }
 
     /// The profile's wire format with these settings.
