@@ -289,7 +289,14 @@ echo '{{"Version": 1, "AccessKeyId": "AKPROCESS", "SecretAccessKey": "s", "Sessi
     let error = signed(&credentials, now() + minutes(60)).await.unwrap_err();
     assert_eq!((error.kind, runs()), (ErrorKind::Authentication, 3));
     assert!(error.message.contains("expired"), "{error}");
+    // Nobody is content with them, however often they come.
+    let error = signed(&credentials, now() + minutes(60)).await.unwrap_err();
+    assert_eq!((error.kind, runs()), (ErrorKind::Authentication, 4));
 
+    assert!(
+        !format!("{credentials:?}").contains("script"),
+        "{credentials:?}"
+    );
     for (script, kind, sign) in [
         (
             "echo secret-words; echo 'log in first' >&2; exit 3",

@@ -48,8 +48,8 @@ enum Source {
     /// They were given and never change.
     Fixed,
     Files(ProfileFiles),
-    /// A shell command that prints them.
-    Process(String),
+    /// A shell command that prints them. It may hold a password.
+    Process(SecretString),
     Container(Container),
 }
 
@@ -168,7 +168,8 @@ impl fmt::Debug for AwsCredentials {
 
 impl State {
     fn is_fresh(&self, now: SystemTime) -> bool {
-        self.keys.is_some() && self.fresh_until.is_none_or(|until| now < until)
+        let hold = self.keys.as_ref().is_some_and(|keys| keys.hold(now));
+        hold && self.fresh_until.is_none_or(|until| now < until)
     }
 
     /// `read_again`: others may stand there at any time.
@@ -185,7 +186,7 @@ impl State {
                 self.fresh_until = Some(soon);
                 // Keys that are known to hold still do their work.
                 self.keys
-                    .take_if(|keys| keys.expires.is_none_or(|end| end <= now));
+                    .take_if(|keys| keys.expires.is_none() || !keys.hold(now));
                 self.failure = Some(error);
             }
         }
@@ -196,7 +197,7 @@ impl State {
             let none = || wrong("no AWS credentials were fetched yet");
             return Err(self.failure.clone().unwrap_or_else(none));
         };
-        if keys.expires.is_some_and(|end| end <= now) {
+        if !keys.hold(now) {
             return Err(ProviderError::new(
                 ErrorKind::Authentication,
                 "the AWS credentials have expired, and their source gives no newer ones",
@@ -262,6 +263,11 @@ impl Keys {
             expires,
         };
         (there(&keys.id) && there(&keys.secret)).then_some(keys)
+    }
+
+    /// Whether they have not expired, as far as their source told.
+    fn hold(&self, now: SystemTime) -> bool {
+        self.expires.is_none_or(|end| now < end)
     }
 }
 

@@ -5,6 +5,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
@@ -24,8 +25,8 @@ struct Version {
 }
 
 /// Runs the command and reads its keys. It is killed when the future is dropped.
-pub(super) async fn fetch(command: &str) -> Result<Keys, ProviderError> {
-    match tokio::time::timeout(TIMEOUT, run(command)).await {
+pub(super) async fn fetch(command: &SecretString) -> Result<Keys, ProviderError> {
+    match tokio::time::timeout(TIMEOUT, run(command.expose_secret())).await {
         Ok(keys) => keys,
         Err(_) => {
             let seconds = TIMEOUT.as_secs();

@@ -29,7 +29,7 @@ pub(super) enum Told {
     /// Here they are.
     Keys(Keys),
     /// This command prints them.
-    Process(String),
+    Process(SecretString),
 }
 
 impl ProfileFiles {
@@ -133,10 +133,7 @@ impl Profile {
                 let token = secret("aws_session_token").or_else(|| secret("aws_security_token"));
                 Ok(Keys::new(id, secret_key, token, None).map(Told::Keys))
             }
-            (None, None) => {
-                let process = self.get("credential_process");
-                Ok(process.map(|command| Told::Process(command.into())))
-            }
+            (None, None) => Ok(secret("credential_process").map(Told::Process)),
             _ => Err(wrong(format!(
                 "{files} has only one of aws_access_key_id and aws_secret_access_key"
             ))),

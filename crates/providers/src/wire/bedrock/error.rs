@@ -10,15 +10,14 @@ use serde_json::Value;
 use crate::error::{ErrorKind, Phase, ProviderError};
 use crate::wire::error::classify;
 
-/// How the models' makers say that a conversation is too long: Titan, Nova and Llama; Claude; Claude with the answer's
-/// tokens counted in; Mistral and others.
+/// How the models' makers say that a conversation is too long: Titan and Llama; Claude; Claude with the answer's
+/// tokens counted in; Nova; Mistral and others.
 const TOO_LONG: &[&str] = &[
     "input is too long",
     "prompt is too long",
     "exceed context limit",
-    "too many input tokens",
+    "input tokens exceed",
     "maximum context length",
-    "input length",
 ];
 
 /// The error's name in the head of an answer; empty where it has none.
