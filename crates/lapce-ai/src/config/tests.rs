@@ -85,7 +85,7 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         .iter()
         .map(|provider| provider.name.as_str())
         .collect();
-    assert_eq!(names, ["openai", "office", "local"]);
+    assert_eq!(names, ["openai", "office", "bedrock", "local"]);
     let ProviderKind::OpenAi(office) = &config.providers[1].kind else {
         panic!()
     };
