@@ -13,6 +13,7 @@ use crate::aws::{AwsCredentials, AwsEnvironment};
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
+use crate::wire::anthropic::Anthropic;
 use crate::wire::bedrock::Bedrock;
 use crate::wire::openai::{Dialect, OpenAi};
 pub use feature::{Feature, Features};
@@ -57,6 +58,8 @@ pub struct Profile {
 pub enum Format {
     /// OpenAI chat completions, in one server's dialect.
     ChatCompletions(Dialect),
+    /// Anthropic's Messages API.
+    Messages,
     /// AWS Bedrock's Converse.
     Bedrock,
 }
@@ -144,6 +147,7 @@ impl Profile {
     pub fn wire(&self, settings: &Settings) -> Result<Arc<dyn Wire>, ProviderError> {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
+            Format::Messages => Arc::new(Anthropic::new(self, settings)?),
             Format::Bedrock => Arc::new(Bedrock::new(self, settings)?),
         })
     }

@@ -7,11 +7,11 @@ mod answer;
 mod decode;
 mod embeddings;
 mod error;
+mod model;
 mod models;
 mod request;
 mod sign;
 mod stream;
-mod thinking;
 
 use std::time::SystemTime;
 

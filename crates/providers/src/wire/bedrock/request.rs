@@ -10,17 +10,20 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::thinking::{Fields, Thinking};
+use super::model::{Fields, Model, Thinking};
 use crate::chat::{ChatRequest, Message, ResponseFormat, Role, Tool, ToolChoice};
 use crate::error::{ErrorKind, ProviderError};
 use block::{Block, CachePoint};
 
 /// Writes the body of a chat.
 pub(super) fn converse(request: &ChatRequest) -> Result<Vec<u8>, ProviderError> {
-    let (prompt, effort) = Prompt::of(request)?;
+    let model = Model::of(&request.model);
+    let thinking = model.thinking(request);
+    let sampling = model.sampling(request, &thinking);
+    let effort = thinking.effort;
     write(&Body {
-        prompt,
-        inference_config: InferenceConfig::of(request),
+        prompt: Prompt::of(request, model, thinking)?,
+        inference_config: InferenceConfig::of(request, sampling),
         output_config: OutputConfig::of(request, effort)?,
         request_metadata: &request.metadata,
     })
@@ -28,7 +31,8 @@ pub(super) fn converse(request: &ChatRequest) -> Result<Vec<u8>, ProviderError> 
 
 /// Writes the body that has the tokens of a chat counted.
 pub(super) fn count(request: &ChatRequest) -> Result<Vec<u8>, ProviderError> {
-    let (converse, _) = Prompt::of(request)?;
+    let model = Model::of(&request.model);
+    let converse = Prompt::of(request, model, model.thinking(request))?;
     write(&Count {
         input: Input { converse },
     })
@@ -83,8 +87,11 @@ struct Prompt<'a> {
 }
 
 impl<'a> Prompt<'a> {
-    /// The prompt, and the effort of thinking, which stands elsewhere.
-    fn of(request: &'a ChatRequest) -> Result<(Self, Option<&'static str>), ProviderError> {
+    fn of(
+        request: &'a ChatRequest,
+        model: Model,
+        thinking: Thinking,
+    ) -> Result<Self, ProviderError> {
         if request.model.is_empty() {
             return Err(refused("no model is named"));
         }
@@ -96,14 +103,12 @@ impl<'a> Prompt<'a> {
         if messages.is_empty() {
             return Err(refused("there are no messages, or nothing is said in them"));
         }
-        let Thinking { fields, effort } = Thinking::of(request);
-        let prompt = Self {
+        Ok(Self {
             messages,
             system,
-            tool_config: ToolConfig::of(request)?,
-            additional_model_request_fields: fields,
-        };
-        Ok((prompt, effort))
+            tool_config: ToolConfig::of(request, model)?,
+            additional_model_request_fields: thinking.fields,
+        })
     }
 }
 
@@ -161,11 +166,14 @@ struct InferenceConfig<'a> {
 }
 
 impl<'a> InferenceConfig<'a> {
-    fn of(request: &'a ChatRequest) -> Option<Self> {
+    fn of(
+        request: &'a ChatRequest,
+        (temperature, top_p): (Option<f64>, Option<f64>),
+    ) -> Option<Self> {
         let config = Self {
             max_tokens: request.max_tokens,
-            temperature: request.temperature,
-            top_p: request.top_p,
+            temperature,
+            top_p,
             stop_sequences: &request.stop,
         };
         let numbers = config.temperature.or(config.top_p).is_some();
@@ -223,7 +231,7 @@ enum Choice<'a> {
 }
 
 impl<'a> ToolConfig<'a> {
-    fn of(request: &'a ChatRequest) -> Result<Option<Self>, ProviderError> {
+    fn of(request: &'a ChatRequest, model: Model) -> Result<Option<Self>, ProviderError> {
         if request.tools.is_empty() {
             return Ok(None);
         }
@@ -240,7 +248,14 @@ impl<'a> ToolConfig<'a> {
                 ));
             }
         };
-        let mut tools: Vec<_> = request.tools.iter().map(OneTool::of).collect();
+        let mut tools: Vec<_> = {
+            let strict = model.takes_strict_tools();
+            request
+                .tools
+                .iter()
+                .map(|tool| OneTool::of(tool, strict))
+                .collect()
+        };
         if request.cache_tools {
             tools.push(OneTool::CachePoint(CachePoint::DEFAULT));
         }
@@ -253,7 +268,7 @@ fn uses_tools(message: &Message) -> bool {
 }
 
 impl<'a> OneTool<'a> {
-    fn of(tool: &'a Tool) -> Self {
+    fn of(tool: &'a Tool, strict: bool) -> Self {
         let schema = match tool.parameters.as_deref() {
             Some(schema) => Schema::Given(schema),
             None => Schema::Any { r#type: "object" },
@@ -262,7 +277,7 @@ impl<'a> OneTool<'a> {
             name: &tool.name,
             description: tool.description.as_deref().filter(|text| !text.is_empty()),
             input_schema: InputSchema { json: schema },
-            strict: tool.strict,
+            strict: tool.strict.filter(|_| strict),
         })
     }
 }
