@@ -197,6 +197,9 @@ impl Providers {
                         None => None,
                         Some(key) => Some(read_key(key, &lookup)?),
                     };
+                    // Whoever names a profile of AWS asks for its files, which the environment places.
+                    let asked = use_environment || openai.aws_profile.is_some();
+                    let lookup = |name: &str| lookup(name).filter(|_| asked);
                     connect(name, openai, key, lookup, client)
                 });
                 let model = settings.default_model.clone().or_else(|| usual_model(name));
@@ -373,7 +376,11 @@ mod tests {
     fn config(text: &str) -> (tempfile::TempDir, Config) {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("c.toml");
-        std::fs::write(&file, format!("{text}\n[discovery]\nloopback = false\n")).unwrap();
+        let discovery = match text.contains("[discovery]") {
+            true => "",
+            false => "[discovery]",
+        };
+        std::fs::write(&file, format!("{text}\n{discovery}\nloopback = false\n")).unwrap();
         let config = Config::load(&Sources {
             file: Some(file),
             ..Sources::default()
@@ -477,6 +484,16 @@ mod tests {
             ("aws_profile = 'other'", with_home(&[]), Some("`other`")),
             ("", with_home(&[]), Some("no AWS credentials")),
             ("region = 'us-east-1'", with_home(&environment), None),
+            (
+                "region = 'us-east-1'\n[discovery]\nenvironment = false",
+                with_home(&environment),
+                Some("no AWS credentials"),
+            ),
+            (
+                "aws_profile = 'work'\n[discovery]\nenvironment = false",
+                with_home(&[]),
+                None,
+            ),
             ("", with_home(&environment), Some("region is missing")),
             (
                 "base_url = 'http://127.0.0.1:1'",

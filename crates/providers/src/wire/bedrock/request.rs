@@ -248,14 +248,9 @@ impl<'a> ToolConfig<'a> {
                 ));
             }
         };
-        let mut tools: Vec<_> = {
-            let strict = model.takes_strict_tools();
-            request
-                .tools
-                .iter()
-                .map(|tool| OneTool::of(tool, strict))
-                .collect()
-        };
+        let strict = model.takes_strict_tools();
+        let tools = request.tools.iter().map(|tool| OneTool::of(tool, strict));
+        let mut tools: Vec<_> = tools.collect();
         if request.cache_tools {
             tools.push(OneTool::CachePoint(CachePoint::DEFAULT));
         }
