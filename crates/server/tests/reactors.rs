@@ -161,9 +161,13 @@ fn memory_that_comes_back_on_one_reactor_goes_to_those_who_wait_on_others() {
             })
             .collect();
         let waiting: Vec<u64> = (1..REACTORS)
-            .map(|number| clients[number].begin(LENGTH, 1 << 20, b"first"))
+            .map(|number| {
+                let id = clients[number].begin(LENGTH, 1 << 20, b"first");
+                // One after the other: their reactors could reach the line in either order.
+                eventually("it waits", || daemon.handle.pool().waiting == number as u64);
+                id
+            })
             .collect();
-        eventually("both wait", || daemon.handle.pool().waiting == 2);
         // One upload ends and one is cancelled.
         clients[0].send_rest(held[0], &vec![0; 1 << 20], 0);
         clients[0].answer(held[0]);

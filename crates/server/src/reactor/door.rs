@@ -252,6 +252,8 @@ impl Reactor {
         let id = 1 + self.shared.accepted.fetch_add(1, Ordering::Relaxed);
         let window = hello.response_window;
         let pid = handshake.credentials().pid;
+        // Before WELCOME: the client can be seen once it has that.
+        let reactor = place.settle();
         let connection = match handshake.accept(hello, &self.door.terms, id) {
             Ok(connection) => connection,
             Err(error) => {
@@ -263,7 +265,6 @@ impl Reactor {
             .counters
             .connections
             .fetch_add(1, Ordering::Relaxed);
-        let reactor = place.settle();
         let newcomer = Newcomer {
             id,
             connection,
