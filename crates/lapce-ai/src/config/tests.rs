@@ -85,7 +85,7 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         .iter()
         .map(|provider| provider.name.as_str())
         .collect();
-    assert_eq!(names, ["openai", "office", "local"]);
+    assert_eq!(names, ["openai", "office", "bedrock", "local"]);
     let ProviderKind::OpenAi(office) = &config.providers[1].kind else {
         panic!()
     };
@@ -93,7 +93,14 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         matches!(&office.key, Some(ApiKey::File(path)) if path == Path::new("/etc/office.key"))
     );
     assert_eq!(office.headers[0].0, "X-Team");
-    let ProviderKind::Local(local) = &config.providers[2].kind else {
+    let ProviderKind::OpenAi(bedrock) = &config.providers[2].kind else {
+        panic!()
+    };
+    assert_eq!(bedrock.region.as_deref(), Some("us-east-1"));
+    assert_eq!(bedrock.aws_profile.as_deref(), Some("work"));
+    // A profile of AWS is nothing that others have.
+    assert!(error("[providers.groq]\naws_profile = 'x'\n").contains("unknown key"));
+    let ProviderKind::Local(local) = &config.providers[3].kind else {
         panic!()
     };
     assert_eq!(local.tokens_per_second, Some(50.0));
