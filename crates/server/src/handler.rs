@@ -101,13 +101,28 @@ pub struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    /// Answers with these bytes, one item. They go straight into the ring if it has room and are kept otherwise.
+    /// Answers with these bytes, one item. They go straight into the ring as far as it has room and the client gave credit;
+    /// if that is not to their end, they are kept.
     #[inline]
     pub fn send(mut self, bytes: &[u8]) {
         self.answered = true;
-        if self.send_now(bytes) {
+        if !self.send_now(bytes) {
+            self.send_long(bytes);
+        }
+    }
+
+    fn send_long(&mut self, bytes: &[u8]) {
+        if !self.track() {
             return;
         }
+        let sent = match self.tx.write_ahead(self.id, bytes) {
+            Ok(None) => return,
+            Ok(Some(sent)) => sent,
+            Err(error) => {
+                self.tx.fault = error.fault();
+                return;
+            }
+        };
         let bytes = match self.shared.pool.reserve(bytes.len()) {
             Some(mut buffer) => {
                 buffer.extend(bytes);
@@ -115,7 +130,7 @@ impl Reply<'_> {
             }
             None => ReplyBytes::Parked(bytes.to_vec()),
         };
-        self.queue(bytes);
+        self.tx.queue_reply(self.id, bytes, sent);
     }
 
     /// Answers with a request's body, without a copy if it lies in a buffer.
@@ -125,7 +140,9 @@ impl Reply<'_> {
             Body::Inline(bytes) => self.send(bytes),
             Body::Buffer(buffer) => {
                 self.answered = true;
-                self.queue(ReplyBytes::Buffer(buffer));
+                if self.track() {
+                    self.tx.queue_reply(self.id, ReplyBytes::Buffer(buffer), 0);
+                }
             }
         }
     }
@@ -148,12 +165,6 @@ impl Reply<'_> {
                 self.tx.fault = error.fault();
                 true
             }
-        }
-    }
-
-    fn queue(&mut self, bytes: ReplyBytes) {
-        if self.track() {
-            self.tx.queue_reply(self.id, bytes);
         }
     }
 

@@ -312,15 +312,31 @@ impl Tx {
         self.writer.frame(Kind::End, FIN, 0, id, &[], bytes)
     }
 
-    /// Keeps a sync handler's answer until it can be written.
-    pub(crate) fn queue_reply(&mut self, id: u64, bytes: ReplyBytes) {
+    /// Writes what may be written at once of an answer. `None`: it is complete, or no longer wanted; otherwise how far it is.
+    pub(crate) fn write_ahead(
+        &mut self,
+        id: u64,
+        bytes: &[u8],
+    ) -> Result<Option<usize>, TransportError> {
+        let mut offset = 0;
+        loop {
+            match self.write_piece(id, bytes, offset, true)? {
+                Some(Written::Some(bytes)) => offset += bytes,
+                Some(Written::NoCredit | Written::NoRoom) => return Ok(Some(offset)),
+                Some(Written::All) | None => return Ok(None),
+            }
+        }
+    }
+
+    /// Keeps a sync handler's answer until it can be written, from `offset` on.
+    pub(crate) fn queue_reply(&mut self, id: u64, bytes: ReplyBytes, offset: usize) {
         if let ReplyBytes::Parked(bytes) = &bytes {
             self.parked += bytes.len();
         }
         self.replies.push_back(PendingReply {
             id,
             bytes,
-            offset: 0,
+            offset,
             last_progress: Instant::now(),
         });
     }
