@@ -27,6 +27,9 @@ const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// numbers are about 80 MB as JSON, which nobody should ask for at once).
 const DOCUMENT_LIMIT: usize = 16 << 20;
 
+/// The most pages of a list of models that are asked for.
+const MOST_PAGES: usize = 50;
+
 /// How long to wait for an answer. Connecting has its own limit in [`HttpConfig`](crate::HttpConfig).
 ///
 /// Only time spent waiting for the provider counts, not time in which the reader does not ask.
@@ -37,7 +40,7 @@ pub struct Timeouts {
     pub first_token: Duration,
     /// From one token to the next. Comments and pings are no tokens. 120 s by default.
     pub between_tokens: Duration,
-    /// For the list of models. 30 s by default.
+    /// For the list of models, each of its pages. 30 s by default.
     pub models: Duration,
 }
 
@@ -139,10 +142,18 @@ impl HttpProvider {
     }
 
     async fn list(&self) -> Result<Vec<ModelInfo>, ProviderError> {
-        self.wire.decode_models(&self.models_body().await?)
+        let mut body = self.models_body().await?;
+        let mut models = self.wire.decode_models(&body)?;
+        for _ in 1..MOST_PAGES {
+            let next = self.wire.next_models_request(&body, SystemTime::now())?;
+            let Some(request) = next else { break };
+            body = self.document(request, self.timeouts.models).await?;
+            models.extend(self.wire.decode_models(&body)?);
+        }
+        Ok(models)
     }
 
-    /// The body of the list of models, unread.
+    /// The body of the list of models or of its first page, unread.
     pub(crate) async fn models_body(&self) -> Result<Bytes, ProviderError> {
         let request = self.wire.models_request(SystemTime::now())?;
         self.document(request, self.timeouts.models).await

@@ -8,6 +8,7 @@ mod body;
 mod decoding;
 mod endpoint;
 mod error;
+pub(crate) mod gemini;
 mod json;
 pub(crate) mod openai;
 mod retry_after;
@@ -47,6 +48,19 @@ pub trait Wire: Debug + Send + Sync {
     ///
     /// [`Unsupported`](crate::ErrorKind::Unsupported) when the provider has no such list.
     fn models_request(&self, now: SystemTime) -> Result<http::Request<Bytes>, ProviderError>;
+
+    /// The HTTP request of the next page of the list of models, where `body` is a page and not the last.
+    ///
+    /// # Errors
+    ///
+    /// As [`models_request`](Self::models_request).
+    fn next_models_request(
+        &self,
+        _body: &[u8],
+        _now: SystemTime,
+    ) -> Result<Option<http::Request<Bytes>>, ProviderError> {
+        Ok(None)
+    }
 
     /// A decoder for the body of a chat answer with a status of 2xx, streamed or not, as its headers tell.
     /// `limit` is the most bytes that it may keep: the longest event of a stream, or a whole body.
