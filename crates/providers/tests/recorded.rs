@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "recorded/gemini.rs"]
+mod gemini;
 mod support;
 
 use std::fs;

@@ -153,10 +153,10 @@ impl Wire for Gemini {
 
     fn next_models_request(
         &self,
-        body: &[u8],
+        page: &[u8],
         _now: SystemTime,
     ) -> Result<Option<Request<Bytes>>, ProviderError> {
-        let token = models::next_page(body);
+        let token = models::next_page(page);
         token.map(|token| self.models_page(&token)).transpose()
     }
 

@@ -79,7 +79,7 @@ struct Body<'a> {
 
 #[derive(Serialize)]
 struct Instruction<'a> {
-    parts: [Part<'a>; 1],
+    parts: Vec<Part<'a>>,
 }
 
 #[derive(Serialize)]
@@ -103,9 +103,7 @@ impl<'a> Body<'a> {
         }
         let some = !request.tools.is_empty();
         Ok(Self {
-            system_instruction: request.system.as_deref().map(|text| Instruction {
-                parts: [Part::new(Payload::Text(text))],
-            }),
+            system_instruction: instruction(request, service)?,
             contents,
             tools: some.then(|| [Tools::new(&request.tools)]),
             tool_config: request
@@ -118,6 +116,33 @@ impl<'a> Body<'a> {
     }
 }
 
+/// All instructions. Those in the middle of a conversation have no other place.
+fn instruction(
+    request: &ChatRequest,
+    service: GeminiService,
+) -> Result<Option<Instruction<'_>>, ProviderError> {
+    let first = request.system.as_deref().filter(|text| !text.is_empty());
+    let mut parts: Vec<_> = first
+        .map(|text| Part::new(Payload::Text(text)))
+        .into_iter()
+        .collect();
+    for message in &request.messages {
+        if message.role != Role::System {
+            continue;
+        }
+        if message
+            .content
+            .iter()
+            .any(|it| matches!(it, Content::Image(_)))
+        {
+            let message = "Gemini takes no images in instructions";
+            return Err(ProviderError::new(ErrorKind::Unsupported, message));
+        }
+        parts.extend(said(message, service)?);
+    }
+    Ok(Some(Instruction { parts }).filter(|it| !it.parts.is_empty()))
+}
+
 /// The conversation. The results of calls that were made at once must stand in one turn.
 fn turns(request: &ChatRequest, service: GeminiService) -> Result<Vec<Turn<'_>>, ProviderError> {
     let strict = takes_levels(&request.model);
@@ -126,8 +151,8 @@ fn turns(request: &ChatRequest, service: GeminiService) -> Result<Vec<Turn<'_>>,
     for (at, message) in request.messages.iter().enumerate() {
         let (role, parts) = match message.role {
             Role::Assistant => ("model", spoken(message, service, strict)?),
-            // Instructions in the middle of a conversation have no place of their own.
-            Role::User | Role::System => ("user", said(message, service)?),
+            Role::User => ("user", said(message, service)?),
+            Role::System => continue,
             Role::Tool => {
                 let name = called(message, &request.messages[..at])?;
                 ("user", vec![result(message, name, service)?])
