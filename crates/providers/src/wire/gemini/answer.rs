@@ -9,6 +9,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::arguments::Piece;
 use crate::error::ErrorKind;
 use crate::event::{FinishReason, Usage};
 use crate::wire::json::{Few, First, Skip};
@@ -90,7 +91,7 @@ pub(super) struct FunctionCall<'a> {
     #[serde(borrow)]
     pub args: Option<&'a RawValue>,
     #[serde(borrow)]
-    pub partial_args: Option<&'a RawValue>,
+    pub partial_args: Option<Few<Piece<'a>>>,
     /// More of this call follows.
     pub will_continue: Option<bool>,
 }

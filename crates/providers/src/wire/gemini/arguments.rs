@@ -32,7 +32,8 @@ pub(super) struct Piece<'a> {
 /// How far the JSON text of one call's arguments has been written.
 #[derive(Default)]
 pub(super) struct Arguments {
-    /// The place of the last value. Whatever holds it is still open.
+    /// The path of the last value, and its steps. Whatever holds it is still open.
+    path: String,
     place: Vec<Step<'static>>,
     /// The last value is a text that has no end yet.
     in_text: bool,
@@ -76,13 +77,12 @@ impl Arguments {
         json: &mut String,
     ) -> Result<(), ProviderError> {
         let path = piece.json_path.and_then(cow).unwrap_or_default();
-        let steps = steps(&path).ok_or_else(|| wrong(&path))?;
         let text = piece.string_value.and_then(|raw| {
             // Its escapes are those of the text that is written.
             raw.get().strip_prefix('"')?.strip_suffix('"')
         });
         let more = text.is_some() && piece.will_continue == Some(true);
-        if self.in_text && self.place == steps {
+        if self.in_text && self.path == path {
             json.push_str(text.unwrap_or_default());
             self.in_text = more;
             if !more {
@@ -91,7 +91,9 @@ impl Arguments {
             return Ok(());
         }
         self.end_text(json);
+        let steps = steps(&path).ok_or_else(|| wrong(&path))?;
         self.go_to(steps, json).ok_or_else(|| wrong(&path))?;
+        self.path = path.into();
         match (text, piece.number_value, piece.bool_value) {
             (Some(text), ..) => {
                 json.push('"');

@@ -12,7 +12,7 @@ use super::answer::{
     Candidate, Chunk, CitationMetadata, Ending, FunctionCall, GroundingChunk, GroundingMetadata,
     Part, PromptFeedback, Source, Tokens, ending,
 };
-use super::arguments::{Arguments, Piece};
+use super::arguments::Arguments;
 use super::error::from_json;
 use super::made_id;
 use crate::error::{ErrorKind, ProviderError};
@@ -266,18 +266,13 @@ impl Generation {
             }));
         }
         self.signed |= self.calls == 1 && signature.is_some();
-        if let Some(pieces) = call.partial_args
+        if let Some(pieces) = &call.partial_args
             && let Some(open) = &mut self.open
         {
             self.scratch.clear();
-            let mut outcome = Ok(());
-            for_each(pieces, |piece: Piece<'_>| {
-                if outcome.is_ok() {
-                    outcome = open.write(&piece, &mut self.scratch);
-                }
-            })
-            .map_err(not_understood)?;
-            outcome?;
+            for piece in pieces.first.iter().chain(&pieces.rest) {
+                open.write(piece, &mut self.scratch)?;
+            }
             self.push_arguments(events);
         }
         if !more {
