@@ -15,10 +15,10 @@ use crate::wire::error::{malformed, not_understood};
 pub(super) enum Method {
     /// AI Studio: `batchEmbedContents`.
     Batch,
-    /// Vertex, for most models: `predict`.
-    Predict,
-    /// Vertex, for the models after `gemini-embedding-001`: `embedContent`.
+    /// Vertex, for Gemini's models: `embedContent`, one text at a time.
     Single,
+    /// Vertex, for the older ones: `predict`.
+    Predict,
 }
 
 /// The method that `service` has for `model`.
@@ -26,11 +26,7 @@ pub(super) fn method(service: GeminiService, model: &str) -> Method {
     let name = model.rsplit('/').next().unwrap_or(model);
     match service {
         GeminiService::AiStudio => Method::Batch,
-        GeminiService::Vertex
-            if name.starts_with("gemini-") && !name.starts_with("gemini-embedding-001") =>
-        {
-            Method::Single
-        }
+        GeminiService::Vertex if name.starts_with("gemini-") => Method::Single,
         GeminiService::Vertex => Method::Predict,
     }
 }
@@ -45,13 +41,12 @@ impl Method {
     }
 
     /// The most texts of one request.
-    pub(super) fn batch(self, model: &str) -> usize {
+    pub(super) fn batch(self) -> usize {
         match self {
             Self::Batch => 100,
-            Self::Predict if model.contains("gemini-embedding") => 1,
+            Self::Single => 1,
             // 250, but no more than 20,000 tokens together, and each may have 2,048.
             Self::Predict => 9,
-            Self::Single => 1,
         }
     }
 
@@ -67,6 +62,7 @@ impl Method {
         };
         let output_dimensionality = request.dimensions;
         let content = |text| Content {
+            role: "user",
             parts: [Part { text }],
         };
         let body = match self {
@@ -120,6 +116,7 @@ struct One<'a> {
 
 #[derive(Serialize)]
 struct Content<'a> {
+    role: &'static str,
     parts: [Part<'a>; 1],
 }
 

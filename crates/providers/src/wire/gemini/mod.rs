@@ -185,7 +185,7 @@ impl Wire for Gemini {
     }
 
     fn embeddings_batch(&self, model: &str) -> usize {
-        embeddings::method(self.service, model).batch(model)
+        embeddings::method(self.service, model).batch()
     }
 
     fn decode_embeddings(&self, body: &[u8]) -> Result<Embeddings, ProviderError> {
