@@ -43,7 +43,7 @@ impl Sdk {
             std::io::stderr().write_all(text.as_bytes()).unwrap();
             return None;
         };
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ci/sdks/gemini.py");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ci/sdks/check_gemini.py");
         let mut process = Command::new(python)
             .arg(script)
             // Proxies and credentials of whoever runs the test are none of its business.

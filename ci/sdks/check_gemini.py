@@ -2,7 +2,7 @@
 
 Each line of standard input is a job: a request body as we wrote it, and the answer of a server. The body is read into
 the SDK's types, the SDK sends it to a server on loopback, and a line of JSON tells what it sent and what it made of
-the answer. `crates/providers/tests/sdk_gemini.rs` compares.
+the answer. `crates/providers/tests/google_genai.rs` compares.
 """
 
 import json
