@@ -37,6 +37,10 @@ pub enum ProviderKind {
 pub struct OpenAiSettings {
     /// Everything before `/chat/completions`.
     pub base_url: String,
+    /// The region or location, for clouds.
+    pub region: Option<String>,
+    /// The project, for Google's cloud.
+    pub project: Option<String>,
     /// Where its key is.
     pub key: Option<ApiKey>,
     /// Further headers of every request. Their values are taken for secrets.
@@ -210,6 +214,8 @@ fn read_openai(
             })
         }
     };
+    let region = section.maybe("region", &kinds::text("a region such as \"us-east-1\""));
+    let project = section.maybe("project", &kinds::text("a project's name"));
     let value = section.secret("api_key");
     let variable = section.maybe(
         "api_key_env",
@@ -267,6 +273,8 @@ fn read_openai(
         .map(beside);
     OpenAiSettings {
         base_url,
+        region,
+        project,
         key,
         headers: headers
             .into_iter()

@@ -85,15 +85,22 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         .iter()
         .map(|provider| provider.name.as_str())
         .collect();
-    assert_eq!(names, ["openai", "office", "local"]);
+    assert_eq!(names, ["openai", "office", "vertex", "local"]);
     let ProviderKind::OpenAi(office) = &config.providers[1].kind else {
         panic!()
     };
+    let ProviderKind::OpenAi(vertex) = &config.providers[2].kind else {
+        panic!()
+    };
+    assert_eq!(
+        (vertex.project.as_deref(), vertex.region.as_deref()),
+        (Some("my-project"), Some("global"))
+    );
     assert!(
         matches!(&office.key, Some(ApiKey::File(path)) if path == Path::new("/etc/office.key"))
     );
     assert_eq!(office.headers[0].0, "X-Team");
-    let ProviderKind::Local(local) = &config.providers[2].kind else {
+    let ProviderKind::Local(local) = &config.providers[3].kind else {
         panic!()
     };
     assert_eq!(local.tokens_per_second, Some(50.0));

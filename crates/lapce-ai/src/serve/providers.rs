@@ -332,9 +332,12 @@ fn connect(
         ProviderError::new(ErrorKind::Configuration, "no profile fits this server")
     })?;
     let account = Settings {
-        base_url: Some(settings.base_url.clone()),
+        // The profile's own may depend on the region.
+        base_url: Some(settings.base_url.clone()).filter(|_| known.is_none()),
         key,
         headers: settings.headers.clone(),
+        region: settings.region.clone(),
+        project: settings.project.clone(),
         ..Settings::default()
     };
     let provider = profile.connect(name, &account, client)?;
@@ -452,6 +455,29 @@ mod tests {
                 .contains("NO_SUCH_KEY (api_key_env) is not set"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn googles_cloud_needs_a_project() {
+        let vertex = |settings: &'static str| async move {
+            let text = format!("[providers.vertex]\napi_key = 'ya29.token'\n{settings}");
+            let providers = gather(&text, &[]).await;
+            providers.problems().to_vec()
+        };
+        assert_eq!(vertex("project = 'p1'").await, Vec::<String>::new());
+        let place = "project = 'p1'\nregion = 'europe-west4'";
+        assert_eq!(vertex(place).await, Vec::<String>::new());
+        let [problem] = &vertex("").await[..] else {
+            panic!("nothing is wrong without a project")
+        };
+        assert!(
+            problem.contains("vertex") && problem.contains("project is missing"),
+            "{problem}"
+        );
+        let [problem] = &vertex("project = 'p1'\nregion = 'a/b'").await[..] else {
+            panic!("nothing is wrong with a region that is none")
+        };
+        assert!(problem.contains("region"), "{problem}");
     }
 
     #[tokio::test]

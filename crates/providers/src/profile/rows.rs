@@ -193,6 +193,8 @@ pub const PROFILES: &[Profile] = &[
         format: Format::Gemini(GeminiService::Vertex),
         base_url: "https://{region}-aiplatform.googleapis.com/v1/projects/{project}/locations/{region}",
         key_variables: &["GOOGLE_OAUTH_ACCESS_TOKEN", "CLOUDSDK_AUTH_ACCESS_TOKEN"],
+        usual_model: Some("gemini-3.8-flash"),
+        claims: &["gemini-"],
         discovered: false,
         quirks: "needs `project`; without `region` it is `global`; its key is an OAuth access token, which lives for an hour",
         reference: "https://cloud.google.com/vertex-ai/generative-ai/docs/model-reference/inference",
