@@ -40,7 +40,7 @@ pub(super) struct Arguments {
 }
 
 /// One step down from an object or an array.
-#[derive(Clone, PartialEq)]
+#[derive(PartialEq)]
 enum Step<'a> {
     Key(Cow<'a, str>),
     Index(usize),
@@ -154,8 +154,7 @@ impl Arguments {
                     json.push_str(&serde_json::Value::from(&**key).to_string());
                     json.push(':');
                 }
-                Step::Index(0) => {}
-                Step::Index(_) if first => return None,
+                Step::Index(index) if first && *index > 0 => return None,
                 Step::Index(_) => {}
             }
             self.place.push(step.into_owned());

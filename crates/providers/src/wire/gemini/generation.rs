@@ -172,18 +172,16 @@ impl ThinkingConfig {
     }
 }
 
-/// Whether `model` is Gemini 3 or later, also by an alias such as `gemini-flash-latest`. Those think by levels, and insist
-/// on the signatures of their calls.
+/// Whether `model` is Gemini 3 or later. Those think by levels, and insist on the signatures of their calls. Names without a
+/// number are aliases of the latest, such as `gemini-flash-latest`, or newer families.
 pub(super) fn takes_levels(model: &str) -> bool {
     let name = model.rsplit('/').next().unwrap_or(model);
     let Some(rest) = name.strip_prefix("gemini-") else {
         return false;
     };
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-    match rest[..digits].parse::<u32>() {
-        Ok(generation) => generation >= 3,
-        Err(_) => rest.ends_with("-latest"),
-    }
+    let generation = rest[..digits].parse::<u32>();
+    generation.is_ok_and(|generation| generation >= 3) || digits == 0
 }
 
 /// No model of these can be kept from thinking. Few know `MINIMAL`; the others refuse it.

@@ -1,7 +1,7 @@
 use http::Method;
 
 use super::*;
-use crate::chat::{Content, Message, ReasoningEffort, ToolCall};
+use crate::chat::{Content, Image, ImageSource, Message, ReasoningEffort, ToolCall};
 
 const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -231,7 +231,7 @@ fn gemini_3_gets_a_word_where_a_signature_was_lost() {
         "gemini-2.5-pro",
         "gemini-2.0-flash",
         "gemma-3-27b-it",
-        "gemini-exp-1206",
+        "gemini-1.5-pro",
     ] {
         assert_eq!(signature(model, 0), serde_json::Value::Null, "{model}");
     }
@@ -267,6 +267,59 @@ fn arguments_and_results_become_objects() {
         body["contents"][2]["parts"][0]["functionResponse"]["response"],
         serde_json::json!({"output": "[1]"})
     );
+}
+
+#[test]
+fn pictures_may_be_data_urls_and_results() {
+    let picture = |source| {
+        Content::Image(Image {
+            source,
+            detail: None,
+        })
+    };
+    let inline = serde_json::json!({"inlineData": {"mimeType": "image/webp", "data": "AA=="}});
+    let mut asked = Message::user("");
+    asked.content = vec![picture(ImageSource::Url(
+        "data:image/webp;base64,AA==".into(),
+    ))];
+    let mut calls = Message::assistant("");
+    calls.tool_calls = vec![call("1", None)];
+    let mut result = Message::tool_result("1", "Here.");
+    result.content.push(picture(ImageSource::Base64 {
+        media_type: "image/webp".into(),
+        data: "AA==".into(),
+    }));
+    let request = ChatRequest::new("gemini-3.8-flash")
+        .with(asked)
+        .with(calls)
+        .with(result);
+    let mut body = body(&gemini(), &request);
+    assert_eq!(body["contents"][0]["parts"], serde_json::json!([inline]));
+    assert_eq!(
+        body["contents"][2]["parts"][0]["functionResponse"].take(),
+        serde_json::json!({"id": "1", "name": "f", "response": {"output": "Here."}, "parts": [inline]})
+    );
+}
+
+#[test]
+fn vertex_must_know_the_type_of_a_picture() {
+    let request = |url: &str| {
+        let mut message = Message::user("");
+        message.content = vec![Content::Image(Image {
+            source: ImageSource::Url(url.into()),
+            detail: None,
+        })];
+        ChatRequest::new("gemini-x").with(message)
+    };
+    let vertex = vertex(None).unwrap();
+    let send = |wire: &Gemini, url: &str| wire.chat_request(&request(url), NOW);
+    assert!(send(&vertex, "gs://bucket/a.JPG?x=.y#z").is_ok());
+    let error = send(&vertex, "https://h/cat?token=secret").unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    assert!(!error.message.contains("secret"));
+    assert!(send(&gemini(), "https://h/cat").is_ok());
+    let error = send(&gemini(), "data:text/plain,x").unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidRequest);
 }
 
 #[test]
