@@ -214,6 +214,7 @@ fn wrong(path: &str) -> ProviderError {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
@@ -286,5 +287,27 @@ mod tests {
             assert!(written(&pieces).is_err(), "{pieces:?}");
         }
         assert!(written(&[json!({"numberValue": 1})]).is_err());
+    }
+
+    proptest! {
+        /// Whatever is not refused becomes JSON.
+        #[test]
+        fn any_pieces(
+            pieces in prop::collection::vec(
+                ("\\$(\\.[ab]|\\[[0-2]\\]|\\['[^\r]'\\]|[$.\\[\\]'x\\\\]){0,4}", any::<bool>(), any::<bool>()),
+                0..6,
+            ),
+        ) {
+            let pieces: Vec<_> = pieces
+                .into_iter()
+                .map(|(path, text, more)| match text {
+                    true => json!({"jsonPath": path, "stringValue": "\"x", "willContinue": more}),
+                    false => json!({"jsonPath": path, "numberValue": -1.5}),
+                })
+                .collect();
+            if let Ok(json) = written(&pieces) {
+                prop_assert!(serde_json::from_str::<Value>(&json).is_ok(), "{json}");
+            }
+        }
     }
 }
