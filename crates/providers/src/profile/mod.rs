@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
+use crate::wire::anthropic::Anthropic;
 use crate::wire::gemini::{Gemini, GeminiService};
 use crate::wire::openai::{Dialect, OpenAi};
 pub use feature::{Feature, Features};
@@ -56,6 +57,8 @@ pub struct Profile {
 pub enum Format {
     /// OpenAI chat completions, in one server's dialect.
     ChatCompletions(Dialect),
+    /// Anthropic's Messages API.
+    Messages,
     /// Google Gemini, towards one of its two services.
     Gemini(GeminiService),
 }
@@ -118,6 +121,7 @@ impl Profile {
     pub fn wire(&self, settings: &Settings) -> Result<Arc<dyn Wire>, ProviderError> {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
+            Format::Messages => Arc::new(Anthropic::new(self, settings)?),
             Format::Gemini(service) => Arc::new(Gemini::new(self, settings, service)?),
         })
     }
