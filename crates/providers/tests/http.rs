@@ -11,7 +11,7 @@ use lapce_ai_providers::{
     HttpProvider, LoopbackServer, Phase, Provider, ProviderError, Timeouts, probe,
 };
 use serde_json::Value;
-use support::{FINISH, KEY, USAGE, Upstream, client, request, sse, text_chunk, wire};
+use support::{FINISH, KEY, USAGE, Upstream, client, request, sse, text_chunk, wire, wire_of};
 
 /// Long enough for a server in the same process, short enough to wait for.
 const SHORT: Duration = Duration::from_millis(500);
@@ -355,6 +355,58 @@ async fn the_list_of_models() {
     };
     let (models, ()) = tokio::join!(provider.models(), serve);
     assert_eq!(models.unwrap_err().kind, ErrorKind::Permission);
+}
+
+#[tokio::test]
+async fn a_list_of_models_in_pages() {
+    let upstream = Upstream::start().await;
+    let wire = wire_of("cohere", &upstream.origin());
+    let provider = HttpProvider::new("cohere", wire, client());
+    let serve = async {
+        let mut exchange = upstream.accept().await;
+        for (path, page) in [
+            (
+                "/v1/models?page_size=1000",
+                r#"{"models":[{"name":"a"}],"next_page_token":"t/1+"}"#,
+            ),
+            (
+                "/v1/models?page_size=1000&page_token=t%2f1%2b",
+                r#"{"models":[{"name":"b"}]}"#,
+            ),
+        ] {
+            let line = format!("get {path} http/1.1\r\n");
+            assert!(exchange.head.starts_with(&line), "{}", exchange.head);
+            exchange.answer("200 OK", "", page).await;
+            if path.ends_with("1000") {
+                exchange.read_request().await;
+            }
+        }
+    };
+    let (models, ()) = tokio::join!(provider.models(), serve);
+    let models = models.unwrap();
+    let ids: Vec<_> = models.iter().map(|model| model.id.as_str()).collect();
+    assert_eq!(ids, ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_list_of_models_without_end_is_an_error() {
+    let upstream = Upstream::start().await;
+    let wire = wire_of("cohere", &upstream.origin());
+    let provider = HttpProvider::new("cohere", wire, client());
+    let serve = async {
+        let mut exchange = upstream.accept().await;
+        loop {
+            let page = r#"{"models":[{"name":"a"}],"next_page_token":"t"}"#;
+            exchange.answer("200 OK", "", page).await;
+            exchange.read_request().await;
+        }
+    };
+    let error = tokio::select! {
+        models = provider.models() => models.unwrap_err(),
+        () = serve => unreachable!("it serves for ever"),
+    };
+    assert_eq!(error.kind, ErrorKind::MalformedResponse);
+    assert!(error.message.contains("no end"), "{error}");
 }
 
 #[tokio::test]

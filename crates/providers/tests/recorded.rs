@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "recorded/cohere.rs"]
+mod cohere;
 mod support;
 
 use std::fs;

@@ -27,6 +27,9 @@ const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// numbers are about 80 MB as JSON, which nobody should ask for at once).
 const DOCUMENT_LIMIT: usize = 16 << 20;
 
+/// The most pages of a list of models: no provider has a tenth of that.
+const MOST_PAGES: usize = 100;
+
 /// How long to wait for an answer. Connecting has its own limit in [`HttpConfig`](crate::HttpConfig).
 ///
 /// Only time spent waiting for the provider counts, not time in which the reader does not ask.
@@ -139,10 +142,20 @@ impl HttpProvider {
     }
 
     async fn list(&self) -> Result<Vec<ModelInfo>, ProviderError> {
-        self.wire.decode_models(&self.models_body().await?)
+        let mut body = self.models_body().await?;
+        let mut models = self.wire.decode_models(&body)?;
+        for _ in 1..MOST_PAGES {
+            let Some(request) = self.wire.more_models_request(&body, SystemTime::now())? else {
+                return Ok(models);
+            };
+            body = self.document(request, self.timeouts.models).await?;
+            models.extend(self.wire.decode_models(&body)?);
+        }
+        let message = format!("the list of models has no end after {MOST_PAGES} pages");
+        Err(ProviderError::new(ErrorKind::MalformedResponse, message))
     }
 
-    /// The body of the list of models, unread.
+    /// The body of the list of models, or of its first page, unread.
     pub(crate) async fn models_body(&self) -> Result<Bytes, ProviderError> {
         let request = self.wire.models_request(SystemTime::now())?;
         self.document(request, self.timeouts.models).await

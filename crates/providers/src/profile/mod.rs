@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
+use crate::wire::cohere::Cohere;
 use crate::wire::openai::{Dialect, OpenAi};
 pub use feature::{Feature, Features};
 pub use rows::PROFILES;
@@ -55,6 +56,8 @@ pub struct Profile {
 pub enum Format {
     /// OpenAI chat completions, in one server's dialect.
     ChatCompletions(Dialect),
+    /// Cohere's chat, version 2.
+    Cohere,
 }
 
 /// How a request shows its key.
@@ -115,6 +118,7 @@ impl Profile {
     pub fn wire(&self, settings: &Settings) -> Result<Arc<dyn Wire>, ProviderError> {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
+            Format::Cohere => Arc::new(Cohere::new(self, settings)?),
         })
     }
 

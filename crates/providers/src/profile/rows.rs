@@ -161,6 +161,31 @@ pub const PROFILES: &[Profile] = &[
         ..HOSTED
     },
     Profile {
+        name: "cohere",
+        title: "Cohere",
+        format: Format::Cohere,
+        base_url: "https://api.cohere.com",
+        key_variables: &["CO_API_KEY", "COHERE_API_KEY"],
+        usual_model: Some("command-a-03-2025"),
+        claims: &[
+            "command-",
+            "c4ai-",
+            "embed-v4",
+            "embed-english-",
+            "embed-multilingual-",
+        ],
+        features: COMMON.and(&[
+            Feature::Images,
+            Feature::Reasoning,
+            Feature::ReasoningBack,
+            Feature::Citations,
+            Feature::Embeddings,
+        ]),
+        quirks: "system messages all go to the front; a certain tool is forced by offering no other; JSON or tools, not both; its count of tokens leaves out the chat's template, so there is none here",
+        reference: "https://docs.cohere.com/v2/reference/chat",
+        ..HOSTED
+    },
+    Profile {
         name: "compatible",
         title: "Any OpenAI-compatible server",
         discovered: false,

@@ -49,6 +49,7 @@ pub(crate) fn from_response(
         "request-id",
         "x-amzn-requestid",
         "apim-request-id",
+        "x-debug-trace-id",
     ]
     .into_iter()
     .find_map(|name| head.headers.get(name));

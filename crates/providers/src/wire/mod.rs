@@ -5,11 +5,13 @@
 //! drives any of them; [`Decoding`] does so by hand.
 
 mod body;
+pub(crate) mod cohere;
 mod decoding;
 mod endpoint;
 mod error;
 mod json;
 pub(crate) mod openai;
+mod request;
 mod retry_after;
 
 use std::fmt::Debug;
@@ -47,6 +49,19 @@ pub trait Wire: Debug + Send + Sync {
     ///
     /// [`Unsupported`](crate::ErrorKind::Unsupported) when the provider has no such list.
     fn models_request(&self, now: SystemTime) -> Result<http::Request<Bytes>, ProviderError>;
+
+    /// The HTTP request of what comes after the page `body` of the list of models; `None` after the last one.
+    ///
+    /// # Errors
+    ///
+    /// As [`models_request`](Self::models_request).
+    fn more_models_request(
+        &self,
+        _body: &[u8],
+        _now: SystemTime,
+    ) -> Result<Option<http::Request<Bytes>>, ProviderError> {
+        Ok(None)
+    }
 
     /// A decoder for the body of a chat answer with a status of 2xx, streamed or not, as its headers tell.
     /// `limit` is the most bytes that it may keep: the longest event of a stream, or a whole body.

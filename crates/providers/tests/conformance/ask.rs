@@ -176,6 +176,28 @@ fn chat(name: &str) -> Option<ChatRequest> {
             ],
             ..request
         },
+        // A turn with nothing but a thought and a text goes back.
+        "reasoning_said" => ChatRequest {
+            messages: vec![
+                Message::user("Hello"),
+                Message {
+                    content: vec![
+                        Content::Reasoning {
+                            text: "Hm.".into(),
+                            signature: None,
+                        },
+                        Content::Text("Hi.".into()),
+                    ],
+                    ..Message::assistant("")
+                },
+                Message::user("Go on"),
+            ],
+            ..request
+        },
+        "json_schema_with_tools" => ChatRequest {
+            tools: tools(),
+            ..chat("json_schema")?
+        },
         "json_schema" => ChatRequest {
             response_format: Some(ResponseFormat::JsonSchema {
                 name: "city".into(),

@@ -181,7 +181,7 @@ impl Completion {
             events.push(Event::Text(text));
         }
         if let Some(calls) = &message.tool_calls {
-            for piece in calls.first.iter().chain(&calls.rest) {
+            for piece in calls {
                 self.tool_call(piece, events)?;
             }
         }
