@@ -137,3 +137,16 @@ fn nor_does_anything_of_coheres() {
         });
     }
 }
+
+#[test]
+fn nor_does_anything_of_ollamas() {
+    for message in [
+        r#"{"role":"assistant","content":TOKEN}"#,
+        r#"{"role":"assistant","content":"","thinking":TOKEN}"#,
+    ] {
+        costs_nothing("ollama", "application/x-ndjson", |token| {
+            let message = message.replace("TOKEN", &serde_json::to_string(token).unwrap());
+            format!("{{\"model\":\"m\",\"message\":{message},\"done\":false}}\n")
+        });
+    }
+}

@@ -43,7 +43,7 @@ impl Providers {
         if config.discovery.loopback
             && let Ok(client) = &shared
         {
-            for found in probe(client, &LoopbackServer::usual(), PROBE_TIMEOUT).await {
+            for found in probe(client, &LoopbackServer::usual(&lookup), PROBE_TIMEOUT).await {
                 providers.add_discovered(&found, "discovered", &shared);
             }
         }

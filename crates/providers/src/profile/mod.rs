@@ -13,6 +13,7 @@ use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
 use crate::wire::cohere::Cohere;
+use crate::wire::ollama::Ollama;
 use crate::wire::openai::{Dialect, OpenAi};
 pub use feature::{Feature, Features};
 pub use rows::PROFILES;
@@ -58,6 +59,8 @@ pub enum Format {
     ChatCompletions(Dialect),
     /// Cohere's chat, version 2.
     Cohere,
+    /// Ollama's own chat.
+    Ollama,
 }
 
 /// How a request shows its key.
@@ -119,6 +122,7 @@ impl Profile {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
             Format::Cohere => Arc::new(Cohere::new(self, settings)?),
+            Format::Ollama => Arc::new(Ollama::new(self, settings)?),
         })
     }
 

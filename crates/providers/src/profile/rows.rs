@@ -36,6 +36,9 @@ const COMMON: Features = Features::of(&[
     Feature::StreamErrors,
 ]);
 
+/// What Ollama's own format can say.
+const OLLAMA: Features = COMMON.and(&[Feature::Images, Feature::Reasoning, Feature::ReasoningBack]);
+
 /// Every provider that is known by name.
 pub const PROFILES: &[Profile] = &[
     Profile {
@@ -183,6 +186,30 @@ pub const PROFILES: &[Profile] = &[
         ]),
         quirks: "system messages all go to the front; a certain tool is forced by offering no other; JSON or tools, not both; its count of tokens leaves out the chat's template, so there is none here",
         reference: "https://docs.cohere.com/v2/reference/chat",
+        ..HOSTED
+    },
+    Profile {
+        name: "ollama",
+        title: "Ollama",
+        format: Format::Ollama,
+        base_url: "http://127.0.0.1:11434",
+        url_variable: Some("OLLAMA_HOST"),
+        discovered: false,
+        features: OLLAMA.and(&[Feature::Embeddings]),
+        quirks: "found where it listens on this machine; pictures must be in the request; no call can be forced; it cuts what is too long for its context without a word",
+        reference: "https://docs.ollama.com/api/chat",
+        ..HOSTED
+    },
+    Profile {
+        name: "ollama-cloud",
+        title: "Ollama's cloud",
+        format: Format::Ollama,
+        base_url: "https://ollama.com",
+        key_variables: &["OLLAMA_API_KEY"],
+        usual_model: Some("gpt-oss:120b"),
+        features: OLLAMA,
+        quirks: "as `ollama`",
+        reference: "https://docs.ollama.com/cloud",
         ..HOSTED
     },
     Profile {

@@ -10,6 +10,7 @@ mod decoding;
 mod endpoint;
 mod error;
 mod json;
+pub(crate) mod ollama;
 pub(crate) mod openai;
 mod request;
 mod retry_after;
