@@ -1,10 +1,12 @@
 //! Sections `[providers.<name>]`.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ErrorKind, FailureMode, LocalConfig, LocalFailure, Phase, Profile, SecretString, Timeouts,
+    ErrorKind, FailureMode, LocalConfig, LocalFailure, PROFILES, Phase, Profile, SecretString,
+    Timeouts,
 };
 use serde_json::Value;
 
@@ -26,16 +28,18 @@ pub struct ProviderSettings {
 /// How a provider is spoken to.
 #[derive(Debug, Clone)]
 pub enum ProviderKind {
-    /// A server of `OpenAI` chat completions.
+    /// A server that is reached over HTTP.
     OpenAi(Box<OpenAiSettings>),
     /// The built-in provider without a model.
     Local(LocalSettings),
 }
 
-/// A server of `OpenAI` chat completions.
+/// A server that is reached over HTTP.
 #[derive(Debug, Clone)]
 pub struct OpenAiSettings {
-    /// Everything before `/chat/completions`.
+    /// What it is; `None` for a server of `OpenAI` chat completions whose address tells which.
+    pub profile: Option<&'static Profile>,
+    /// Everything before the paths of its API, such as `/chat/completions`.
     pub base_url: String,
     /// Where its key is.
     pub key: Option<ApiKey>,
@@ -67,11 +71,27 @@ pub type LocalSettings = LocalConfig;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Type {
+    /// Chat completions, in the dialect of whoever has the address.
     OpenAi,
+    /// As the profile of this name has it.
+    Profile(&'static str),
     Local,
 }
 
-const TYPES: &[(&str, Type)] = &[("openai", Type::OpenAi), ("local", Type::Local)];
+static TYPES: LazyLock<Vec<(&str, Type)>> = LazyLock::new(|| {
+    let of = |profile: &Profile| (profile.name, Type::of(profile));
+    let servers = PROFILES.iter().map(of);
+    servers.chain([("local", Type::Local)]).collect()
+});
+
+impl Type {
+    fn of(profile: &Profile) -> Self {
+        match profile.name {
+            "openai" => Self::OpenAi,
+            name => Self::Profile(name),
+        }
+    }
+}
 
 const FAILURES: &[(&str, FailureMode)] = &[
     ("hang", FailureMode::Hang),
@@ -150,10 +170,10 @@ fn read(
         );
     }
     let known = Profile::named(&name);
-    let type_kind = kinds::one_of(TYPES, |ty| Value::from(name_of(TYPES, *ty)));
+    let type_kind = kinds::one_of(&TYPES, |ty| Value::from(name_of(&TYPES, *ty)));
     let implied = match name.as_str() {
         "local" => Some(Type::Local),
-        _ => known.map(|_| Type::OpenAi),
+        _ => known.map(Type::of),
     };
     let ty = match implied {
         Some(ty) => section.get("type", ty, &type_kind),
@@ -177,7 +197,13 @@ fn read(
         Type::Local => ProviderKind::Local(read_local(&mut section)),
         Type::OpenAi => {
             let url = known.map(|known| known.base_url);
-            ProviderKind::OpenAi(Box::new(read_openai(&mut section, &place, url, file)))
+            ProviderKind::OpenAi(Box::new(read_openai(&mut section, &place, None, url, file)))
+        }
+        Type::Profile(name) => {
+            let profile = Profile::named(name);
+            let url = profile.map(|profile| profile.base_url);
+            let server = read_openai(&mut section, &place, profile, url, file);
+            ProviderKind::OpenAi(Box::new(server))
         }
     };
     section.finish();
@@ -191,11 +217,12 @@ fn read(
 fn read_openai(
     section: &mut Section<'_>,
     place: &Origin,
+    profile: Option<&'static Profile>,
     known_url: Option<&str>,
     file: Option<&Path>,
 ) -> OpenAiSettings {
     let url_kind = kinds::text("an address such as \"http://127.0.0.1:8080/v1\"");
-    let base_url = match known_url {
+    let base_url = match known_url.filter(|url| !url.is_empty()) {
         Some(url) => section.get("base_url", url.to_owned(), &url_kind),
         None => {
             let given = section.has("base_url");
@@ -266,6 +293,7 @@ fn read_openai(
         .maybe("extra_root_certs", &kinds::path())
         .map(beside);
     OpenAiSettings {
+        profile,
         base_url,
         key,
         headers: headers

@@ -191,17 +191,20 @@ impl Providers {
                             ..HttpConfig::default()
                         })
                     });
+                let profile = openai.profile.or_else(|| Profile::named(name));
+                let base_url = address(openai, use_environment, &lookup);
                 let provider = client.clone().and_then(|client| {
                     let key = match &openai.key {
-                        None if use_environment => key_of_known(name, &lookup),
+                        None if use_environment => profile.and_then(|known| key_of(known, &lookup)),
                         None => None,
                         Some(key) => Some(read_key(key, &lookup)?),
                     };
-                    connect(name, openai, key, client)
+                    connect(name, openai, &base_url, key, client)
                 });
-                let model = settings.default_model.clone().or_else(|| usual_model(name));
+                let usual = profile.and_then(|known| known.usual_model);
+                let model = settings.default_model.clone().or(usual.map(Into::into));
                 let about = ProviderStatus {
-                    base_url: Some(openai.base_url.clone()),
+                    base_url: Some(base_url),
                     ..about("configuration")
                 };
                 self.add(name, provider, model, openai.models.clone(), about);
@@ -286,8 +289,8 @@ fn usual_model(provider: &str) -> Option<String> {
     Profile::named(provider)?.usual_model.map(ToOwned::to_owned)
 }
 
-fn key_of_known(name: &str, lookup: impl Fn(&str) -> Option<String>) -> Option<SecretString> {
-    let keys = Profile::named(name)?.key_variables.iter();
+fn key_of(profile: &Profile, lookup: impl Fn(&str) -> Option<String>) -> Option<SecretString> {
+    let keys = profile.key_variables.iter();
     let key = keys.filter_map(|name| lookup(name));
     key.map(|key| key.trim().to_owned())
         .find(|key| !key.is_empty())
@@ -319,20 +322,37 @@ fn read_key(
     }
 }
 
+/// Where a server is: what the configuration says, else what the profile's variable says (`OLLAMA_HOST`).
+fn address(
+    settings: &OpenAiSettings,
+    use_environment: bool,
+    lookup: impl Fn(&str) -> Option<String>,
+) -> String {
+    let usual = settings
+        .profile
+        .filter(|profile| use_environment && profile.base_url == settings.base_url);
+    let variable = usual.and_then(|profile| profile.url_variable);
+    let set = variable.and_then(lookup).map(|url| url.trim().to_owned());
+    set.filter(|url| !url.is_empty())
+        .unwrap_or_else(|| settings.base_url.clone())
+}
+
 fn connect(
     name: &str,
     settings: &OpenAiSettings,
+    base_url: &str,
     key: Option<SecretString>,
     client: HttpClient,
 ) -> Result<Arc<dyn Provider>, ProviderError> {
-    let same = |url: &str| url.trim_end_matches('/') == settings.base_url.trim_end_matches('/');
-    let known = PROFILES.iter().find(|profile| same(profile.base_url));
-    let profile = known.or_else(|| Profile::named("compatible"));
+    let same = |url: &str| url.trim_end_matches('/') == base_url.trim_end_matches('/');
+    let known = || PROFILES.iter().find(|profile| same(profile.base_url));
+    let profile = settings.profile.or_else(known);
+    let profile = profile.or_else(|| Profile::named("compatible"));
     let profile = profile.ok_or_else(|| {
         ProviderError::new(ErrorKind::Configuration, "no profile fits this server")
     })?;
     let account = Settings {
-        base_url: Some(settings.base_url.clone()),
+        base_url: Some(base_url.into()),
         key,
         headers: settings.headers.clone(),
         ..Settings::default()
@@ -452,6 +472,44 @@ mod tests {
                 .contains("NO_SUCH_KEY (api_key_env) is not set"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_type_is_a_profile_wherever_the_server_is() {
+        let text = "[providers.mine]\ntype = 'cohere'\nbase_url = 'http://127.0.0.1:1'\n[providers.ollama]\ndefault_model = 'qwen3'";
+        let environment = [("CO_API_KEY", "k"), ("OLLAMA_HOST", "127.0.0.1:2")];
+        let providers = gather(text, &environment).await;
+        assert!(
+            providers.problems().is_empty(),
+            "{:?}",
+            providers.problems()
+        );
+        let expected = [
+            ("mine", "configuration"),
+            ("ollama", "configuration"),
+            ("cohere", "environment"),
+            ("local", "built in"),
+        ];
+        assert_eq!(names(&providers), expected);
+        let url = |name: &str| {
+            let mut about = providers.about().iter();
+            about
+                .find(|about| about.name == name)
+                .unwrap()
+                .base_url
+                .clone()
+        };
+        assert_eq!(url("mine").as_deref(), Some("http://127.0.0.1:1"));
+        assert_eq!(url("ollama").as_deref(), Some("127.0.0.1:2"));
+        assert_eq!(
+            providers.resolve("mine").unwrap().model,
+            "command-a-03-2025"
+        );
+        // Nobody is there; that it is tried shows that the settings will do.
+        let route = providers.resolve("ollama").unwrap();
+        let request = ChatRequest::new("x").with(lapce_ai_providers::Message::user("x"));
+        let error = route.provider.chat(&request).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::ConnectionFailed, "{error}");
     }
 
     #[tokio::test]
