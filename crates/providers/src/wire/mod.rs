@@ -51,14 +51,14 @@ pub trait Wire: Debug + Send + Sync {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) when the provider has no such list.
     fn models_request(&self, now: SystemTime) -> Result<http::Request<Bytes>, ProviderError>;
 
-    /// The HTTP request of what comes after the page `body` of the list of models; `None` after the last one.
+    /// The HTTP request of what comes after a page of the list of models; `None`: it was the last one.
     ///
     /// # Errors
     ///
-    /// As [`models_request`](Self::models_request).
-    fn more_models_request(
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) where the page's mark makes no URL.
+    fn next_models_request(
         &self,
-        _body: &[u8],
+        _page: &[u8],
         _now: SystemTime,
     ) -> Result<Option<http::Request<Bytes>>, ProviderError> {
         Ok(None)
@@ -73,7 +73,7 @@ pub trait Wire: Debug + Send + Sync {
     /// answer, such as a web page.
     fn decoder(&self, head: &Parts, limit: usize) -> Result<Box<dyn Decoder>, ProviderError>;
 
-    /// The models in the body of a list of models.
+    /// The models in the body of a list of models, or of a page of it.
     ///
     /// # Errors
     ///

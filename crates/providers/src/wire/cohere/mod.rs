@@ -55,12 +55,12 @@ impl Wire for Cohere {
         self.endpoint.get(models::FIRST_PAGE)
     }
 
-    fn more_models_request(
+    fn next_models_request(
         &self,
-        body: &[u8],
+        page: &[u8],
         _now: SystemTime,
     ) -> Result<Option<Request<Bytes>>, ProviderError> {
-        let path = models::next_page(body);
+        let path = models::next_page(page);
         path.map(|path| self.endpoint.get(&path)).transpose()
     }
 
