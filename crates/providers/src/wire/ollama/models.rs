@@ -60,6 +60,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_oldest_servers_have_nothing_but_names() {
+        let models = decode(br#"{"models":[{"name":"old:7b"},{"name":""}]}"#).unwrap();
+        assert_eq!((models.len(), models[0].id.as_str()), (1, "old:7b"));
+    }
+
+    #[test]
     fn a_probe_is_not_easily_pleased() {
         for list in [
             &br#"{"models":[{"name":"a:latest","model":"a:latest","size":1}]}"#[..],
