@@ -254,7 +254,7 @@ fn equal(got: &Value, fields: &[(&str, Value)]) -> Result<(), String> {
 
 #[test]
 fn cohere() {
-    let Some(mut sdk) = Sdk::start("with_cohere.py") else {
+    let Some(mut sdk) = Sdk::start("check_cohere.py") else {
         return;
     };
     let checked = check(&mut sdk, "cohere", &["stream"], |got, ours| {
@@ -292,7 +292,7 @@ fn cohere() {
 
 #[test]
 fn ollama() {
-    let Some(mut sdk) = Sdk::start("with_ollama.py") else {
+    let Some(mut sdk) = Sdk::start("check_ollama.py") else {
         return;
     };
     // Its types are those of an older server, and know the usual parts of a schema only.
