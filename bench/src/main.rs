@@ -9,6 +9,7 @@
 //! cargo run --release -p lapce-ai-bench -- busy          round trips while a compiler runs on every processor
 //! cargo run --release -p lapce-ai-bench -- mixed         small messages beside large ones on the same connection
 //! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
+//! cargo run --release -p lapce-ai-bench -- stream        the reading of providers' streams, and their path to a client
 //! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
 //! ```
 //!
@@ -29,6 +30,7 @@ mod memory;
 mod message;
 mod peers;
 mod report;
+mod stream;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -56,6 +58,7 @@ enum Command {
     Busy(contention::busy::Arguments),
     Mixed(contention::mixed::Arguments),
     Priority(contention::priority::Arguments),
+    Stream(stream::Arguments),
     Instructions(instructions::Arguments),
     /// What `instructions` counts; started by it.
     #[command(hide = true)]
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
         Command::Busy(arguments) => contention::busy::run(&arguments),
         Command::Mixed(arguments) => contention::mixed::run(&arguments),
         Command::Priority(arguments) => contention::priority::run(&arguments),
+        Command::Stream(arguments) => stream::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
         Command::Counted {
             payload,
@@ -105,7 +109,12 @@ fn main() -> ExitCode {
 }
 
 fn play(cpus: Vec<usize>, role: peers::Role) -> Result<bool> {
-    Cpus::from_list(cpus).pin(Side::Child)?;
+    let cpus = Cpus::from_list(cpus);
+    if role.is_pinned() {
+        cpus.pin(Side::Child)?;
+    } else {
+        cpus.unpin()?;
+    }
     role.play()?;
     Ok(true)
 }

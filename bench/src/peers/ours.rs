@@ -54,11 +54,7 @@ impl ServerChild {
         max_connections: usize,
         budget: Option<u64>,
     ) -> Result<Self> {
-        // A runtime directory must be closed to others, whatever the umask.
-        let dir = tempfile::Builder::new()
-            .prefix("lapce-ai-bench-")
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir()?;
+        let dir = runtime_dir()?;
         let socket = dir.path().join(RuntimeDir::SOCKET);
         let socket = socket
             .to_str()
@@ -79,6 +75,15 @@ impl ServerChild {
     pub(crate) fn socket(&self) -> std::path::PathBuf {
         self.dir.path().join(RuntimeDir::SOCKET)
     }
+}
+
+/// A runtime directory, which must be closed to others whatever the umask.
+pub(crate) fn runtime_dir() -> Result<TempDir> {
+    let dir = tempfile::Builder::new()
+        .prefix("lapce-ai-bench-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()?;
+    Ok(dir)
 }
 
 /// The child: a server with its defaults, but for what is said.
