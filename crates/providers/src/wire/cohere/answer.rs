@@ -2,7 +2,8 @@
 //! element in place of each list.
 //!
 //! Source: <https://docs.cohere.com/v2/reference/chat-stream>. Each field may be missing or null, and unknown ones are
-//! skipped. Texts stay raw until they are wanted, so that reading an event allocates nothing.
+//! skipped. Texts stay raw until they are wanted, so that reading a token allocates nothing; and so do the rare things,
+//! which would make every event larger to move.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -34,7 +35,9 @@ pub(super) struct Body<'a> {
     pub message: Option<Message<'a>>,
     #[serde(borrow)]
     pub finish_reason: Option<&'a RawValue>,
-    pub usage: Option<Tokens>,
+    /// [`Tokens`].
+    #[serde(borrow)]
+    pub usage: Option<&'a RawValue>,
     /// Beside the reason `ERROR`.
     #[serde(borrow)]
     pub error: Option<&'a RawValue>,
@@ -49,8 +52,9 @@ pub(super) struct Message<'a> {
     pub tool_plan: Option<&'a RawValue>,
     #[serde(borrow)]
     pub tool_calls: Option<Few<Call<'a>>>,
+    /// A few [`Cited`].
     #[serde(borrow)]
-    pub citations: Option<Few<Cited<'a>>>,
+    pub citations: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]

@@ -6,11 +6,11 @@ use serde_json::value::RawValue;
 
 use super::answer::{Body, Call, Cited, Known, Message, Piece, Source, Tokens, finish_reason};
 use super::error::from_json;
-use crate::error::ProviderError;
+use crate::error::{ErrorKind, ProviderError};
 use crate::event::{Citation, Event, EventQueue, FinishReason, ToolCallDelta};
 use crate::wire::body::{Answer, MAX_TOOL_CALLS};
 use crate::wire::error::{cut, malformed, not_understood};
-use crate::wire::json::{cow, string};
+use crate::wire::json::{Few, cow, string};
 
 /// The events that a stream is known to have. Of any other nothing is expected.
 const EVENTS: &[&str] = &[
@@ -48,28 +48,17 @@ impl Answer for Reply {
         if data.is_empty() || data == "[DONE]" {
             return Ok(());
         }
-        let piece: Piece<'_> = match serde_json::from_str(data) {
-            Ok(piece) => piece,
-            Err(_) if name == "error" => {
-                return Err(from_json(&Value::String(data.into()), None));
-            }
-            // An event of a later day may have any shape.
-            Err(error) => {
-                return if is_known(data) {
-                    Err(not_understood(error))
-                } else {
-                    Ok(())
-                };
-            }
-        };
-        if name == "error" || piece.message.is_some() {
-            let document = serde_json::from_str(data).map_err(not_understood)?;
-            return Err(from_json(&document, None));
+        if name == "error" {
+            let document = serde_json::from_str(data);
+            return Err(from_json(
+                &document.unwrap_or(Value::String(data.into())),
+                None,
+            ));
         }
-        self.start(piece.id, events);
-        match piece.delta {
-            Some(delta) => self.body(&delta, piece.index, events),
-            None => Ok(()),
+        match self.piece(data, events) {
+            // An event of a later day may have any shape.
+            Err(error) if error.kind == ErrorKind::MalformedResponse && !is_known(data) => Ok(()),
+            taken => taken,
         }
     }
 
@@ -97,6 +86,19 @@ impl Answer for Reply {
 }
 
 impl Reply {
+    fn piece(&mut self, data: &str, events: &mut EventQueue) -> Result<(), ProviderError> {
+        let piece: Piece<'_> = serde_json::from_str(data).map_err(not_understood)?;
+        if piece.message.is_some() {
+            let document = serde_json::from_str(data).map_err(not_understood)?;
+            return Err(from_json(&document, None));
+        }
+        self.start(piece.id, events);
+        match piece.delta {
+            Some(delta) => self.body(&delta, piece.index, events),
+            None => Ok(()),
+        }
+    }
+
     fn start(&mut self, id: Option<&RawValue>, events: &mut EventQueue) {
         if !self.started {
             self.started = true;
@@ -126,7 +128,8 @@ impl Reply {
             ProviderError::new(kind, told.unwrap_or_else(ours))
         })?;
         self.complete = true;
-        if let Some(usage) = body.usage.as_ref().and_then(Tokens::usage) {
+        let tokens: Option<Tokens> = body.usage.map(read).transpose()?;
+        if let Some(usage) = tokens.as_ref().and_then(Tokens::usage) {
             events.push(Event::Usage(usage));
         }
         events.push(Event::Finish(reason));
@@ -150,8 +153,10 @@ impl Reply {
         for call in message.tool_calls.iter().flatten() {
             self.tool_call(call, index, events)?;
         }
-        for cited in message.citations.iter().flatten() {
-            cite(cited, events);
+        if let Some(citations) = message.citations {
+            for cited in &read::<Few<_>>(citations)? {
+                cite(cited, events);
+            }
         }
         Ok(())
     }
@@ -198,6 +203,10 @@ impl Reply {
         }
         Ok(())
     }
+}
+
+fn read<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Result<T, ProviderError> {
+    serde_json::from_str(raw.get()).map_err(not_understood)
 }
 
 /// The text, unless it is empty.

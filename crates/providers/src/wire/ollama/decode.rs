@@ -35,8 +35,9 @@ struct Message<'a> {
     content: Option<&'a RawValue>,
     #[serde(borrow)]
     thinking: Option<&'a RawValue>,
+    /// A few [`Call`]s.
     #[serde(borrow)]
-    tool_calls: Option<Few<Call<'a>>>,
+    tool_calls: Option<&'a RawValue>,
 }
 
 /// Each call comes whole.
@@ -132,8 +133,11 @@ impl Reply {
         {
             events.push(Event::Text(text));
         }
-        for call in message.tool_calls.iter().flatten() {
-            self.tool_call(call, events)?;
+        if let Some(calls) = message.tool_calls {
+            let calls: Few<_> = serde_json::from_str(calls.get()).map_err(not_understood)?;
+            for call in &calls {
+                self.tool_call(call, events)?;
+            }
         }
         Ok(())
     }

@@ -35,8 +35,9 @@ pub(super) struct Chunk<'a> {
 pub(super) struct Choice<'a> {
     #[serde(borrow)]
     pub delta: Option<Message<'a>>,
+    /// A [`Message`], of whole bodies: read on its own, since two of them would make each chunk twice as large to move.
     #[serde(borrow)]
-    pub message: Option<Message<'a>>,
+    pub message: Option<&'a RawValue>,
     #[serde(borrow)]
     pub finish_reason: Option<&'a RawValue>,
     /// Azure, in every chunk. Named here only to be skipped without serde's nesting stack.

@@ -118,7 +118,10 @@ impl Completion {
         }
         if let Some(choice) = choice {
             self.answered = true;
-            if let Some(message) = choice.delta.or(choice.message) {
+            if let Some(delta) = &choice.delta {
+                self.message(delta, events)?;
+            } else if let Some(message) = choice.message {
+                let message = serde_json::from_str(message.get()).map_err(not_understood)?;
                 self.message(&message, events)?;
             }
             let reason = choice
