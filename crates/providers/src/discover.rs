@@ -248,6 +248,9 @@ mod tests {
             ("OPENAI_API_KEY", "k"),
         ]);
         assert_eq!(same[0].profile.name, "openai");
+        // There is no common dialect of other formats.
+        let found = environment(&[("ANTHROPIC_BASE_URL", "http://10.0.0.1:8000")]);
+        assert_eq!(found[0].profile.name, "anthropic");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
+use crate::wire::anthropic::Anthropic;
 use crate::wire::cohere::Cohere;
 use crate::wire::ollama::Ollama;
 use crate::wire::openai::{Dialect, OpenAi};
@@ -57,6 +58,8 @@ pub struct Profile {
 pub enum Format {
     /// OpenAI chat completions, in one server's dialect.
     ChatCompletions(Dialect),
+    /// Anthropic's Messages API.
+    Messages,
     /// Cohere's chat, version 2.
     Cohere,
     /// Ollama's own chat.
@@ -121,6 +124,7 @@ impl Profile {
     pub fn wire(&self, settings: &Settings) -> Result<Arc<dyn Wire>, ProviderError> {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
+            Format::Messages => Arc::new(Anthropic::new(self, settings)?),
             Format::Cohere => Arc::new(Cohere::new(self, settings)?),
             Format::Ollama => Arc::new(Ollama::new(self, settings)?),
         })

@@ -4,6 +4,7 @@
 //! which is fed the body's chunks and leaves events in an [`EventQueue`]. [`crate::HttpProvider`]
 //! drives any of them; [`Decoding`] does so by hand.
 
+pub(crate) mod anthropic;
 mod body;
 pub(crate) mod cohere;
 mod decoding;

@@ -30,14 +30,16 @@ pub fn decoding(content_type: &str, limit: usize) -> Decoding {
     decoding_of("openai", content_type, limit)
 }
 
-/// The same for an answer to the profile `profile`.
 pub fn decoding_of(profile: &str, content_type: &str, limit: usize) -> Decoding {
     let response = http::Response::builder()
         .header("content-type", content_type)
         .body(())
         .unwrap();
-    let wire = wire_of(profile, "http://127.0.0.1");
-    Decoding::new(wire.decoder(&response.into_parts().0, limit).unwrap())
+    Decoding::new(
+        wire_of(profile, "http://127.0.0.1")
+            .decoder(&response.into_parts().0, limit)
+            .unwrap(),
+    )
 }
 
 /// Events, or the error's kind, as text.
