@@ -2,59 +2,94 @@
 //! element in place of each list.
 //!
 //! Source: <https://docs.cohere.com/v2/reference/chat-stream>. Each field may be missing or null, and unknown ones are
-//! skipped. Texts stay raw until they are wanted, so that reading a token allocates nothing; and so do the rare things,
-//! which would make every event larger to move.
+//! skipped. Texts stay raw until they are wanted, so that reading a token allocates nothing.
 
 use serde::Deserialize;
+use serde::de::MapAccess;
 use serde_json::value::RawValue;
 
 use crate::error::{ErrorKind, Phase};
 use crate::event::{FinishReason, Usage};
-use crate::wire::json::Few;
+use crate::wire::json::{Few, Fill, Object, skip};
 
 /// An event of a stream.
-#[derive(Deserialize)]
+#[derive(Default)]
 pub(super) struct Piece<'a> {
-    #[serde(borrow)]
     pub id: Option<&'a RawValue>,
     /// Which tool call, or which part of the content.
     pub index: Option<u64>,
-    #[serde(borrow)]
-    pub delta: Option<Body<'a>>,
+    pub delta: Body<'a>,
     /// No event has it: where it is, an error came in place of one.
-    #[serde(borrow)]
     pub message: Option<&'a RawValue>,
 }
 
+impl<'de> Fill<'de> for Piece<'de> {
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "delta" => return map.next_value_seed(Object::or_null(&mut self.delta)),
+            "index" => self.index = map.next_value()?,
+            "id" => self.id = map.next_value()?,
+            "message" => self.message = map.next_value()?,
+            _ => return skip(map),
+        }
+        Ok(())
+    }
+}
+
 /// The `delta` of an event, or a whole answer.
-#[derive(Deserialize)]
+#[derive(Default)]
 pub(super) struct Body<'a> {
-    #[serde(borrow)]
     pub id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    pub message: Option<Message<'a>>,
-    #[serde(borrow)]
+    pub message: Message<'a>,
     pub finish_reason: Option<&'a RawValue>,
     /// [`Tokens`].
-    #[serde(borrow)]
     pub usage: Option<&'a RawValue>,
     /// Beside the reason `ERROR`.
-    #[serde(borrow)]
     pub error: Option<&'a RawValue>,
 }
 
-#[derive(Deserialize)]
+impl<'de> Fill<'de> for Body<'de> {
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        let raw = match name {
+            "message" => return map.next_value_seed(Object::or_null(&mut self.message)),
+            "id" => &mut self.id,
+            "finish_reason" => &mut self.finish_reason,
+            "usage" => &mut self.usage,
+            "error" => &mut self.error,
+            _ => return skip(map),
+        };
+        *raw = map.next_value()?;
+        Ok(())
+    }
+}
+
+#[derive(Default)]
 pub(super) struct Message<'a> {
-    #[serde(borrow)]
+    /// Whether there is one.
+    pub there: bool,
     pub content: Option<Few<Part<'a>>>,
     /// What the model thinks before it calls tools.
-    #[serde(borrow)]
     pub tool_plan: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub tool_calls: Option<Few<Call<'a>>>,
     /// A few [`Cited`].
-    #[serde(borrow)]
     pub citations: Option<&'a RawValue>,
+}
+
+impl<'de> Fill<'de> for Message<'de> {
+    fn begin(&mut self) {
+        self.there = true;
+    }
+
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "content" => self.content = map.next_value()?,
+            "tool_plan" => self.tool_plan = map.next_value()?,
+            "tool_calls" => self.tool_calls = map.next_value()?,
+            "citations" => self.citations = map.next_value()?,
+            _ => return skip(map),
+        }
+        Ok(())
+    }
 }
 
 #[derive(Deserialize)]

@@ -10,7 +10,7 @@ use crate::error::{ErrorKind, ProviderError};
 use crate::event::{Citation, Event, EventQueue, FinishReason, ToolCallDelta};
 use crate::wire::body::{Answer, MAX_TOOL_CALLS};
 use crate::wire::error::{cut, malformed, not_understood};
-use crate::wire::json::{Few, cow, string};
+use crate::wire::json::{Few, cow, fill, string};
 
 /// The events that a stream is known to have. Of any other nothing is expected.
 const EVENTS: &[&str] = &[
@@ -63,8 +63,9 @@ impl Answer for Reply {
     }
 
     fn whole(&mut self, document: &str, events: &mut EventQueue) -> Result<(), ProviderError> {
-        let body: Body<'_> = serde_json::from_str(document).map_err(not_understood)?;
-        if body.message.is_none() && body.finish_reason.is_none() {
+        let mut body = Body::default();
+        fill(document, &mut body).map_err(not_understood)?;
+        if !body.message.there && body.finish_reason.is_none() {
             return Err(malformed("the answer has no message"));
         }
         self.start(body.id, events);
@@ -87,16 +88,14 @@ impl Answer for Reply {
 
 impl Reply {
     fn piece(&mut self, data: &str, events: &mut EventQueue) -> Result<(), ProviderError> {
-        let piece: Piece<'_> = serde_json::from_str(data).map_err(not_understood)?;
+        let mut piece = Piece::default();
+        fill(data, &mut piece).map_err(not_understood)?;
         if piece.message.is_some() {
             let document = serde_json::from_str(data).map_err(not_understood)?;
             return Err(from_json(&document, None));
         }
         self.start(piece.id, events);
-        match piece.delta {
-            Some(delta) => self.body(&delta, piece.index, events),
-            None => Ok(()),
-        }
+        self.body(&piece.delta, piece.index, events)
     }
 
     fn start(&mut self, id: Option<&RawValue>, events: &mut EventQueue) {
@@ -116,9 +115,7 @@ impl Reply {
         index: Option<u64>,
         events: &mut EventQueue,
     ) -> Result<(), ProviderError> {
-        if let Some(message) = &body.message {
-            self.message(message, index, events)?;
-        }
+        self.message(&body.message, index, events)?;
         let Some(name) = body.finish_reason.and_then(cow) else {
             return Ok(());
         };

@@ -275,3 +275,51 @@ fn call(call: &ToolCall) -> Call<'_> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::chat::{Image, ImageSource};
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn what_the_fixtures_do_not_ask() {
+        let request = ChatRequest::new("m").with(Message::user("x"));
+        let written = |top_p| {
+            let request = ChatRequest {
+                top_p: Some(top_p),
+                ..request.clone()
+            };
+            let body: Value = serde_json::from_slice(&body(&request).unwrap()).unwrap();
+            body["p"].as_f64().unwrap()
+        };
+        assert_eq!((written(1.0), written(0.0)), (0.99, 0.01));
+
+        let tool = Tool {
+            name: "a".into(),
+            description: None,
+            parameters: None,
+            strict: None,
+        };
+        let other = ChatRequest {
+            tools: vec![tool],
+            tool_choice: Some(ToolChoice::Tool("b".into())),
+            ..request.clone()
+        };
+        let error = body(&other).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidRequest);
+        assert!(error.message.contains("`b`"), "{error}");
+
+        let image = Content::Image(Image {
+            source: ImageSource::Url("https://x".into()),
+            detail: None,
+        });
+        let shown = request.with(Message {
+            content: vec![image],
+            ..Message::assistant("")
+        });
+        assert_eq!(body(&shown).unwrap_err().kind, ErrorKind::Unsupported);
+    }
+}

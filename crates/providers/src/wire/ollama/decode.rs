@@ -1,6 +1,7 @@
 //! Reads answers: lines of a stream, and whole bodies, which look like the only line of one.
 
 use serde::Deserialize;
+use serde::de::MapAccess;
 use serde_json::value::RawValue;
 
 use super::error::from_json;
@@ -8,36 +9,62 @@ use crate::error::ProviderError;
 use crate::event::{Event, EventQueue, FinishReason, ToolCallDelta, Usage};
 use crate::wire::body::{Answer, MAX_TOOL_CALLS};
 use crate::wire::error::{cut, malformed, not_understood};
-use crate::wire::json::{Few, cow, string};
+use crate::wire::json::{Few, Fill, Object, cow, fill, skip, string};
 
 /// Each field may be missing or null, and unknown ones are skipped. Texts stay raw until they are wanted, so that
 /// reading a line allocates nothing.
-#[derive(Deserialize)]
+#[derive(Default)]
 struct Line<'a> {
-    #[serde(borrow)]
     model: Option<&'a RawValue>,
-    #[serde(borrow)]
-    message: Option<Message<'a>>,
+    message: Message<'a>,
     done: Option<bool>,
-    #[serde(borrow)]
     done_reason: Option<&'a RawValue>,
     /// Tokens of the prompt. Older servers leave it out where the prompt was in their cache.
     prompt_eval_count: Option<u64>,
     /// Tokens generated, thinking included.
     eval_count: Option<u64>,
-    #[serde(borrow)]
     error: Option<&'a RawValue>,
 }
 
-#[derive(Deserialize)]
+impl<'de> Fill<'de> for Line<'de> {
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "message" => return map.next_value_seed(Object::or_null(&mut self.message)),
+            "model" => self.model = map.next_value()?,
+            "done" => self.done = map.next_value()?,
+            "done_reason" => self.done_reason = map.next_value()?,
+            "prompt_eval_count" => self.prompt_eval_count = map.next_value()?,
+            "eval_count" => self.eval_count = map.next_value()?,
+            "error" => self.error = map.next_value()?,
+            _ => return skip(map),
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
 struct Message<'a> {
-    #[serde(borrow)]
+    /// Whether there is one.
+    there: bool,
     content: Option<&'a RawValue>,
-    #[serde(borrow)]
     thinking: Option<&'a RawValue>,
-    /// A few [`Call`]s.
-    #[serde(borrow)]
-    tool_calls: Option<&'a RawValue>,
+    tool_calls: Option<Few<Call<'a>>>,
+}
+
+impl<'de> Fill<'de> for Message<'de> {
+    fn begin(&mut self) {
+        self.there = true;
+    }
+
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "content" => self.content = map.next_value()?,
+            "thinking" => self.thinking = map.next_value()?,
+            "tool_calls" => self.tool_calls = map.next_value()?,
+            _ => return skip(map),
+        }
+        Ok(())
+    }
 }
 
 /// Each call comes whole.
@@ -74,12 +101,13 @@ impl Answer for Reply {
         data: &str,
         events: &mut EventQueue,
     ) -> Result<(), ProviderError> {
-        let line: Line<'_> = serde_json::from_str(data).map_err(not_understood)?;
+        let mut line = Line::default();
+        fill(data, &mut line).map_err(not_understood)?;
         if line.error.is_some() {
             let document = serde_json::from_str(data).map_err(not_understood)?;
             return Err(from_json(&document, None));
         }
-        if line.message.is_none() && line.done.is_none() {
+        if !line.message.there && line.done.is_none() {
             return Err(malformed("a line of the answer has no message"));
         }
         if !self.started {
@@ -90,9 +118,7 @@ impl Answer for Reply {
                 model: model.as_deref(),
             });
         }
-        if let Some(message) = &line.message {
-            self.message(message, events)?;
-        }
+        self.message(&line.message, events)?;
         if line.done == Some(true) {
             self.finish(&line, events);
         }
@@ -133,11 +159,8 @@ impl Reply {
         {
             events.push(Event::Text(text));
         }
-        if let Some(calls) = message.tool_calls {
-            let calls: Few<_> = serde_json::from_str(calls.get()).map_err(not_understood)?;
-            for call in &calls {
-                self.tool_call(call, events)?;
-            }
+        for call in message.tool_calls.iter().flatten() {
+            self.tool_call(call, events)?;
         }
         Ok(())
     }
