@@ -22,6 +22,7 @@ mod connections;
 mod contention;
 mod instructions;
 mod ipc;
+mod latency;
 mod machine;
 mod many;
 mod measure;
@@ -109,12 +110,7 @@ fn main() -> ExitCode {
 }
 
 fn play(cpus: Vec<usize>, role: peers::Role) -> Result<bool> {
-    let cpus = Cpus::from_list(cpus);
-    if role.is_pinned() {
-        cpus.pin(Side::Child)?;
-    } else {
-        cpus.unpin()?;
-    }
+    Cpus::from_list(cpus).pin(Side::Child)?;
     role.play()?;
     Ok(true)
 }

@@ -1,8 +1,8 @@
-//! What `lapce-ai-bench stream` starts to count heap allocations. It is a program of its own because its allocator counts
+//! What `lapce-ai-bench-stream` starts to count heap allocations. It is a program of its own because its allocator counts
 //! always, and that would slow down those who allocate.
 #![forbid(unsafe_code)]
 
-#[path = "../stream"]
+#[path = "lapce-ai-bench-stream"]
 mod stream {
     pub(crate) mod formats;
     pub(crate) mod ordinary;

@@ -13,7 +13,7 @@ mod unix_socket;
 mod wakeup;
 
 pub(crate) use node::Node;
-pub(crate) use ours::{Ours, RAW_LARGEST, ServerChild, connect_raw, runtime_dir};
+pub(crate) use ours::{Ours, RAW_LARGEST, ServerChild, connect_raw};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -315,19 +315,9 @@ pub(crate) enum Role {
         payload: usize,
         window: usize,
     },
-    Upstream,
-    Daemon {
-        socket: PathBuf,
-        config: PathBuf,
-    },
 }
 
 impl Role {
-    /// Whether it runs on the child's processor; the others run wherever the scheduler puts them.
-    pub(crate) fn is_pinned(&self) -> bool {
-        !matches!(self, Self::Upstream | Self::Daemon { .. })
-    }
-
     pub(crate) fn play(self) -> Result<()> {
         let parent = Parent::from_stdin()?;
         match self {
@@ -358,10 +348,6 @@ impl Role {
                 max_connections,
                 budget,
             ),
-            Self::Upstream => crate::stream::serve_upstream(parent),
-            Self::Daemon { socket, config } => {
-                crate::stream::serve_daemon(parent, &socket, &config)
-            }
             Self::Holder { socket } => crate::connections::hold(parent, &socket),
             Self::Crowd {
                 socket,

@@ -1,8 +1,6 @@
 //! Ours: the real server with an echo handler in the child, and the real client here.
 
 use std::collections::VecDeque;
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,7 +15,7 @@ use lapce_ai_transport::{
 use tempfile::TempDir;
 
 use super::{Peer, Setup};
-use crate::child::{Child, Parent, Patience};
+use crate::child::{Child, Parent, Patience, runtime_dir};
 use crate::machine::Cpus;
 use crate::message::{Flow, Messages};
 
@@ -75,15 +73,6 @@ impl ServerChild {
     pub(crate) fn socket(&self) -> std::path::PathBuf {
         self.dir.path().join(RuntimeDir::SOCKET)
     }
-}
-
-/// A runtime directory, which must be closed to others whatever the umask.
-pub(crate) fn runtime_dir() -> Result<TempDir> {
-    let dir = tempfile::Builder::new()
-        .prefix("lapce-ai-bench-")
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir()?;
-    Ok(dir)
 }
 
 /// The child: a server with its defaults, but for what is said.

@@ -16,9 +16,9 @@ use tempfile::TempDir;
 
 use super::formats::Format;
 use super::upstream::age;
-use crate::child::{Child, Parent};
+use crate::child::{Child, Parent, runtime_dir};
+use crate::latency::{Latency, histogram};
 use crate::machine::Cpus;
-use crate::measure::{Latency, histogram};
 
 /// Longest wait for the daemon to listen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -177,7 +177,7 @@ struct Daemon {
 
 impl Daemon {
     fn start(formats: &[&'static Format], port: u16, cpus: &Cpus) -> Result<Self> {
-        let dir = crate::peers::runtime_dir()?;
+        let dir = runtime_dir()?;
         let socket = dir.path().join(RuntimeDir::SOCKET);
         let config = dir.path().join("config.toml");
         let mut text =
@@ -231,7 +231,7 @@ impl Daemon {
 }
 
 /// The child: the daemon's own program.
-pub(crate) fn serve(parent: Parent, socket: &Path, config: &Path) -> Result<()> {
+pub(super) fn serve(parent: Parent, socket: &Path, config: &Path) -> Result<()> {
     parent.ready()?;
     let mut arguments = vec![
         "lapce-ai".into(),

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::formats::{Format, Stream};
 use super::reading::Way;
-use crate::measure::median;
+use crate::latency::median;
 
 /// One format read in one way.
 #[derive(Debug, Serialize)]

@@ -1,7 +1,17 @@
-//! `stream`: tokens on their way from a provider to an editor. The parse alone, for every wire format, beside the ordinary
+//! What `lapce-ai-bench stream` hands over to: tokens on their way from a provider to an editor. The parse alone, for every wire format, beside the ordinary
 //! way; and the whole path through the daemon, from the upstream's writing of a token to the client's receipt.
 
-pub(crate) mod formats;
+#![forbid(unsafe_code)]
+
+#[allow(dead_code, reason = "the other program uses the rest")]
+#[path = "../../child.rs"]
+mod child;
+mod formats;
+#[path = "../../latency.rs"]
+mod latency;
+#[allow(dead_code, reason = "the other program uses the rest")]
+#[path = "../../machine.rs"]
+mod machine;
 mod ordinary;
 mod parse;
 mod path;
@@ -10,21 +20,51 @@ mod report;
 mod upstream;
 
 use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::Parser;
 use serde::Serialize;
 
-use crate::machine::{Cpus, Machine, Side};
+use child::Parent;
 use formats::Format;
+use machine::{Cpus, Machine, Side};
 use parse::Parsed;
 use path::{Load, Travelled};
 
-pub(crate) use path::serve as serve_daemon;
-pub(crate) use upstream::serve as serve_upstream;
+/// Measures the reading of providers' streams, and their whole path to a client.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct CommandLine {
+    #[command(flatten)]
+    arguments: Arguments,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
 
-/// Measure the reading of providers' streams, and their whole path to a client
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// The other side of an exchange; started by this program itself.
+    #[command(hide = true)]
+    Peer {
+        /// The run's processors.
+        #[arg(long, value_delimiter = ',')]
+        cpus: Vec<usize>,
+        #[command(subcommand)]
+        role: Role,
+    },
+}
+
+/// What a child does.
+#[derive(Debug, clap::Subcommand)]
+enum Role {
+    Upstream,
+    Daemon { socket: PathBuf, config: PathBuf },
+}
+
 #[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
+struct Arguments {
     /// Tokens of each run of the parse
     #[arg(long, default_value_t = 5000)]
     tokens: usize,
@@ -60,8 +100,34 @@ struct Report {
     left_out: Vec<String>,
 }
 
+fn main() -> ExitCode {
+    let CommandLine { arguments, command } = CommandLine::parse();
+    let result = match command {
+        None => run(&arguments),
+        Some(Command::Peer { cpus, role }) => play(cpus, role),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Without a standard error there is nobody to tell.
+            let _ = writeln!(io::stderr(), "lapce-ai-bench-stream: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Children run wherever the scheduler puts them.
+fn play(cpus: Vec<usize>, role: Role) -> Result<()> {
+    Cpus::from_list(cpus).unpin()?;
+    let parent = Parent::from_stdin()?;
+    match role {
+        Role::Upstream => upstream::serve(parent),
+        Role::Daemon { socket, config } => path::serve(parent, &socket, &config),
+    }
+}
+
 /// Measures and prints.
-pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
+fn run(arguments: &Arguments) -> Result<()> {
     let (tokens, runs) = match arguments.quick {
         true => (200, 3),
         false => (arguments.tokens.max(1), arguments.runs.max(1)),
@@ -109,5 +175,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         false => report.text(),
     };
     io::stdout().lock().write_all(text.as_bytes())?;
-    Ok(true)
+    Ok(())
 }

@@ -43,7 +43,7 @@ struct Plan {
 }
 
 /// The child: says its port, and takes plans.
-pub(crate) fn serve(parent: Parent) -> Result<()> {
+pub(super) fn serve(parent: Parent) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let port = listener.local_addr()?.port();
     let plan: Arc<Mutex<Option<Plan>>> = Arc::default();
