@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ErrorKind, FailureMode, LocalConfig, LocalFailure, PROFILES, Phase, Profile, SecretString,
-    Timeouts,
+    ErrorKind, FailureMode, Format, LocalConfig, LocalFailure, PROFILES, Phase, Profile,
+    SecretString, Timeouts,
 };
 use serde_json::Value;
 
@@ -41,6 +41,10 @@ pub struct OpenAiSettings {
     pub profile: Option<&'static Profile>,
     /// Everything before the paths of its API, such as `/chat/completions`.
     pub base_url: String,
+    /// The region or location, for clouds.
+    pub region: Option<String>,
+    /// The profile in the AWS files, for AWS.
+    pub aws_profile: Option<String>,
     /// Where its key is.
     pub key: Option<ApiKey>,
     /// Further headers of every request. Their values are taken for secrets.
@@ -237,6 +241,12 @@ fn read_openai(
             })
         }
     };
+    let region = section.maybe("region", &kinds::text("a region such as \"us-east-1\""));
+    let of_aws = profile.is_some_and(|profile| profile.format == Format::Bedrock);
+    let aws_profile = match of_aws {
+        true => section.maybe("aws_profile", &kinds::text("a profile's name")),
+        false => None,
+    };
     let value = section.secret("api_key");
     let variable = section.maybe(
         "api_key_env",
@@ -295,6 +305,8 @@ fn read_openai(
     OpenAiSettings {
         profile,
         base_url,
+        region,
+        aws_profile,
         key,
         headers: headers
             .into_iter()
