@@ -130,11 +130,15 @@ pub struct ErrorBody {
     /// How long to wait before a retry, in milliseconds.
     pub retry_after_ms: Option<u64>,
     /// Which provider said so.
-    pub provider: Option<String>,
+    pub provider: Option<Box<str>>,
     /// The provider's HTTP status.
     pub status: Option<u16>,
+    /// The provider's own code or type for it, such as `insufficient_quota`.
+    pub provider_code: Option<Box<str>>,
+    /// The provider's id of the request, for its support.
+    pub request_id: Option<Box<str>>,
     /// The [`Fault::name`] behind a `protocol_error`.
-    pub fault: Option<String>,
+    pub fault: Option<Box<str>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -147,11 +151,15 @@ struct Json {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    provider: Option<String>,
+    provider: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    fault: Option<String>,
+    provider_code: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    request_id: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fault: Option<Box<str>>,
 }
 
 impl ErrorBody {
@@ -169,6 +177,8 @@ impl ErrorBody {
             retry_after_ms: None,
             provider: None,
             status: None,
+            provider_code: None,
+            request_id: None,
             fault: None,
         }
     }
@@ -176,7 +186,7 @@ impl ErrorBody {
     /// The `protocol_error` that tells a peer what it did.
     pub fn from_fault(fault: Fault) -> Self {
         Self {
-            fault: Some(fault.name().to_owned()),
+            fault: Some(fault.name().into()),
             ..Self::new(ErrorCode::ProtocolError, fault.meaning())
         }
     }
@@ -184,25 +194,32 @@ impl ErrorBody {
     /// Appends the JSON payload, of at most [`MAX_LEN`](Self::MAX_LEN) bytes, with over-long texts cut.
     pub fn write(&self, buffer: &mut Vec<u8>) {
         let cut = |text: &str, most: usize| text[..text.floor_char_boundary(most)].to_owned();
+        let short = |text: &Option<Box<str>>| text.as_deref().map(|text| cut(text, 64).into());
         let mut json = Json {
             code: self.code.name().to_owned(),
             message: cut(&self.message, Self::MAX_MESSAGE),
             retry_after_ms: self.retry_after_ms,
-            provider: self.provider.as_deref().map(|p| cut(p, 64)),
+            provider: short(&self.provider),
             status: self.status,
-            fault: self.fault.as_deref().map(|f| cut(f, 64)),
+            provider_code: short(&self.provider_code),
+            request_id: short(&self.request_id),
+            fault: short(&self.fault),
         };
         let start = buffer.len();
         loop {
             // A struct of strings and numbers always serializes, and a vector always takes the bytes.
             let _ = serde_json::to_writer(&mut *buffer, &json);
-            if buffer.len() - start <= Self::MAX_LEN || json.message.is_empty() {
+            if buffer.len() - start <= Self::MAX_LEN {
                 return;
             }
             // Escapes make up to six bytes of one.
-            let most = json.message.len() / 2;
-            json.message
-                .truncate(json.message.floor_char_boundary(most));
+            if !json.message.is_empty() {
+                let most = json.message.len() / 2;
+                json.message
+                    .truncate(json.message.floor_char_boundary(most));
+            } else if json.request_id.take().is_none() && json.provider_code.take().is_none() {
+                return;
+            }
             buffer.truncate(start);
         }
     }
@@ -216,6 +233,8 @@ impl ErrorBody {
             retry_after_ms: None,
             provider: None,
             status: None,
+            provider_code: None,
+            request_id: None,
             fault: None,
         });
         Self {
@@ -224,6 +243,8 @@ impl ErrorBody {
             retry_after_ms: json.retry_after_ms,
             provider: json.provider,
             status: json.status,
+            provider_code: json.provider_code,
+            request_id: json.request_id,
             fault: json.fault,
         }
     }
@@ -237,8 +258,10 @@ mod tests {
     fn a_body_survives_the_wire() {
         let body = ErrorBody {
             retry_after_ms: Some(1500),
-            provider: Some("openai".to_owned()),
+            provider: Some("openai".into()),
             status: Some(429),
+            provider_code: Some("rate_limit_exceeded".into()),
+            request_id: Some("req_1".into()),
             ..ErrorBody::new(ErrorCode::RateLimited, "slow \"down\"\n")
         };
         let mut bytes = Vec::new();
@@ -249,8 +272,10 @@ mod tests {
     #[test]
     fn the_largest_body_fits_every_frame_and_the_room_kept_for_control() {
         let body = ErrorBody {
-            provider: Some("\u{1}".repeat(1000)),
-            fault: Some("\u{1}".repeat(1000)),
+            provider: Some("\u{1}".repeat(1000).into()),
+            fault: Some("\u{1}".repeat(1000).into()),
+            provider_code: Some("\u{1}".repeat(1000).into()),
+            request_id: Some("\u{1}".repeat(1000).into()),
             retry_after_ms: Some(u64::MAX),
             status: Some(u16::MAX),
             ..ErrorBody::new(ErrorCode::Internal, "\u{1}".repeat(100_000))

@@ -138,7 +138,10 @@ impl<W: Write> Printer<W> {
             }
             StreamEvent::Citation(citation) => self.citations.push(citation),
             StreamEvent::Finish { reason } => self.finish(reason)?,
-            StreamEvent::Start { .. } | StreamEvent::Usage(_) | StreamEvent::Unknown => {}
+            StreamEvent::Start { .. }
+            | StreamEvent::RedactedReasoning { .. }
+            | StreamEvent::Usage(_)
+            | StreamEvent::Unknown => {}
         }
         Ok(())
     }
@@ -174,12 +177,12 @@ impl<W: Write> Printer<W> {
                 .line(&format!("[the model calls {name} {arguments}]"))?;
         }
         for (at, citation) in std::mem::take(&mut self.citations).into_iter().enumerate() {
-            let title = citation
-                .title
-                .map(|title| format!("{title} "))
-                .unwrap_or_default();
-            self.out
-                .line(&format!("[{}] {title}{}", at + 1, citation.url))?;
+            let Citation { url, title, quote } = citation;
+            let quote = quote.map(|quote| format!("\"{quote}\""));
+            // Where there is an address, the words are there to be read.
+            let parts = [title, url.or(quote)].into_iter().flatten();
+            let source = parts.collect::<Vec<_>>().join(" ");
+            self.out.line(&format!("[{}] {source}", at + 1))?;
         }
         match reason {
             FinishReason::Length => {
@@ -188,7 +191,10 @@ impl<W: Write> Printer<W> {
             FinishReason::ContentFilter => {
                 note("lapce-ai: the provider's content filter held the rest back");
             }
-            FinishReason::Stop | FinishReason::ToolCalls | FinishReason::Other => {}
+            FinishReason::Stop
+            | FinishReason::ToolCalls
+            | FinishReason::Refusal
+            | FinishReason::Other => {}
         }
         Ok(())
     }

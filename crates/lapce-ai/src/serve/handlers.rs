@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::ai::{
-    AIRequest, EmbeddingsRequest, ModelList, ModelListError, ModelsRequest, TokenCount,
+    AIRequest, EmbeddingsRequest, EmbeddingsResponse, ModelList, ModelListError, ModelsRequest,
+    TokenCount,
 };
 use lapce_ai_proto::status::Status;
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
-use lapce_ai_providers::{ChatRequest, Event};
+use lapce_ai_providers::{ChatRequest, ErrorKind, Event, Route};
 use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -64,27 +65,15 @@ pub(super) fn register(server: &mut Server, app: &Arc<App>) {
     server.handle(MessageType::SHUTDOWN, move |request, reply| {
         shared.shutdown(&request, reply);
     });
-    // Not on the reactor's own thread: a request may be megabytes of JSON.
-    server.handle_async(MessageType::TOKEN_COUNT, |request, responder| async move {
-        match wire::parse::<AIRequest>(&request.body) {
-            Ok(request) => {
-                let count = TokenCount {
-                    tokens: wire::estimated_tokens(&request),
-                    exact: false,
-                };
-                answer_json(responder, &count).await;
-            }
-            Err(error) => responder.fail(error),
-        }
+    let shared = Arc::clone(app);
+    server.handle_async(MessageType::TOKEN_COUNT, move |request, responder| {
+        let app = Arc::clone(&shared);
+        async move { answer(responder, app.count(request).await).await }
     });
-    server.handle_async(MessageType::EMBEDDINGS, |request, responder| async move {
-        responder.fail(match wire::parse::<EmbeddingsRequest>(&request.body) {
-            Ok(_) => ErrorBody::new(
-                ErrorCode::Unsupported,
-                "no provider here makes embeddings yet",
-            ),
-            Err(error) => error,
-        });
+    let shared = Arc::clone(app);
+    server.handle_async(MessageType::EMBEDDINGS, move |request, responder| {
+        let app = Arc::clone(&shared);
+        async move { answer(responder, app.embeddings(request).await).await }
     });
     let shared = Arc::clone(app);
     server.handle_async(MessageType::MODELS, move |request, responder| {
@@ -203,6 +192,42 @@ impl App {
         answer_json(responder, &list).await;
     }
 
+    /// As the provider counts, or an estimate where it does not.
+    async fn count(&self, request: OwnedRequest) -> Result<TokenCount, ErrorBody> {
+        let parsed: AIRequest = wire::parse(&request.body)?;
+        drop(request);
+        let estimate = wire::estimated_tokens(&parsed);
+        let route = self.route(&parsed.model)?;
+        let chat = wire::chat_request(parsed, route.model)?;
+        match route.provider.count_tokens(&chat).await {
+            Ok(tokens) => Ok(TokenCount {
+                tokens,
+                exact: true,
+            }),
+            Err(error) if error.kind == ErrorKind::Unsupported => Ok(TokenCount {
+                tokens: estimate,
+                exact: false,
+            }),
+            Err(error) => Err(wire::provider_error(&error)),
+        }
+    }
+
+    async fn embeddings(&self, request: OwnedRequest) -> Result<EmbeddingsResponse, ErrorBody> {
+        let parsed: EmbeddingsRequest = wire::parse(&request.body)?;
+        drop(request);
+        let route = self.route(&parsed.model)?;
+        let request = wire::embedding_request(parsed, route.model)?;
+        match route.provider.embed(&request).await {
+            Ok(vectors) => Ok(wire::embeddings(vectors, route.name, &request.model)),
+            Err(error) => Err(wire::provider_error(&error)),
+        }
+    }
+
+    fn route(&self, model: &str) -> Result<Route<'_>, ErrorBody> {
+        let route = self.providers.resolve(model);
+        route.map_err(|error| wire::catalog_error(&error))
+    }
+
     async fn chat(self: Arc<Self>, request: OwnedRequest, responder: Responder, read: ReadChat) {
         let (ty, connection, begun) = (request.ty, request.connection(), Instant::now());
         let outcome = match read(&request.body) {
@@ -232,15 +257,19 @@ impl App {
             responder.fail(error);
             Err(code)
         };
-        let route = match self.providers.resolve(&request.model) {
-            Ok(route) => route,
-            Err(error) => return failed(responder, wire::catalog_error(&error)),
-        };
-        let chat = match wire::chat_request(request, route.model) {
-            Ok(chat) => chat,
+        let asked = self.route(&request.model).and_then(|route| {
+            let Route {
+                name,
+                provider,
+                model,
+            } = route;
+            Ok((name, provider, wire::chat_request(request, model)?))
+        });
+        let (name, provider, chat) = match asked {
+            Ok(asked) => asked,
             Err(error) => return failed(responder, error),
         };
-        let mut stream = match route.provider.chat(&chat).await {
+        let mut stream = match provider.chat(&chat).await {
             Ok(stream) => stream,
             Err(error) => return failed(responder, wire::provider_error(&error)),
         };
@@ -253,7 +282,7 @@ impl App {
         if !streamed {
             return match stream.collect().await {
                 Ok(answer) => {
-                    answer_json(responder, &wire::response(answer, route.name, &model)).await;
+                    answer_json(responder, &wire::response(answer, name, &model)).await;
                     Ok(())
                 }
                 Err(error) => failed(responder, wire::provider_error(&error)),
@@ -265,9 +294,9 @@ impl App {
             let event = match stream.next().await {
                 Some(Ok(event)) => event,
                 Some(Err(error)) => return failed(responder, wire::provider_error(&error)),
-                None => return failed(responder, wire::without_finish(route.name)),
+                None => return failed(responder, wire::without_finish(name)),
             };
-            wire::write_item(&mut item, event, route.name, &model);
+            wire::write_item(&mut item, event, name, &model);
             if matches!(event, Event::Finish(_)) {
                 break;
             }
@@ -291,6 +320,13 @@ fn send_json(reply: Reply<'_>, value: &impl Serialize) {
     match serde_json::to_vec(value) {
         Ok(bytes) => reply.send(&bytes),
         Err(error) => reply.fail(ErrorBody::new(ErrorCode::Internal, error.to_string())),
+    }
+}
+
+async fn answer(responder: Responder, outcome: Result<impl Serialize, ErrorBody>) {
+    match outcome {
+        Ok(value) => answer_json(responder, &value).await,
+        Err(error) => responder.fail(error),
     }
 }
 
