@@ -3,6 +3,8 @@
 //! Every setting is read once, with its kind and its default, so the same lines decide what is allowed, what an error
 //! says, and what `lapce-ai config` prints.
 
+mod aliases;
+mod key;
 mod kinds;
 mod layers;
 mod provider;
@@ -18,10 +20,12 @@ use std::time::Duration;
 
 use lapce_ai_proto::{Limits, OPEN_PREFIX_LEN};
 use lapce_ai_transport::{CONTROL_ROOM, PoolOptions, RuntimeDir};
+use secrecy::zeroize::Zeroizing;
 use serde_json::Value;
 
+pub use key::{ApiKey, KeyCommand, KeyProgram};
 pub use layers::{Origin, Problem};
-pub use provider::{ApiKey, LocalSettings, OpenAiSettings, ProviderKind, ProviderSettings};
+pub use provider::{HttpSettings, LocalSettings, ProviderKind, ProviderSettings};
 
 use kinds::written_size;
 use section::{Findings, Section, Setting};
@@ -31,13 +35,14 @@ pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// What stands where a key stood.
 const REDACTED: &str = "[redacted]";
-const SECTIONS: [&str; 6] = [
+const SECTIONS: [&str; 7] = [
     "ipc",
     "requests",
     "log",
     "metrics",
     "discovery",
     "providers",
+    "aliases",
 ];
 const DAY: u32 = 86_400;
 
@@ -107,6 +112,8 @@ pub struct Config {
     pub discovery: Discovery,
     /// The configured providers, in the file's order.
     pub providers: Vec<ProviderSettings>,
+    /// Names for models, in the file's order, each with the model that it means.
+    pub aliases: Vec<(String, String)>,
     settings: Vec<Setting>,
 }
 
@@ -257,10 +264,14 @@ impl Config {
     /// A file that is named and cannot be read, or all settings that are wrong, each with its place.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let mut file = None;
-        let mut text = String::new();
+        // It may hold keys.
+        let mut text = Zeroizing::new(String::new());
         if let Some((path, must_exist)) = sources.file() {
             match fs::read_to_string(&path) {
-                Ok(read) => (text, file) = (read, Some(std::path::absolute(&path).unwrap_or(path))),
+                Ok(read) => {
+                    text = Zeroizing::new(read);
+                    file = Some(std::path::absolute(&path).unwrap_or(path));
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => {}
                 Err(source) => return Err(ConfigError::Unreadable { path, source }),
             }
@@ -285,6 +296,7 @@ impl Config {
         let discovery = read_discovery(&mut tree, &mut findings);
         let providers =
             provider::read_all(tree.remove("providers"), file.as_deref(), &mut findings);
+        let aliases = aliases::read_all(tree.remove("aliases"), &providers, &mut findings);
         for (name, entry) in tree {
             let hint = match section::nearest(&name, SECTIONS.into_iter()) {
                 Some(near) => format!("did you mean `{near}`?"),
@@ -311,6 +323,7 @@ impl Config {
             metrics,
             discovery,
             providers,
+            aliases,
             settings,
         })
     }

@@ -1,13 +1,16 @@
 //! Sections `[providers.<name>]`.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ErrorKind, FailureMode, LocalConfig, LocalFailure, Phase, Profile, SecretString, Timeouts,
+    ErrorKind, FailureMode, Format, LocalConfig, LocalFailure, PROFILES, Phase, Profile,
+    SecretString, Timeouts,
 };
 use serde_json::Value;
 
+use super::key::{self, ApiKey};
 use super::layers::{Entry, Origin, Raw};
 use super::section::{Findings, Section};
 use super::{DAY, kinds, name_of};
@@ -26,17 +29,25 @@ pub struct ProviderSettings {
 /// How a provider is spoken to.
 #[derive(Debug, Clone)]
 pub enum ProviderKind {
-    /// A server of `OpenAI` chat completions.
-    OpenAi(Box<OpenAiSettings>),
+    /// A server that is reached over HTTP.
+    Http(Box<HttpSettings>),
     /// The built-in provider without a model.
     Local(LocalSettings),
 }
 
-/// A server of `OpenAI` chat completions.
+/// A server that is reached over HTTP.
 #[derive(Debug, Clone)]
-pub struct OpenAiSettings {
-    /// Everything before `/chat/completions`.
-    pub base_url: String,
+pub struct HttpSettings {
+    /// What it is: the row of the table that says how it is spoken to.
+    pub profile: &'static Profile,
+    /// Replaces the row's address.
+    pub base_url: Option<String>,
+    /// The region or location, for clouds.
+    pub region: Option<String>,
+    /// The project, for Google's cloud.
+    pub project: Option<String>,
+    /// The version of the API, for Azure.
+    pub api_version: Option<String>,
     /// Where its key is.
     pub key: Option<ApiKey>,
     /// Further headers of every request. Their values are taken for secrets.
@@ -51,27 +62,16 @@ pub struct OpenAiSettings {
     pub extra_root_certs: Option<PathBuf>,
 }
 
-/// Where a key is.
-#[derive(Debug, Clone)]
-pub enum ApiKey {
-    /// Here.
-    Value(SecretString),
-    /// In this environment variable.
-    Environment(String),
-    /// In this file, which holds nothing else.
-    File(PathBuf),
-}
-
 /// How the provider without a model behaves.
 pub type LocalSettings = LocalConfig;
 
-#[derive(Clone, Copy, PartialEq)]
-enum Type {
-    OpenAi,
-    Local,
-}
+const LOCAL: &str = "local";
 
-const TYPES: &[(&str, Type)] = &[("openai", Type::OpenAi), ("local", Type::Local)];
+/// Every type: the rows of the table, and `local`.
+static TYPES: LazyLock<Vec<(&'static str, &'static str)>> = LazyLock::new(|| {
+    let rows = PROFILES.iter().map(|profile| profile.name);
+    rows.chain([LOCAL]).map(|name| (name, name)).collect()
+});
 
 const FAILURES: &[(&str, FailureMode)] = &[
     ("hang", FailureMode::Hang),
@@ -149,11 +149,10 @@ fn read(
             "a provider's name must not be empty or have a `/`",
         );
     }
-    let known = Profile::named(&name);
-    let type_kind = kinds::one_of(TYPES, |ty| Value::from(name_of(TYPES, *ty)));
+    let type_kind = kinds::one_of(&TYPES, |ty| Value::from(*ty));
     let implied = match name.as_str() {
-        "local" => Some(Type::Local),
-        _ => known.map(|_| Type::OpenAi),
+        LOCAL => Some(LOCAL),
+        _ => Profile::named(&name).map(|known| known.name),
     };
     let ty = match implied {
         Some(ty) => section.get("type", ty, &type_kind),
@@ -173,12 +172,11 @@ fn read(
         }
     };
     let default_model = section.maybe("default_model", &kinds::text("a model's name"));
-    let kind = match ty {
-        Type::Local => ProviderKind::Local(read_local(&mut section)),
-        Type::OpenAi => {
-            let url = known.map(|known| known.base_url);
-            ProviderKind::OpenAi(Box::new(read_openai(&mut section, &place, url, file)))
+    let kind = match Profile::named(ty) {
+        Some(profile) => {
+            ProviderKind::Http(Box::new(read_http(&mut section, &place, profile, file)))
         }
+        None => ProviderKind::Local(read_local(&mut section)),
     };
     section.finish();
     Some(ProviderSettings {
@@ -188,53 +186,37 @@ fn read(
     })
 }
 
-fn read_openai(
+fn read_http(
     section: &mut Section<'_>,
     place: &Origin,
-    known_url: Option<&str>,
+    profile: &'static Profile,
     file: Option<&Path>,
-) -> OpenAiSettings {
+) -> HttpSettings {
     let url_kind = kinds::text("an address such as \"http://127.0.0.1:8080/v1\"");
-    let base_url = match known_url {
-        Some(url) => section.get("base_url", url.to_owned(), &url_kind),
-        None => {
-            let given = section.has("base_url");
-            section.maybe("base_url", &url_kind).unwrap_or_else(|| {
-                if !given {
-                    section.problem(
-                        place.clone(),
-                        format!("base_url is missing; it must be {}", url_kind.allowed),
-                    );
-                }
-                String::new()
-            })
+    let base_url = if profile.base_url.is_empty() {
+        if !section.has("base_url") {
+            let text = format!("base_url is missing; it must be {}", url_kind.allowed);
+            section.problem(place.clone(), text);
         }
+        section.maybe("base_url", &url_kind)
+    } else {
+        let url = section.get("base_url", profile.base_url.to_owned(), &url_kind);
+        Some(url).filter(|url| url != profile.base_url)
     };
-    let value = section.secret("api_key");
-    let variable = section.maybe(
-        "api_key_env",
-        &kinds::text("an environment variable's name"),
-    );
-    let key_file = section.maybe("api_key_file", &kinds::path());
-    let given = ["api_key", "api_key_env", "api_key_file"];
-    let set = [value.is_some(), variable.is_some(), key_file.is_some()];
-    if set.iter().filter(|set| **set).count() > 1 {
-        let last = given
-            .into_iter()
-            .zip(set)
-            .rfind(|(_, set)| *set)
-            .map_or("api_key", |(key, _)| key);
-        let origin = section.origin(last);
-        section.problem(
-            origin,
-            "only one of api_key, api_key_env and api_key_file may be set",
-        );
+    if base_url.as_deref().is_some_and(has_user) {
+        let origin = section.origin("base_url");
+        let text = "base_url must have no user or password in it: use api_key or headers";
+        section.problem(origin, text);
     }
+    let profile = match &base_url {
+        Some(url) => speaks(profile, url),
+        None => profile,
+    };
+    let region = section.maybe("region", &kinds::text("a region such as \"us-east-1\""));
+    let project = section.maybe("project", &kinds::text("a project's name"));
+    let api_version = section.maybe("api_version", &kinds::text("a version of the API"));
     let beside = |path| super::beside(file, path);
-    let key = value
-        .map(ApiKey::Value)
-        .or(variable.map(ApiKey::Environment))
-        .or(key_file.map(|path| ApiKey::File(beside(path))));
+    let key = key::read(section, beside);
     let headers = section
         .maybe("headers", &kinds::secret_map())
         .unwrap_or_default();
@@ -265,8 +247,12 @@ fn read_openai(
     let extra_root_certs = section
         .maybe("extra_root_certs", &kinds::path())
         .map(beside);
-    OpenAiSettings {
+    HttpSettings {
+        profile,
         base_url,
+        region,
+        project,
+        api_version,
         key,
         headers: headers
             .into_iter()
@@ -277,6 +263,29 @@ fn read_openai(
         connect_timeout,
         extra_root_certs,
     }
+}
+
+/// Whether there is a user before the host, and so perhaps a password.
+fn has_user(url: &str) -> bool {
+    let (_, rest) = url.split_once("://").unwrap_or(("", url));
+    rest.split(['/', '?', '#'])
+        .next()
+        .is_some_and(|authority| authority.contains('@'))
+}
+
+/// What is behind `url`. Many say `openai` and mean any server of its kind, and the other way round: the address tells.
+fn speaks(profile: &'static Profile, url: &str) -> &'static Profile {
+    if !matches!(profile.name, "openai" | "compatible") {
+        return profile;
+    }
+    let same = |known: &&Profile| {
+        matches!(known.format, Format::ChatCompletions(_))
+            && known.base_url.trim_end_matches('/') == url.trim().trim_end_matches('/')
+    };
+    let known = PROFILES.iter().find(same);
+    known
+        .or_else(|| Profile::named("compatible"))
+        .unwrap_or(profile)
 }
 
 fn read_local(section: &mut Section<'_>) -> LocalSettings {

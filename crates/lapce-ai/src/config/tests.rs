@@ -1,3 +1,5 @@
+use lapce_ai_providers::PROFILES;
+
 use super::*;
 
 fn read_with(
@@ -43,7 +45,10 @@ fn the_example_holds_every_setting_with_its_default() {
     let defaults = read("").unwrap();
     for (shown, default) in example.settings.iter().zip(&defaults.settings) {
         let name = format!("{}.{}", default.section, default.key);
-        assert_eq!((&shown.section, shown.key), (&default.section, default.key));
+        assert_eq!(
+            (&shown.section, &shown.key),
+            (&default.section, &default.key)
+        );
         assert!(
             matches!(shown.origin, Origin::File { .. }),
             "{name} is missing in the example"
@@ -85,15 +90,16 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         .iter()
         .map(|provider| provider.name.as_str())
         .collect();
-    assert_eq!(names, ["openai", "office", "local"]);
-    let ProviderKind::OpenAi(office) = &config.providers[1].kind else {
+    assert_eq!(names, ["openai", "work", "office", "local"]);
+    assert_eq!(config.aliases[0].0, "fast");
+    let ProviderKind::Http(office) = &config.providers[2].kind else {
         panic!()
     };
     assert!(
         matches!(&office.key, Some(ApiKey::File(path)) if path == Path::new("/etc/office.key"))
     );
     assert_eq!(office.headers[0].0, "X-Team");
-    let ProviderKind::Local(local) = &config.providers[2].kind else {
+    let ProviderKind::Local(local) = &config.providers[3].kind else {
         panic!()
     };
     assert_eq!(local.tokens_per_second, Some(50.0));
@@ -259,6 +265,7 @@ fn keys_are_never_shown() {
         "[providers.groq]\napi_key = 'secret-4",
         "[providers.groq]\nheaders = { a = ['secret-5'] }",
         "[providers.groq]\napi_key = 'secret-6'\napi_key_env = 'X'",
+        "[providers.groq]\nbase_url = 'http://me:secret-7@h/v1'",
     ] {
         assert!(!error(wrong).contains("secret-"), "{}", error(wrong));
     }
@@ -273,7 +280,13 @@ fn what_is_shown_can_be_read_again() {
         config
             .settings
             .iter()
-            .map(|setting| (setting.section.clone(), setting.key, setting.value.clone()))
+            .map(|setting| {
+                (
+                    setting.section.clone(),
+                    setting.key.clone(),
+                    setting.value.clone(),
+                )
+            })
             .collect()
     };
     assert_eq!(values(&again), values(&config));
@@ -284,12 +297,19 @@ fn a_provider_needs_its_type_and_address() {
     let missing = error("[providers.mine]\n");
     assert_eq!(
         missing,
-        "/etc/c.toml:1:12: providers.mine: type is missing; it must be one of \"openai\", \"local\""
+        format!(
+            "/etc/c.toml:1:12: providers.mine: type is missing; it must be one of {}, \"local\"",
+            PROFILES
+                .iter()
+                .map(|profile| format!("{:?}", profile.name))
+                .collect::<Vec<_>>()
+                .join(", ")
+        )
     );
-    assert!(error("[providers.mine]\ntype = 'openai'").contains("base_url is missing"));
+    assert!(error("[providers.mine]\ntype = 'compatible'").contains("base_url is missing"));
     assert_eq!(
         error("[providers.groq]\napi_key_env = 'A'\napi_key_file = 'b'"),
-        "/etc/c.toml:3:1: providers.groq: only one of api_key, api_key_env and api_key_file may be set"
+        "/etc/c.toml:3:1: providers.groq: only one of api_key, api_key_env, api_key_file and api_key_command may be set"
     );
     assert!(
         error("[providers.\"a/b\"]\ntype = 'local'").contains("must not be empty or have a `/`")
@@ -330,4 +350,126 @@ fn a_named_file_must_be_there_and_the_usual_one_need_not() {
         Config::load(&elsewhere),
         Err(ConfigError::Unreadable { .. })
     ));
+}
+
+#[test]
+fn the_address_tells_which_server_of_openai_s_kind_it_is() {
+    for (text, profile) in [
+        ("[providers.openai]", "openai"),
+        ("[providers.work]\ntype = 'openai'", "openai"),
+        ("[providers.work]\ntype = 'openrouter'", "openrouter"),
+        ("[providers.openai]\nbase_url = 'http://h/v1'", "compatible"),
+        (
+            "[providers.x]\ntype = 'openai'\nbase_url = 'https://api.groq.com/openai/v1/'",
+            "groq",
+        ),
+        ("[providers.groq]\nbase_url = 'http://h/v1'", "groq"),
+        (
+            "[providers.office]\ntype = 'compatible'\nbase_url = 'http://h/v1'",
+            "compatible",
+        ),
+    ] {
+        let config = read(text).unwrap();
+        let ProviderKind::Http(settings) = &config.providers[0].kind else {
+            panic!()
+        };
+        assert_eq!(settings.profile.name, profile, "{text}");
+    }
+}
+
+#[test]
+fn a_key_may_come_from_a_command_whose_words_are_secret() {
+    let command = |line: &str| {
+        let config = read(&format!("[providers.groq]\n{line}"))?;
+        let shown = format!("{} {} {config:?}", config.to_toml(), config.to_json());
+        assert!(!shown.contains("s3cret"), "{shown}");
+        let ProviderKind::Http(settings) = config.providers[0].kind.clone() else {
+            panic!()
+        };
+        Ok::<_, ConfigError>(settings.key)
+    };
+    let Some(ApiKey::Command(argv)) =
+        command("api_key_command = ['pass', 's3cret']\napi_key_ttl_secs = 60").unwrap()
+    else {
+        panic!()
+    };
+    assert_eq!(
+        argv.run,
+        KeyProgram::Program("pass".into(), vec!["s3cret".into()])
+    );
+    assert_eq!(
+        (argv.ttl, argv.timeout),
+        (Some(Duration::from_secs(60)), Duration::from_secs(30))
+    );
+    let Some(ApiKey::Command(shell)) = command("api_key_command = 'T=s3cret get'").unwrap() else {
+        panic!()
+    };
+    assert_eq!(shell.run, KeyProgram::Shell("T=s3cret get".into()));
+    for (line, part) in [
+        (
+            "api_key_command = []",
+            "must be a line for the shell such as",
+        ),
+        (
+            "api_key_command = ['']",
+            "must be a line for the shell such as",
+        ),
+        (
+            "api_key_command = ' '",
+            "must be a line for the shell such as",
+        ),
+        (
+            "api_key_command = 3",
+            "must be a line for the shell such as",
+        ),
+        ("api_key_ttl_secs = 5", "belongs to an api_key_command"),
+        (
+            "api_key_command = 'x'\napi_key = 's3cret'",
+            "only one of api_key",
+        ),
+    ] {
+        let error = command(line).unwrap_err().to_string();
+        assert!(
+            error.contains(part) && !error.contains("s3cret"),
+            "{line}: {error}"
+        );
+    }
+}
+
+#[test]
+fn aliases_are_names_for_models() {
+    let text = "[aliases]\nzoom = 'groq/llama-3'\n'my own' = 'gpt-4o'\n[providers.groq]\n";
+    let config = read_with(text, &[("LAPCE_AI_ALIASES__FAST", "groq/x")], &[]).unwrap();
+    let pairs: Vec<_> = config
+        .aliases
+        .iter()
+        .map(|(name, model)| (name.as_str(), model.as_str()))
+        .collect();
+    assert_eq!(
+        pairs,
+        [
+            ("zoom", "groq/llama-3"),
+            ("my own", "gpt-4o"),
+            ("fast", "groq/x")
+        ]
+    );
+    assert!(config.to_toml().contains("\"my own\" = \"gpt-4o\""));
+    assert_eq!(read(&config.to_toml()).unwrap().aliases, config.aliases);
+    for (text, part) in [
+        ("aliases = 3", "aliases must be a table such as [aliases]"),
+        (
+            "[aliases]\n'a/b' = 'x'",
+            "/etc/c.toml:2:1: aliases.a/b: an alias must not",
+        ),
+        (
+            "[aliases]\nfast = ['x']",
+            "aliases.fast must be a model such as",
+        ),
+        (
+            "[aliases]\nGroq = 'x'\n[providers.groq]",
+            "aliases.Groq: [providers.groq] has the same name",
+        ),
+    ] {
+        assert!(error(text).contains(part), "{}", error(text));
+    }
 }

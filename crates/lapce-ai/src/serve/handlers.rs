@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::ai::{
-    AIRequest, EmbeddingsRequest, EmbeddingsResponse, ModelList, ModelListError, ModelsRequest,
-    TokenCount,
+    AIRequest, EmbeddingsRequest, EmbeddingsResponse, ModelAlias, ModelList, ModelListError,
+    ModelsRequest, TokenCount,
 };
 use lapce_ai_proto::status::Status;
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
@@ -175,6 +175,14 @@ impl App {
         let mut answers = asked.join_all().await;
         answers.sort_unstable_by_key(|(at, ..)| *at);
         let mut list = ModelList::default();
+        // One provider's list is about that provider alone.
+        if wanted.is_none() {
+            let alias = |(name, model): (&str, &str)| ModelAlias {
+                name: name.to_owned(),
+                model: model.to_owned(),
+            };
+            list.aliases = self.providers.aliases().map(alias).collect();
+        }
         for (_, name, answer) in answers {
             match answer {
                 Ok(models) => list

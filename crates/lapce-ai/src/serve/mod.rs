@@ -1,6 +1,7 @@
 //! `lapce-ai serve`: the daemon.
 
 mod handlers;
+mod keys;
 mod log;
 pub(crate) mod providers;
 mod wire;

@@ -230,7 +230,15 @@ impl Provider for HttpProvider {
     }
 
     fn models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
-        Box::pin(async move { self.list().await.map_err(|error| self.leaving(error)) })
+        Box::pin(async move {
+            // However many pages it has.
+            let limit = self.timeouts.models;
+            let list = match tokio::time::timeout(limit, self.list()).await {
+                Ok(list) => list,
+                Err(_) => Err(timed_out(Phase::FirstToken, limit)),
+            };
+            list.map_err(|error| self.leaving(error))
+        })
     }
 
     fn embed<'a>(

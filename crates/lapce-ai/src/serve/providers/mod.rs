@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use lapce_ai_proto::status::ProviderStatus;
 use lapce_ai_providers::{
-    BoxFuture, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream, Discovered, ErrorKind,
-    HttpClient, HttpConfig, Local, LoopbackServer, ModelInfo, PROFILES, Profile, Provider,
-    ProviderError, Route, SecretString, Settings, from_environment, probe,
+    BoxFuture, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream, Discovered,
+    HttpClient, HttpConfig, Local, LoopbackServer, ModelInfo, Profile, Provider, ProviderError,
+    Route, SecretString, Settings, from_environment, probe,
 };
 
-use crate::config::{ApiKey, Config, OpenAiSettings, ProviderKind, ProviderSettings};
+use super::keys::{self, ByCommand};
+use crate::config::{ApiKey, Config, HttpSettings, ProviderKind, ProviderSettings};
 
 const LOCAL: &str = "local";
 /// The most time that the daemon's start waits for servers on this machine.
@@ -52,10 +53,11 @@ impl Providers {
                 LOCAL,
                 Ok(Arc::new(Local::default())),
                 Some(LOCAL.to_owned()),
-                vec![LOCAL.to_owned()],
+                Offer::listed(vec![LOCAL.to_owned()]),
                 about("built in"),
             );
         }
+        providers.alias(&config.aliases);
         providers.choose_default(config.requests.default_model.as_deref());
         for problem in &providers.problems {
             tracing::warn!("{problem}");
@@ -118,6 +120,19 @@ impl Providers {
         entries.filter(move |entry| name.is_none_or(|name| entry.name.eq_ignore_ascii_case(name)))
     }
 
+    /// The configured aliases, each with the model that it means.
+    pub(crate) fn aliases(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.catalog.aliases()
+    }
+
+    fn alias(&mut self, aliases: &[(String, String)]) {
+        for (name, target) in aliases {
+            if let Err(error) = self.catalog.alias(name, target) {
+                self.problems.push(error.to_string());
+            }
+        }
+    }
+
     fn knows(&self, name: &str) -> bool {
         self.named(Some(name)).next().is_some()
     }
@@ -127,7 +142,7 @@ impl Providers {
         name: &str,
         provider: Result<Arc<dyn Provider>, ProviderError>,
         default_model: Option<String>,
-        models: Vec<String>,
+        offer: Offer,
         about: ProviderStatus,
     ) {
         let usable = provider.is_ok();
@@ -146,7 +161,8 @@ impl Providers {
             name: name.to_owned(),
             provider,
             default_model,
-            models,
+            models: offer.models,
+            claims: offer.claims,
         };
         match self.catalog.add(entry) {
             Ok(()) => {
@@ -177,34 +193,41 @@ impl Providers {
                     name,
                     Ok(Arc::new(Local::new(*local))),
                     Some(model),
-                    vec![LOCAL.to_owned()],
+                    Offer::listed(vec![LOCAL.to_owned()]),
                     about("configuration"),
                 );
             }
-            ProviderKind::OpenAi(openai) => {
+            ProviderKind::Http(http) => {
                 let client = clients
-                    .entry((openai.connect_timeout, openai.extra_root_certs.clone()))
+                    .entry((http.connect_timeout, http.extra_root_certs.clone()))
                     .or_insert_with(|| {
                         HttpClient::new(&HttpConfig {
-                            connect_timeout: openai.connect_timeout,
-                            extra_root_certs: openai.extra_root_certs.clone(),
+                            connect_timeout: http.connect_timeout,
+                            extra_root_certs: http.extra_root_certs.clone(),
                             ..HttpConfig::default()
                         })
                     });
-                let provider = client.clone().and_then(|client| {
-                    let key = match &openai.key {
-                        None if use_environment => key_of_known(name, &lookup),
-                        None => None,
-                        Some(key) => Some(read_key(key, &lookup)?),
-                    };
-                    connect(name, openai, key, client)
-                });
-                let model = settings.default_model.clone().or_else(|| usual_model(name));
+                // `openai` at somebody else's address is still what its name says.
+                let known = Profile::named(name).unwrap_or(http.profile);
+                let lookup =
+                    |name: &str| lookup(name).filter(|_| use_environment || http.key.is_some());
+                let provider = client
+                    .clone()
+                    .and_then(|client| with_key(name, http, known, lookup, client));
+                let model = settings.default_model.clone();
+                let usual = known.usual_model.or(http.profile.usual_model);
+                let model = model.or_else(|| usual.map(ToOwned::to_owned));
+                let url = http.base_url.as_deref().unwrap_or(http.profile.base_url);
                 let about = ProviderStatus {
-                    base_url: Some(openai.base_url.clone()),
+                    // One that will not do may have a password in it.
+                    base_url: provider.is_ok().then(|| url.to_owned()),
                     ..about("configuration")
                 };
-                self.add(name, provider, model, openai.models.clone(), about);
+                let offer = Offer {
+                    models: http.models.clone(),
+                    claims: http.profile.claims,
+                };
+                self.add(name, provider, model, offer, about);
             }
         }
     }
@@ -236,7 +259,10 @@ impl Providers {
             &found.name,
             provider,
             usual_model(&found.name).or(first),
-            models,
+            Offer {
+                models,
+                claims: found.profile.claims,
+            },
             about,
         );
     }
@@ -275,6 +301,24 @@ impl Providers {
     }
 }
 
+/// Which models a provider has.
+#[derive(Default)]
+struct Offer {
+    /// Those that are known.
+    models: Vec<String>,
+    /// How the names of those begin that are its own, whether known or not.
+    claims: &'static [&'static str],
+}
+
+impl Offer {
+    fn listed(models: Vec<String>) -> Self {
+        Self {
+            models,
+            claims: &[],
+        }
+    }
+}
+
 fn about(source: &str) -> ProviderStatus {
     ProviderStatus {
         source: source.to_owned(),
@@ -286,58 +330,46 @@ fn usual_model(provider: &str) -> Option<String> {
     Profile::named(provider)?.usual_model.map(ToOwned::to_owned)
 }
 
-fn key_of_known(name: &str, lookup: impl Fn(&str) -> Option<String>) -> Option<SecretString> {
-    let keys = Profile::named(name)?.key_variables.iter();
-    let key = keys.filter_map(|name| lookup(name));
-    key.map(|key| key.trim().to_owned())
-        .find(|key| !key.is_empty())
-        .map(SecretString::from)
-}
-
-fn read_key(
-    key: &ApiKey,
+/// The provider with its key, or with the command that prints it.
+fn with_key(
+    name: &str,
+    settings: &HttpSettings,
+    known: &Profile,
     lookup: impl Fn(&str) -> Option<String>,
-) -> Result<SecretString, ProviderError> {
-    let wrong = |why: String| ProviderError::new(ErrorKind::Configuration, why);
-    let text = match key {
-        ApiKey::Value(secret) => return Ok(secret.clone()),
-        ApiKey::Environment(name) => lookup(name).ok_or_else(|| {
-            wrong(format!(
-                "the environment variable {name} (api_key_env) is not set where the daemon runs"
-            ))
-        })?,
-        ApiKey::File(path) => std::fs::read_to_string(path).map_err(|error| {
-            wrong(format!(
-                "the key file {} (api_key_file) cannot be read: {error}",
-                path.display()
-            ))
-        })?,
+    client: HttpClient,
+) -> Result<Arc<dyn Provider>, ProviderError> {
+    let key = match &settings.key {
+        None => keys::usual(known, lookup),
+        Some(ApiKey::Value(key)) => Some(key.clone()),
+        Some(ApiKey::Environment(variable)) => Some(keys::in_variable(variable, lookup)?),
+        Some(ApiKey::File(path)) => Some(keys::in_file(path)?),
+        Some(ApiKey::Command(command)) => {
+            // Whether the other settings will do is known without the key.
+            let stand_in = SecretString::from("not-yet-known");
+            connect(name, settings, Some(stand_in), client.clone())?;
+            let (called, settings) = (name.to_owned(), settings.clone());
+            let connect = move |key| connect(&called, &settings, Some(key), client.clone());
+            return Ok(Arc::new(ByCommand::new(name, command.clone(), connect)));
+        }
     };
-    match text.trim() {
-        "" => Err(wrong("its key is empty".to_owned())),
-        text => Ok(SecretString::from(text)),
-    }
+    connect(name, settings, key, client)
 }
 
 fn connect(
     name: &str,
-    settings: &OpenAiSettings,
+    settings: &HttpSettings,
     key: Option<SecretString>,
     client: HttpClient,
 ) -> Result<Arc<dyn Provider>, ProviderError> {
-    let same = |url: &str| url.trim_end_matches('/') == settings.base_url.trim_end_matches('/');
-    let known = PROFILES.iter().find(|profile| same(profile.base_url));
-    let profile = known.or_else(|| Profile::named("compatible"));
-    let profile = profile.ok_or_else(|| {
-        ProviderError::new(ErrorKind::Configuration, "no profile fits this server")
-    })?;
     let account = Settings {
-        base_url: Some(settings.base_url.clone()),
+        base_url: settings.base_url.clone(),
         key,
         headers: settings.headers.clone(),
-        ..Settings::default()
+        region: settings.region.clone(),
+        project: settings.project.clone(),
+        api_version: settings.api_version.clone(),
     };
-    let provider = profile.connect(name, &account, client)?;
+    let provider = settings.profile.connect(name, &account, client)?;
     Ok(Arc::new(provider.with_timeouts(settings.timeouts)))
 }
 
@@ -359,109 +391,4 @@ impl Provider for Unusable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Sources;
-
-    fn config(text: &str) -> (tempfile::TempDir, Config) {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("c.toml");
-        std::fs::write(&file, format!("{text}\n[discovery]\nloopback = false\n")).unwrap();
-        let config = Config::load(&Sources {
-            file: Some(file),
-            ..Sources::default()
-        })
-        .unwrap();
-        (directory, config)
-    }
-
-    async fn gather(text: &str, environment: &[(&str, &str)]) -> Providers {
-        let (_directory, config) = config(text);
-        Providers::gather(&config, |name| {
-            environment
-                .iter()
-                .find(|(known, _)| *known == name)
-                .map(|(_, value)| (*value).to_owned())
-        })
-        .await
-    }
-
-    fn names(providers: &Providers) -> Vec<(&str, &str)> {
-        providers
-            .about()
-            .iter()
-            .map(|about| (about.name.as_str(), about.source.as_str()))
-            .collect()
-    }
-
-    #[tokio::test]
-    async fn without_anything_there_is_local() {
-        let providers = gather("", &[]).await;
-        assert_eq!(names(&providers), [("local", "built in")]);
-        assert_eq!(providers.default_model(), Some("local/local"));
-        assert_eq!(providers.resolve("").unwrap().name, "local");
-        assert!(providers.problems().is_empty());
-    }
-
-    #[tokio::test]
-    async fn configured_ones_come_first_and_are_not_doubled() {
-        let text = "[providers.mine]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:1/v1'\n[providers.groq]\ndefault_model = 'x'\n[providers.local]\ntokens = 3";
-        let providers = gather(text, &[("GROQ_API_KEY", "k"), ("OPENAI_API_KEY", "k")]).await;
-        let expected = [
-            ("mine", "configuration"),
-            ("groq", "configuration"),
-            ("local", "configuration"),
-            ("openai", "environment"),
-        ];
-        assert_eq!(names(&providers), expected);
-        assert_eq!(providers.default_model(), Some("groq/x"));
-        assert_eq!(providers.resolve("openai").unwrap().model, "gpt-4o-mini");
-    }
-
-    #[tokio::test]
-    async fn a_configured_default_wins_and_a_wrong_one_is_told() {
-        let providers = gather(
-            "[requests]\ndefault_model = 'local'",
-            &[("OPENAI_API_KEY", "k")],
-        )
-        .await;
-        assert_eq!(providers.resolve("").unwrap().name, "local");
-        let providers = gather("[requests]\ndefault_model = 'nobody/x'", &[]).await;
-        assert_eq!(
-            providers.problems(),
-            ["requests.default_model: no provider or model is called `nobody/x`"]
-        );
-        assert!(providers.resolve("").is_err());
-    }
-
-    #[tokio::test]
-    async fn a_provider_that_will_not_do_says_why_when_it_is_asked() {
-        let text = "[providers.groq]\napi_key_env = 'NO_SUCH_KEY'\n[providers.mine]\ntype = 'openai'\nbase_url = 'no address'";
-        let providers = gather(text, &[]).await;
-        assert_eq!(providers.problems().len(), 2, "{:?}", providers.problems());
-        assert_eq!(providers.default_model(), Some("local/local"));
-        let route = providers.resolve("groq/x").unwrap();
-        let error = route
-            .provider
-            .chat(&ChatRequest::new("x"))
-            .await
-            .unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("NO_SUCH_KEY (api_key_env) is not set"),
-            "{error}"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_provider_without_a_default_model_is_told_of() {
-        let providers = gather("", &[("TOGETHER_API_KEY", "k")]).await;
-        assert_eq!(providers.default_model(), Some("local/local"));
-        assert!(
-            providers.problems()[0].starts_with("together has no default model"),
-            "{:?}",
-            providers.problems()
-        );
-    }
-}
+mod tests;
