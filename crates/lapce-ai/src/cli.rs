@@ -17,6 +17,7 @@ Examples:
   git diff | lapce-ai chat \"Write a commit message for this\"
   lapce-ai chat --model openai/gpt-4o --json \"Hello\" | jq -r 'select(.type == \"text\").text'
   lapce-ai models
+  lapce-ai providers
   lapce-ai config --example > ~/.config/lapce-ai/config.toml
 
 The first `chat` starts the daemon, which stops by itself after five minutes without a client. Run `lapce-ai serve`
@@ -103,6 +104,18 @@ enum Command {
         /// For programs: one JSON object
         #[arg(long)]
         json: bool,
+    },
+    /// List the providers that are known by name, with what each can do; no daemon is needed
+    Providers {
+        /// Only this one
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+        /// For programs: one JSON object
+        #[arg(long)]
+        json: bool,
+        /// The page docs/providers.md
+        #[arg(long, conflicts_with_all = ["json", "name"])]
+        markdown: bool,
     },
     /// Show or check the configuration
     #[command(after_help = CONFIG_EXAMPLES)]
@@ -208,10 +221,11 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(cli: &Cli) -> Result<(), Failure> {
-    // These two need no configuration, and help to write one.
+    // These need no configuration, and help to write one.
     match &cli.command {
         Command::Completions { shell } => return commands::completions::<Cli>(*shell),
         Command::Config { example: true, .. } => return commands::config::example(),
+        Command::Providers { markdown: true, .. } => return commands::providers::markdown(),
         _ => {}
     }
     let config = Config::load(&cli.global.sources()?)?;
@@ -222,6 +236,9 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Status { json } => commands::status::run(&config, *json),
         Command::Models { provider, json } => {
             commands::models::run(&config, &cli.global, provider.as_deref(), *json)
+        }
+        Command::Providers { name, json, .. } => {
+            commands::providers::run(&config, name.as_deref(), *json)
         }
         Command::Config {
             check: true, json, ..

@@ -202,6 +202,7 @@ async fn no_key_comes_out_however_often_it_is_repeated() {
         &["config", "--json"],
         &["config", "--check"],
         &["providers"],
+        &["providers"],
         &["providers", "--json"],
         &["chat", "--model", "failing/m", "x"],
         &["chat", "--json", "--model", "nobody", "x"],

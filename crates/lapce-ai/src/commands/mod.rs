@@ -3,6 +3,7 @@
 pub(crate) mod chat;
 pub(crate) mod config;
 pub(crate) mod models;
+pub(crate) mod providers;
 pub(crate) mod status;
 pub(crate) mod stop;
 

@@ -57,6 +57,15 @@ pub enum Format {
     ChatCompletions(Dialect),
 }
 
+impl Format {
+    /// Its name, for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::ChatCompletions(_) => "OpenAI chat completions",
+        }
+    }
+}
+
 /// How a request shows its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Auth {
