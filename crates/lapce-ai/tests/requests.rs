@@ -302,3 +302,87 @@ async fn an_error_has_all_of_the_provider_s_words() {
     assert!(body.message.contains("Slow down."), "{}", body.message);
     client.close().await;
 }
+
+#[test]
+fn the_command_line_can_show_pictures_think_and_ask_for_a_form() {
+    let server = OpenAi::new();
+    let home = home(&server, "compatible");
+    let picture = home.path("dot.png");
+    std::fs::write(&picture, b"\x89PNG\r\n\x1a\n").unwrap();
+    std::fs::write(
+        home.path("form.json"),
+        r#"{"type": "object", "z": 1, "a": 2}"#,
+    )
+    .unwrap();
+    let args = [
+        "chat",
+        "--model",
+        "up/m",
+        "--image",
+        "dot.png",
+        "--image",
+        "https://x/y.jpg",
+        "--reasoning",
+        "high",
+        "--schema",
+        "form.json",
+        "--system",
+        "Be brief.",
+        "What is it?",
+    ];
+    let chat = home.command(&args).spawn().unwrap();
+    let (_, body, mut stream) = server.request();
+    done().send(&mut stream);
+    assert_eq!(support::ended(chat).out, "ok\n");
+    let sent: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(
+        sent["messages"],
+        json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+            {"type": "image_url", "image_url": {"url": "https://x/y.jpg"}},
+            {"type": "text", "text": "What is it?"}]}])
+    );
+    assert_eq!(sent["reasoning_effort"], "high");
+    assert_eq!(
+        sent["response_format"]["json_schema"].to_string(),
+        r#"{"name":"answer","schema":{"type":"object","z":1,"a":2},"strict":true}"#
+    );
+    for (args, part) in [
+        (&["chat", "--image", "no.png", "x"][..], "--image no.png: "),
+        (
+            &["chat", "--image", "form.json", "x"],
+            "it is no PNG, JPEG, GIF or WebP picture",
+        ),
+        (&["chat", "--schema", "dot.png", "x"], "--schema dot.png: "),
+        (
+            &["chat", "--reasoning", "much", "x"],
+            "or a number of tokens",
+        ),
+    ] {
+        let ended = home.run(args);
+        assert_eq!(ended.code, Some(2), "{args:?}");
+        assert!(ended.err.contains(part), "{}", ended.err);
+    }
+}
+
+#[test]
+fn tokens_are_counted_about_where_the_provider_does_not_count() {
+    let home = Home::new("");
+    assert_eq!(home.ok(&["count", "12345678"]), "about 6\n");
+    assert_eq!(
+        home.ok(&["count", "--json", "--system", "1234", "12345678"]),
+        "{\"tokens\":11,\"exact\":false}\n"
+    );
+    let unknown = home.run(&["count", "--model", "nobody", "x"]);
+    assert_eq!(unknown.code, Some(1));
+    assert!(unknown.err.contains("`nobody`"), "{}", unknown.err);
+    let vectors = home.run(&["embed", "a", "b"]);
+    assert_eq!(vectors.code, Some(1));
+    assert!(
+        vectors.err.contains("has no API for embeddings"),
+        "{}",
+        vectors.err
+    );
+    let empty = home.run(&["embed", "a", ""]);
+    assert!(empty.err.contains("input[1] is empty"), "{}", empty.err);
+}
