@@ -21,6 +21,7 @@ use std::time::Duration;
 use lapce_ai_proto::{Limits, OPEN_PREFIX_LEN};
 use lapce_ai_transport::{CONTROL_ROOM, PoolOptions, RuntimeDir};
 use secrecy::zeroize::Zeroizing;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
 pub use key::{ApiKey, KeyCommand, KeyProgram};
@@ -35,12 +36,13 @@ pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// What stands where a key stood.
 const REDACTED: &str = "[redacted]";
-const SECTIONS: [&str; 7] = [
+const SECTIONS: [&str; 8] = [
     "ipc",
     "requests",
     "log",
     "metrics",
     "discovery",
+    "network",
     "providers",
     "aliases",
 ];
@@ -110,6 +112,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is used without being configured.
     pub discovery: Discovery,
+    /// Towards providers.
+    pub network: Network,
     /// The configured providers, in the file's order.
     pub providers: Vec<ProviderSettings>,
     /// Names for models, in the file's order, each with the model that it means.
@@ -229,6 +233,17 @@ pub struct Discovery {
     pub loopback: bool,
 }
 
+/// Section `[network]`.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// The HTTP proxy through which `https` addresses are reached. It may hold a password.
+    pub https_proxy: Option<SecretString>,
+    /// Hosts that are reached without it, in the form of curl's `NO_PROXY`.
+    pub no_proxy: String,
+    /// Whether to trust the system's certificates besides the compiled-in ones.
+    pub system_root_certs: bool,
+}
+
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -294,6 +309,7 @@ impl Config {
         let log = read_log(&mut tree, file.as_deref(), &mut findings);
         let metrics = read_metrics(&mut tree, &mut findings);
         let discovery = read_discovery(&mut tree, &mut findings);
+        let network = read_network(&mut tree, sources, &mut findings);
         let providers =
             provider::read_all(tree.remove("providers"), file.as_deref(), &mut findings);
         let aliases = aliases::read_all(tree.remove("aliases"), &providers, &mut findings);
@@ -322,6 +338,7 @@ impl Config {
             log,
             metrics,
             discovery,
+            network,
             providers,
             aliases,
             settings,
@@ -472,6 +489,35 @@ fn read_discovery(tree: &mut layers::Table, findings: &mut Findings) -> Discover
     Discovery {
         environment,
         loopback,
+    }
+}
+
+/// Everybody's variables for this stand below the file and above the defaults.
+fn read_network(tree: &mut layers::Table, sources: &Sources, findings: &mut Findings) -> Network {
+    for (key, names) in [
+        ("https_proxy", ["HTTPS_PROXY", "https_proxy"]),
+        ("no_proxy", ["NO_PROXY", "no_proxy"]),
+    ] {
+        let mut set = names
+            .iter()
+            .filter_map(|name| Some((*name, sources.variable(name)?)));
+        if let Some((name, value)) = set.next() {
+            layers::lay_below(tree, ["network", key], name, value);
+        }
+    }
+    let mut network = Section::take(tree, "network", findings);
+    let https_proxy = network.secret("https_proxy");
+    let no_proxy = network.maybe(
+        "no_proxy",
+        &kinds::text("a list such as \"a.example, 10.0.0.0/8\""),
+    );
+    let system_root_certs = network.get("system_root_certs", true, &kinds::switch());
+    network.finish();
+    Network {
+        https_proxy: https_proxy
+            .filter(|proxy| !proxy.expose_secret().eq_ignore_ascii_case("none")),
+        no_proxy: no_proxy.unwrap_or_default(),
+        system_root_certs,
     }
 }
 

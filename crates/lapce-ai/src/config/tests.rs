@@ -54,7 +54,14 @@ fn the_example_holds_every_setting_with_its_default() {
             "{name} is missing in the example"
         );
         // These have no default that is the same everywhere.
-        if !["ipc.socket_path", "requests.default_model", "log.file"].contains(&name.as_str()) {
+        let own = [
+            "ipc.socket_path",
+            "requests.default_model",
+            "log.file",
+            "network.https_proxy",
+            "network.no_proxy",
+        ];
+        if !own.contains(&name.as_str()) {
             assert_eq!(shown.value, default.value, "{name}");
         }
     }
@@ -472,4 +479,31 @@ fn aliases_are_names_for_models() {
     ] {
         assert!(error(text).contains(part), "{}", error(text));
     }
+}
+
+#[test]
+fn everybody_s_proxy_variables_stand_below_the_file() {
+    let variables = [
+        ("https_proxy", "http://me:s3cret@proxy:1"),
+        ("NO_PROXY", "a.example"),
+    ];
+    let proxy = |text: &str| {
+        let config = read_with(text, &variables, &[]).unwrap();
+        let shown = format!("{} {} {config:?}", config.to_toml(), config.to_json());
+        assert!(!shown.contains("s3cret"), "{shown}");
+        let proxy = config.network.https_proxy.as_ref();
+        let proxy = proxy.map(|proxy| proxy.expose_secret().to_owned());
+        (proxy, config.network.no_proxy.clone())
+    };
+    assert_eq!(
+        proxy(""),
+        (Some("http://me:s3cret@proxy:1".into()), "a.example".into())
+    );
+    assert_eq!(
+        proxy("[network]\nhttps_proxy = 'http://other'\nno_proxy = '*'"),
+        (Some("http://other".into()), "*".into())
+    );
+    assert_eq!(proxy("[network]\nhttps_proxy = 'none'").0, None);
+    let shown = read_with("", &variables, &[]).unwrap().to_toml();
+    assert!(shown.contains("# environment: NO_PROXY"), "{shown}");
 }

@@ -268,3 +268,12 @@ pub(super) fn timed_out(phase: Phase, after: Duration) -> ProviderError {
         format!("gave up after {} s", after.as_secs_f64()),
     )
 }
+
+/// The text of the error behind all others.
+pub(super) fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut current = error;
+    while let Some(source) = current.source() {
+        current = source;
+    }
+    current.to_string()
+}

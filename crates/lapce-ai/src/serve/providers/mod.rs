@@ -14,7 +14,7 @@ use lapce_ai_providers::{
 };
 
 use super::keys::{self, ByCommand};
-use crate::config::{ApiKey, Config, HttpSettings, ProviderKind, ProviderSettings};
+use crate::config::{ApiKey, Config, HttpSettings, Network, ProviderKind, ProviderSettings};
 
 const LOCAL: &str = "local";
 /// The most time that the daemon's start waits for servers on this machine.
@@ -35,7 +35,7 @@ impl Providers {
     /// Finds every provider. `lookup` reads the environment.
     pub(crate) async fn gather(config: &Config, lookup: impl Fn(&str) -> Option<String>) -> Self {
         let mut providers = Self::configured(config, &lookup);
-        let shared = HttpClient::new(&HttpConfig::default());
+        let shared = HttpClient::new(&http_config(&config.network));
         if config.discovery.environment {
             for found in from_environment(&lookup) {
                 providers.add_discovered(&found, "environment", &shared);
@@ -76,12 +76,7 @@ impl Providers {
         };
         let mut clients = HashMap::new();
         for settings in &config.providers {
-            providers.add_configured(
-                settings,
-                config.discovery.environment,
-                &lookup,
-                &mut clients,
-            );
+            providers.add_configured(settings, config, &lookup, &mut clients);
         }
         providers
     }
@@ -178,7 +173,7 @@ impl Providers {
     fn add_configured(
         &mut self,
         settings: &ProviderSettings,
-        use_environment: bool,
+        config: &Config,
         lookup: impl Fn(&str) -> Option<String>,
         clients: &mut HashMap<(Duration, Option<PathBuf>), Result<HttpClient, ProviderError>>,
     ) {
@@ -204,10 +199,11 @@ impl Providers {
                         HttpClient::new(&HttpConfig {
                             connect_timeout: http.connect_timeout,
                             extra_root_certs: http.extra_root_certs.clone(),
-                            ..HttpConfig::default()
+                            ..http_config(&config.network)
                         })
                     });
                 // `openai` at somebody else's address is still what its name says.
+                let use_environment = config.discovery.environment;
                 let known = Profile::named(name).unwrap_or(http.profile);
                 let lookup =
                     |name: &str| lookup(name).filter(|_| use_environment || http.key.is_some());
@@ -328,6 +324,16 @@ fn about(source: &str) -> ProviderStatus {
 
 fn usual_model(provider: &str) -> Option<String> {
     Profile::named(provider)?.usual_model.map(ToOwned::to_owned)
+}
+
+/// How all providers are reached.
+fn http_config(network: &Network) -> HttpConfig {
+    HttpConfig {
+        https_proxy: network.https_proxy.clone(),
+        no_proxy: network.no_proxy.clone(),
+        system_root_certs: network.system_root_certs,
+        ..HttpConfig::default()
+    }
 }
 
 /// The provider with its key, or with the command that prints it.
