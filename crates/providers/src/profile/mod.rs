@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
+use crate::wire::anthropic::Anthropic;
 use crate::wire::openai::{Dialect, OpenAi};
 pub use feature::{Feature, Features};
 pub use rows::PROFILES;
@@ -55,6 +56,8 @@ pub struct Profile {
 pub enum Format {
     /// OpenAI chat completions, in one server's dialect.
     ChatCompletions(Dialect),
+    /// Anthropic's Messages API.
+    Messages,
 }
 
 impl Format {
@@ -62,6 +65,7 @@ impl Format {
     pub fn title(self) -> &'static str {
         match self {
             Self::ChatCompletions(_) => "OpenAI chat completions",
+            Self::Messages => "Anthropic Messages",
         }
     }
 }
@@ -124,6 +128,7 @@ impl Profile {
     pub fn wire(&self, settings: &Settings) -> Result<Arc<dyn Wire>, ProviderError> {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
+            Format::Messages => Arc::new(Anthropic::new(self, settings)?),
         })
     }
 
