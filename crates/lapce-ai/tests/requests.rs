@@ -272,6 +272,136 @@ async fn what_the_provider_says_comes_out_and_goes_back_in() {
     );
 }
 
+/// Events as Anthropic streams them.
+fn messages_stream(events: &[Value]) -> Canned {
+    let event = |event: &Value| {
+        format!(
+            "event: {}\ndata: {event}\n\n",
+            event["type"].as_str().unwrap()
+        )
+    };
+    Canned {
+        body: events.iter().map(event).collect(),
+        ..Canned::stream(&[])
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn thoughts_and_marks_go_their_own_way_where_the_format_is_another() {
+    let server = OpenAi::new();
+    let home = home(&server, "anthropic");
+    let _daemon = home.serve(&[]);
+    let block = |index: u32, block: Value| json!({"type": "content_block_start", "index": index, "content_block": block});
+    let delta = |index: u32, delta: Value| json!({"type": "content_block_delta", "index": index, "delta": delta});
+    let stop = |index: u32| json!({"type": "content_block_stop", "index": index});
+    let answer = messages_stream(&[
+        json!({"type": "message_start", "message": {"id": "msg_1", "type": "message", "role": "assistant", "model": "m-1",
+            "content": [], "usage": {"input_tokens": 3, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 5,
+                "output_tokens": 1}}}),
+        block(
+            0,
+            json!({"type": "thinking", "thinking": "", "signature": ""}),
+        ),
+        delta(0, json!({"type": "thinking_delta", "thinking": "I add."})),
+        delta(0, json!({"type": "signature_delta", "signature": "SIG"})),
+        stop(0),
+        block(1, json!({"type": "redacted_thinking", "data": "ENC"})),
+        stop(1),
+        block(
+            2,
+            json!({"type": "tool_use", "id": "c1", "name": "add", "input": {}}),
+        ),
+        delta(
+            2,
+            json!({"type": "input_json_delta", "partial_json": "{\"a\":1}"}),
+        ),
+        stop(2),
+        json!({"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 9}}),
+        json!({"type": "message_stop"}),
+    ]);
+    let user = json!({"role": "user", "content": [{"type": "text", "text": "1+1?", "cacheControl": true}]});
+    let mut request = json!({"model": "up/m", "messages": [user], "systemPrompt": "Be brief.",
+        "cacheControl": {"systemPrompt": true}, "reasoning": {"budgetTokens": 2048}, "maxTokens": 4096,
+        "tools": [{"name": "add", "parameters": {"type": "object"}}]});
+    let (server, sent, events) = exchange(&home, server, MessageType::CHAT, &request, answer).await;
+    assert_eq!(
+        sent["system"][0]["cache_control"]["type"], "ephemeral",
+        "{sent:#}"
+    );
+    assert_eq!(
+        sent["messages"][0]["content"][0]["cache_control"]["type"],
+        "ephemeral"
+    );
+    assert_eq!(
+        sent["thinking"],
+        json!({"type": "enabled", "budget_tokens": 2048})
+    );
+    let of =
+        |ty: &str| -> Vec<&Value> { events.iter().filter(|event| event["type"] == ty).collect() };
+    assert_eq!(
+        of("redactedReasoning"),
+        [&json!({"type": "redactedReasoning", "data": "ENC"})]
+    );
+    assert_eq!(
+        of("usage"),
+        [
+            &json!({"type": "usage", "inputTokens": 12, "outputTokens": 9, "cachedInputTokens": 4, "cacheWriteTokens": 5})
+        ]
+    );
+    let text: String = of("reasoning")
+        .iter()
+        .filter_map(|event| event["text"].as_str())
+        .collect();
+    let signature = of("reasoning").last().unwrap()["signature"].clone();
+    assert_eq!((text.as_str(), &signature), ("I add.", &json!("SIG")));
+
+    // Back as a client keeps them.
+    request["messages"].as_array_mut().unwrap().extend([
+        json!({"role": "assistant", "content": [{"type": "reasoning", "text": text, "signature": signature},
+            {"type": "redactedReasoning", "data": "ENC"}], "toolCalls": [{"id": "c1", "name": "add", "parameters": {"a": 1}}]}),
+        json!({"role": "tool", "content": "2", "toolCallId": "c1"}),
+    ]);
+    let refused = Canned {
+        status: 529,
+        ..Canned::json(
+            &json!({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}),
+        )
+    };
+    let upstream = thread::spawn(move || {
+        let (_, body, mut stream) = server.request();
+        refused.send(&mut stream);
+        (server, serde_json::from_str::<Value>(&body).unwrap())
+    });
+    let client = Client::connect(Options::new(home.socket())).await.unwrap();
+    let typed: ai::AIRequest = serde_json::from_value(request.clone()).unwrap();
+    let error = client.complete(&typed).await.unwrap_err();
+    assert_eq!(
+        error.code(),
+        Some(lapce_ai_client::ErrorCode::ProviderOverloaded),
+        "{error}"
+    );
+    let (server, sent) = upstream.join().unwrap();
+    assert_eq!(
+        sent["messages"][1]["content"],
+        json!([{"type": "thinking", "thinking": "I add.", "signature": "SIG"},
+            {"type": "redacted_thinking", "data": "ENC"},
+            {"type": "tool_use", "id": "c1", "name": "add", "input": {"a": 1}}])
+    );
+
+    // Here the provider counts, and its number is the answer.
+    let upstream = thread::spawn(move || {
+        let (head, body, mut stream) = server.request();
+        Canned::json(&json!({"input_tokens": 17})).send(&mut stream);
+        (head, serde_json::from_str::<Value>(&body).unwrap())
+    });
+    let count = client.token_count(&typed).await.unwrap();
+    assert_eq!((count.tokens, count.exact), (17, true));
+    let (head, counted) = upstream.join().unwrap();
+    assert!(head.contains("/messages/count_tokens"), "{head}");
+    assert_eq!(counted["messages"], sent["messages"]);
+    client.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_error_has_all_of_the_provider_s_words() {
     let server = OpenAi::new();
