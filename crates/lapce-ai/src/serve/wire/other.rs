@@ -60,3 +60,52 @@ pub(in crate::serve) fn embeddings(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lapce_ai_proto::ErrorCode;
+
+    use super::*;
+
+    #[test]
+    fn a_request_for_vectors_arrives_whole_or_is_told_what_it_lacks() {
+        let request =
+            |json: &str| embedding_request(serde_json::from_str(json).unwrap(), "m".to_owned());
+        let whole = request(
+            r#"{"model": "p/m", "input": ["a", "b"], "dimensions": 8, "purpose": "query"}"#,
+        )
+        .unwrap();
+        assert_eq!(whole.model, "m");
+        assert_eq!(whole.input, ["a", "b"]);
+        assert_eq!(whole.dimensions, Some(8));
+        assert_eq!(whole.purpose, domain::EmbeddingPurpose::Query);
+        let plain = request(r#"{"model": "p/m", "input": ["a"]}"#).unwrap();
+        assert_eq!(plain.purpose, domain::EmbeddingPurpose::Document);
+        for (json, part) in [
+            (r#"{"model": "m", "input": []}"#, "input is empty"),
+            (r#"{"model": "m", "input": ["a", ""]}"#, "input[1] is empty"),
+            (
+                r#"{"model": "m", "input": ["a"], "dimensions": 0}"#,
+                "dimensions is 0",
+            ),
+        ] {
+            let error = request(json).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidRequest);
+            assert!(error.message.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn vectors_say_who_made_them_and_what_they_took() {
+        let made = Embeddings {
+            model: None,
+            vectors: vec![vec![0.5, -1.0]],
+            input_tokens: Some(3),
+        };
+        let answer = embeddings(made, "p", "asked");
+        assert_eq!(
+            serde_json::to_string(&answer).unwrap(),
+            r#"{"model":"asked","provider":"p","embeddings":[[0.5,-1.0]],"usage":{"inputTokens":3,"outputTokens":0}}"#
+        );
+    }
+}
