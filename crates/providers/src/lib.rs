@@ -76,4 +76,5 @@ pub use provider::{BoxFuture, ChatResponse, ChatStream, EventStream, Provider, S
 pub use secrecy::SecretString;
 pub use sse::{DEFAULT_MAX_EVENT_LEN, SseError, SseEvent, SseParser};
 pub use wire::openai::Dialect;
+pub use wire::responses::Dialect as ResponsesDialect;
 pub use wire::{Decoder, Decoding, Wire};

@@ -13,6 +13,7 @@ use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
 use crate::wire::openai::{Dialect, OpenAi};
+use crate::wire::responses::{self, Responses};
 pub use feature::{Feature, Features};
 pub use rows::PROFILES;
 
@@ -55,6 +56,8 @@ pub struct Profile {
 pub enum Format {
     /// OpenAI chat completions, in one server's dialect.
     ChatCompletions(Dialect),
+    /// OpenAI's Responses API, in one server's dialect.
+    Responses(responses::Dialect),
 }
 
 /// How a request shows its key.
@@ -115,6 +118,7 @@ impl Profile {
     pub fn wire(&self, settings: &Settings) -> Result<Arc<dyn Wire>, ProviderError> {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
+            Format::Responses(dialect) => Arc::new(Responses::new(self, settings, dialect)?),
         })
     }
 

@@ -2,6 +2,7 @@
 
 use super::{Auth, Feature, Features, Format, Profile};
 use crate::wire::openai::Dialect;
+use crate::wire::responses;
 
 /// What most rows have in common: a hosted server of chat completions that needs nothing but a key.
 const HOSTED: Profile = Profile {
@@ -34,6 +35,14 @@ const COMMON: Features = Features::of(&[
     Feature::Models,
     Feature::Errors,
     Feature::StreamErrors,
+]);
+
+/// What the Responses API can say everywhere.
+const RESPONSES: Features = COMMON.and(&[
+    Feature::Images,
+    Feature::Reasoning,
+    Feature::ReasoningBack,
+    Feature::Citations,
 ]);
 
 /// Every provider that is known by name.
@@ -158,6 +167,66 @@ pub const PROFILES: &[Profile] = &[
             .without(&[Feature::Tools, Feature::ToolResults, Feature::Models]),
         quirks: "searches the web for every answer; no tools, no stop texts, no list of models",
         reference: "https://docs.perplexity.ai/api-reference/chat-completions-post",
+        ..HOSTED
+    },
+    Profile {
+        name: "openai-responses",
+        title: "OpenAI (Responses)",
+        format: Format::Responses(responses::Dialect::OPENAI),
+        base_url: "https://api.openai.com/v1",
+        key_variables: &["OPENAI_API_KEY"],
+        usual_model: Some("gpt-4o-mini"),
+        // Those that chat completions refuses.
+        claims: &[
+            "o1-pro",
+            "o3-pro",
+            "o3-deep-research",
+            "o4-mini-deep-research",
+            "gpt-5-pro",
+            "gpt-5-codex",
+            "gpt-5.1-codex",
+            "codex-",
+            "computer-use-preview",
+        ],
+        discovered: false,
+        features: RESPONSES.and(&[Feature::TokenCount]),
+        quirks: "nothing is kept there (`store` is false): thoughts come back encrypted and are handed back so; no stop texts, no seed",
+        reference: "https://platform.openai.com/docs/api-reference/responses",
+        ..HOSTED
+    },
+    Profile {
+        name: "xai-responses",
+        title: "xAI (Responses)",
+        format: Format::Responses(responses::Dialect::XAI),
+        base_url: "https://api.x.ai/v1",
+        key_variables: &["XAI_API_KEY"],
+        discovered: false,
+        features: RESPONSES,
+        quirks: "xAI's preferred API: the only one that hands thoughts back",
+        reference: "https://docs.x.ai/docs/guides/chat",
+        ..HOSTED
+    },
+    Profile {
+        name: "openrouter-responses",
+        title: "OpenRouter (Responses)",
+        format: Format::Responses(responses::Dialect::OPENROUTER),
+        base_url: "https://openrouter.ai/api/v1",
+        key_variables: &["OPENROUTER_API_KEY"],
+        usual_model: Some("openrouter/auto"),
+        discovered: false,
+        features: RESPONSES,
+        quirks: "keeps nothing itself",
+        reference: "https://openrouter.ai/docs/api-reference/responses/overview",
+        ..HOSTED
+    },
+    Profile {
+        name: "compatible-responses",
+        title: "Any server of the Responses API",
+        format: Format::Responses(responses::Dialect::OPEN),
+        discovered: false,
+        features: RESPONSES.without(&[Feature::Citations]),
+        quirks: "needs `base_url`; thoughts of open models are handed back in plain text",
+        reference: "https://www.openresponses.org/specification",
         ..HOSTED
     },
     Profile {

@@ -10,6 +10,7 @@ mod endpoint;
 mod error;
 mod json;
 pub(crate) mod openai;
+pub(crate) mod responses;
 mod retry_after;
 
 use std::fmt::Debug;

@@ -8,7 +8,7 @@ use crate::error::ProviderError;
 use crate::wire::error::{classify, plain};
 
 /// The error in a JSON document, which may stand in an error answer, in an answer of status 200 or in a stream.
-pub(super) fn from_json(document: &Value, status: Option<u16>) -> ProviderError {
+pub(in crate::wire) fn from_json(document: &Value, status: Option<u16>) -> ProviderError {
     // Gemini's compatible endpoint wraps the object in an array.
     let outer = document.get(0).unwrap_or(document);
     let inner = outer

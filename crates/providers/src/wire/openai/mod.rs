@@ -5,9 +5,9 @@
 mod answer;
 mod decode;
 mod dialect;
-mod error;
-mod models;
-mod request;
+pub(super) mod error;
+pub(super) mod models;
+pub(super) mod request;
 
 use std::time::SystemTime;
 

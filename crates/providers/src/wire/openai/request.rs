@@ -2,6 +2,8 @@
 //!
 //! Source: <https://platform.openai.com/docs/api-reference/chat/create>.
 
+use std::borrow::Cow;
+
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -22,18 +24,7 @@ pub(super) fn body(request: &ChatRequest, dialect: &Dialect) -> Result<Vec<u8>, 
 
 /// What would only come back as a puzzling error of the provider's.
 fn check(request: &ChatRequest, dialect: &Dialect) -> Result<(), ProviderError> {
-    let refuse = |message: &str| Err(ProviderError::new(ErrorKind::InvalidRequest, message));
-    if request.model.is_empty() {
-        return refuse("no model is named");
-    }
-    if request.messages.is_empty() && request.system.is_none() {
-        return refuse("there are no messages");
-    }
-    for number in [request.temperature, request.top_p].into_iter().flatten() {
-        if !number.is_finite() {
-            return refuse("temperature and top_p must be finite numbers");
-        }
-    }
+    check_common(request)?;
     let unsupported = |message: &str| Err(ProviderError::new(ErrorKind::Unsupported, message));
     let calls = |message: &Message| !message.tool_calls.is_empty() || message.role == Role::Tool;
     if !dialect.tools && (!request.tools.is_empty() || request.messages.iter().any(calls)) {
@@ -47,13 +38,31 @@ fn check(request: &ChatRequest, dialect: &Dialect) -> Result<(), ProviderError> 
         return unsupported("this provider cannot hold an answer to a JSON schema, only to JSON");
     }
     for message in &request.messages {
-        if message.role == Role::Tool && message.tool_call_id.is_none() {
-            return refuse("a tool's result does not say which call it belongs to (tool_call_id)");
-        }
         let image = |content: &Content| matches!(content, Content::Image(_));
         if message.role != Role::User && message.content.iter().any(image) {
             return unsupported("chat completions takes images in user messages only");
         }
+    }
+    Ok(())
+}
+
+/// What every format refuses.
+pub(in crate::wire) fn check_common(request: &ChatRequest) -> Result<(), ProviderError> {
+    let refuse = |message: &str| Err(ProviderError::new(ErrorKind::InvalidRequest, message));
+    if request.model.is_empty() {
+        return refuse("no model is named");
+    }
+    if request.messages.is_empty() && request.system.is_none() {
+        return refuse("there are no messages");
+    }
+    for number in [request.temperature, request.top_p].into_iter().flatten() {
+        if !number.is_finite() {
+            return refuse("temperature and top_p must be finite numbers");
+        }
+    }
+    let stray = |message: &Message| message.role == Role::Tool && message.tool_call_id.is_none();
+    if request.messages.iter().any(stray) {
+        return refuse("a tool's result does not say which call it belongs to (tool_call_id)");
     }
     Ok(())
 }
@@ -328,22 +337,7 @@ impl Serialize for Part<'_> {
         match self.content {
             Content::Image(Image { source, detail }) => {
                 map.serialize_entry("type", "image_url")?;
-                let detail = detail.map(|detail| match detail {
-                    ImageDetail::Auto => "auto",
-                    ImageDetail::Low => "low",
-                    ImageDetail::High => "high",
-                });
-                let data;
-                let url = match source {
-                    ImageSource::Url(url) => url.as_str(),
-                    ImageSource::Base64 {
-                        media_type,
-                        data: base64,
-                    } => {
-                        data = format!("data:{media_type};base64,{base64}");
-                        &data
-                    }
-                };
+                let (url, detail) = (image_url(source), detail.map(detail_name));
                 map.serialize_entry("image_url", &ImageUrl { url, detail })?;
             }
             // Filtered out before.
@@ -356,9 +350,27 @@ impl Serialize for Part<'_> {
     }
 }
 
+/// An address, or the picture itself as one.
+pub(in crate::wire) fn image_url(source: &ImageSource) -> Cow<'_, str> {
+    match source {
+        ImageSource::Url(url) => url.into(),
+        ImageSource::Base64 { media_type, data } => {
+            format!("data:{media_type};base64,{data}").into()
+        }
+    }
+}
+
+pub(in crate::wire) fn detail_name(detail: ImageDetail) -> &'static str {
+    match detail {
+        ImageDetail::Auto => "auto",
+        ImageDetail::Low => "low",
+        ImageDetail::High => "high",
+    }
+}
+
 #[derive(Serialize)]
 struct ImageUrl<'a> {
-    url: &'a str,
+    url: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<&'static str>,
 }
@@ -480,7 +492,7 @@ impl Serialize for Format<'_> {
     }
 }
 
-fn effort_name(effort: ReasoningEffort) -> &'static str {
+pub(in crate::wire) fn effort_name(effort: ReasoningEffort) -> &'static str {
     match effort {
         ReasoningEffort::None => "none",
         ReasoningEffort::Minimal => "minimal",
