@@ -66,7 +66,10 @@ impl Answer for Output {
             "response.reasoning_summary_text.delta" => {
                 self.thought(Thought::Summary, &event, events)?;
             }
-            "response.reasoning_text.delta" => self.thought(Thought::Text, &event, events)?,
+            // The second is the name in the open specification.
+            "response.reasoning_text.delta" | "response.reasoning.delta" => {
+                self.thought(Thought::Text, &event, events)?;
+            }
             "response.function_call_arguments.delta" => self.arguments(&event, events)?,
             "response.refusal.delta" => {
                 self.refused = true;
@@ -106,7 +109,9 @@ impl Answer for Output {
                     self.start(Some(&response), events);
                 }
             }
-            "response.completed" | "response.incomplete" | "response.failed"
+            "response.completed"
+            | "response.incomplete"
+            | "response.failed"
             | "response.cancelled" => {
                 let raw = event
                     .response
@@ -320,13 +325,7 @@ impl Output {
     }
 
     /// The end of a thought. It is handed back as the whole item, which is therefore its signature.
-    fn reasoning(
-        &mut self,
-        at: usize,
-        item: &Item<'_>,
-        raw: &RawValue,
-        events: &mut EventQueue,
-    ) {
+    fn reasoning(&mut self, at: usize, item: &Item<'_>, raw: &RawValue, events: &mut EventQueue) {
         let mut readable = self.items[at].thought.is_some();
         if !readable {
             let scratch = &mut self.scratch;
@@ -375,9 +374,7 @@ impl Output {
             let mut outcome = Ok(());
             for_each(output, |raw: &RawValue| {
                 if outcome.is_ok() {
-                    outcome = self
-                        .push(None)
-                        .and_then(|at| self.item(at, raw, events));
+                    outcome = self.push(None).and_then(|at| self.item(at, raw, events));
                 }
             })
             .map_err(not_understood)?;

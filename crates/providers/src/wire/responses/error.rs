@@ -20,7 +20,10 @@ pub(super) fn failed(document: &str) -> ProviderError {
     }
     let mut error = from_json(&document, None);
     if error.kind == ErrorKind::ProviderInternal
-        && let Some(kind) = error.code.as_deref().and_then(kind)
+        && let Some(kind) = error
+            .code
+            .as_deref()
+            .and_then(|code| kind(code, &error.message))
     {
         error.kind = kind;
     }
@@ -31,16 +34,16 @@ pub(super) fn failed(document: &str) -> ProviderError {
 }
 
 /// The codes that only this API has. What is wrong with the request would otherwise be taken for the provider's fault.
-fn kind(code: &str) -> Option<ErrorKind> {
+fn kind(code: &str, message: &str) -> Option<ErrorKind> {
     Some(match code {
-        "invalid_prompt"
-        | "bio_policy"
+        "invalid_prompt" if message.contains("flagged") => ErrorKind::ContentFiltered,
+        "bio_policy"
         | "cyber_policy"
         | "misalignment_policy_violation"
         | "image_content_policy_violation" => ErrorKind::ContentFiltered,
-        "unsupported_image_media_type"
-        | "empty_image_file"
-        | "failed_to_download_image" => ErrorKind::InvalidRequest,
+        "unsupported_image_media_type" | "empty_image_file" | "failed_to_download_image" => {
+            ErrorKind::InvalidRequest
+        }
         code if code.starts_with("image_") || code.starts_with("invalid_") => {
             ErrorKind::InvalidRequest
         }
