@@ -67,7 +67,8 @@ impl Discovered {
 
 /// The hosted providers whose keys `lookup` knows, usually `|name| std::env::var(name).ok()`. Nothing is contacted.
 ///
-/// With `OPENAI_BASE_URL` set, `openai` needs no key, and is taken for a compatible server of someone else's.
+/// With `OPENAI_BASE_URL` set, `openai` needs no key, and is taken for a compatible server of someone else's. Where
+/// every account has its own address, key and address must both be there.
 pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discovered> {
     let lookup = |name: &str| {
         lookup(name)
@@ -81,6 +82,10 @@ pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discover
             .iter()
             .find_map(|name| Some((*name, lookup(name)?)));
         let base_url = profile.url_variable.and_then(lookup);
+        let own = profile.base_url.is_empty();
+        if own && (key.is_none() || base_url.is_none()) {
+            return None;
+        }
         let found_in = match (&key, &base_url) {
             (Some((name, _)), _) => name,
             (None, Some(_)) => profile.url_variable?,
@@ -88,7 +93,7 @@ pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discover
         };
         let foreign = base_url
             .as_deref()
-            .is_some_and(|url| url.trim_end_matches('/') != profile.base_url);
+            .is_some_and(|url| !own && url.trim_end_matches('/') != profile.base_url);
         Some(Discovered {
             name: profile.name.into(),
             profile: if foreign { compatible()? } else { profile },
@@ -197,6 +202,7 @@ mod tests {
             PROFILES
                 .iter()
                 .filter(|profile| profile.discovered && !profile.base_url.contains('{'))
+                .filter(|profile| !profile.base_url.is_empty())
         };
         let all: Vec<_> = hosted()
             .map(|profile| (profile.key_variables[0], " sk-1\n"))
@@ -228,6 +234,19 @@ mod tests {
             ("OPENAI_API_KEY", "k"),
         ]);
         assert_eq!(same[0].profile.name, "openai");
+    }
+
+    #[test]
+    fn an_address_of_ones_own_needs_a_key_and_a_key_an_address() {
+        let key = ("AZURE_OPENAI_API_KEY", "k");
+        let url = ("AZURE_OPENAI_ENDPOINT", "https://r.openai.azure.com/");
+        assert!(environment(&[key]).is_empty());
+        assert!(environment(&[url]).is_empty());
+        let found = environment(&[key, url]);
+        let names: Vec<_> = found.iter().map(|found| found.profile.name).collect();
+        assert_eq!(names, ["azure"]);
+        assert_eq!(found[0].settings.base_url.as_deref(), Some(url.1));
+        assert_eq!(found[0].found_in, key.0);
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub enum Auth {
     Bearer,
     /// A header of this name, in lower case.
     Header(&'static str),
+    /// A header of this name; a token (JWT), which is told by its form, as `Authorization: Bearer`.
+    HeaderOrToken(&'static str),
     /// A signature over the request (AWS Signature Version 4).
     AwsSigV4,
     /// Not at all.

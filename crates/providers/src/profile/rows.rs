@@ -195,6 +195,31 @@ pub const PROFILES: &[Profile] = &[
         ..HOSTED
     },
     Profile {
+        name: "azure",
+        title: "Azure OpenAI",
+        format: Format::ChatCompletions(Dialect::AZURE),
+        auth: Auth::HeaderOrToken("api-key"),
+        key_variables: &["AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"],
+        url_variable: Some("AZURE_OPENAI_ENDPOINT"),
+        features: COMMON.and(&[Feature::Images, Feature::Reasoning]),
+        quirks: "`base_url` is the resource's, a model is the name of its deployment; the key may be a token of Microsoft Entra; `api_version` only for the API before v1",
+        reference: "https://learn.microsoft.com/en-us/azure/foundry/openai/latest",
+        ..HOSTED
+    },
+    Profile {
+        name: "azure-responses",
+        title: "Azure OpenAI (Responses)",
+        format: Format::Responses(responses::Dialect::AZURE),
+        auth: Auth::HeaderOrToken("api-key"),
+        key_variables: &["AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"],
+        url_variable: Some("AZURE_OPENAI_ENDPOINT"),
+        discovered: false,
+        features: RESPONSES,
+        quirks: "as `azure`",
+        reference: "https://learn.microsoft.com/en-us/azure/foundry/openai/how-to/responses",
+        ..HOSTED
+    },
+    Profile {
         name: "xai-responses",
         title: "xAI (Responses)",
         format: Format::Responses(responses::Dialect::XAI),

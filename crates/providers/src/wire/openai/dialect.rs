@@ -1,8 +1,12 @@
 //! Where servers that speak OpenAI chat completions differ: one row each.
 
+use super::server::Paths;
+
 /// How one server's dialect differs from another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialect {
+    /// How the paths of its operations are made.
+    pub paths: Paths,
     /// What the limit on tokens is called. OpenAI's reasoning models refuse `max_tokens`; most other servers know only
     /// that.
     pub max_tokens: &'static str,
@@ -56,6 +60,7 @@ pub enum Thoughts {
 impl Dialect {
     /// OpenAI itself.
     pub const OPENAI: Self = Self {
+        paths: Paths::Plain,
         max_tokens: "max_completion_tokens",
         stream_options: true,
         effort: Effort::Word,
@@ -68,6 +73,12 @@ impl Dialect {
         json_schema: true,
         thoughts: Thoughts::Dropped,
         cache_control: false,
+    };
+
+    /// Azure, which has OpenAI's models and others.
+    pub const AZURE: Self = Self {
+        paths: Paths::Azure,
+        ..Self::OPENAI
     };
 
     /// Any other server: llama.cpp, Ollama, vLLM, LM Studio, and most of the hosted ones.

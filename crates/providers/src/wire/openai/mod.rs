@@ -8,6 +8,7 @@ mod dialect;
 pub(super) mod error;
 pub(super) mod models;
 pub(super) mod request;
+pub(super) mod server;
 
 use std::time::SystemTime;
 
@@ -16,18 +17,19 @@ use http::Request;
 use http::response::Parts;
 use secrecy::SecretString;
 
-use super::endpoint::{EVENT_STREAM, Endpoint, JSON};
+use super::endpoint::{EVENT_STREAM, JSON};
 use super::error::from_response;
 use super::{Decoder, Wire, body};
 use crate::chat::{ChatRequest, ModelInfo};
 use crate::error::ProviderError;
 use crate::profile::{Profile, Settings};
 pub use dialect::Dialect;
+use server::Server;
 
 /// The chat completions format towards one server.
 #[derive(Debug)]
 pub(crate) struct OpenAi {
-    endpoint: Endpoint,
+    server: Server,
     dialect: Dialect,
 }
 
@@ -39,7 +41,7 @@ impl OpenAi {
         dialect: Dialect,
     ) -> Result<Self, ProviderError> {
         Ok(Self {
-            endpoint: Endpoint::new(settings, profile)?,
+            server: Server::new(profile, settings, dialect.paths)?,
             dialect,
         })
     }
@@ -53,11 +55,12 @@ impl Wire for OpenAi {
     ) -> Result<Request<Bytes>, ProviderError> {
         let accept = if request.stream { EVENT_STREAM } else { JSON };
         let body = request::body(request, &self.dialect)?;
-        self.endpoint.post("/chat/completions", accept, body)
+        self.server
+            .post("/chat/completions", Some(&request.model), accept, body)
     }
 
     fn models_request(&self, _now: SystemTime) -> Result<Request<Bytes>, ProviderError> {
-        self.endpoint.get("/models")
+        self.server.get("/models")
     }
 
     fn decoder(&self, head: &Parts, limit: usize) -> Result<Box<dyn Decoder>, ProviderError> {
@@ -73,7 +76,7 @@ impl Wire for OpenAi {
     }
 
     fn secrets(&self) -> Vec<SecretString> {
-        self.endpoint.secrets()
+        self.server.secrets()
     }
 }
 

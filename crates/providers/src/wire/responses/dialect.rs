@@ -1,8 +1,12 @@
 //! Where servers of the Responses API differ: one row each.
 
+use crate::wire::openai::server::Paths;
+
 /// How one server's Responses API differs from another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialect {
+    /// How the paths of its operations are made.
+    pub paths: Paths,
     /// Whether the encrypted thoughts are asked for in every request. OpenAI sends them unasked, and its models that
     /// do not think refuse to be asked; so there, only whoever names an effort asks.
     pub always_encrypted: bool,
@@ -21,12 +25,21 @@ pub struct Dialect {
 impl Dialect {
     /// OpenAI itself.
     pub const OPENAI: Self = Self {
+        paths: Paths::Plain,
         always_encrypted: false,
         summary: true,
         user: "safety_identifier",
         metadata: true,
         plain_thoughts: false,
         counts: true,
+    };
+
+    /// Azure, which has OpenAI's models.
+    pub const AZURE: Self = Self {
+        paths: Paths::Azure,
+        user: "user",
+        counts: false,
+        ..Self::OPENAI
     };
 
     /// Any other server that follows <https://www.openresponses.org>: LM Studio, vLLM, Ollama.

@@ -18,9 +18,9 @@ use http::response::Parts;
 use secrecy::SecretString;
 use serde_json::Value;
 
-use super::endpoint::{EVENT_STREAM, Endpoint, JSON};
+use super::endpoint::{EVENT_STREAM, JSON};
 use super::error::{from_response, malformed};
-use super::openai::{error::from_json, models};
+use super::openai::{error::from_json, models, server::Server};
 use super::{Decoder, Wire, body, unsupported};
 use crate::chat::{ChatRequest, ModelInfo};
 use crate::error::ProviderError;
@@ -30,7 +30,7 @@ pub use dialect::Dialect;
 /// The Responses API towards one server.
 #[derive(Debug)]
 pub(crate) struct Responses {
-    endpoint: Endpoint,
+    server: Server,
     dialect: Dialect,
 }
 
@@ -42,7 +42,7 @@ impl Responses {
         dialect: Dialect,
     ) -> Result<Self, ProviderError> {
         Ok(Self {
-            endpoint: Endpoint::new(settings, profile)?,
+            server: Server::new(profile, settings, dialect.paths)?,
             dialect,
         })
     }
@@ -56,11 +56,11 @@ impl Wire for Responses {
     ) -> Result<Request<Bytes>, ProviderError> {
         let accept = if request.stream { EVENT_STREAM } else { JSON };
         let body = request::body(request, &self.dialect)?;
-        self.endpoint.post("/responses", accept, body)
+        self.server.post("/responses", None, accept, body)
     }
 
     fn models_request(&self, _now: SystemTime) -> Result<Request<Bytes>, ProviderError> {
-        self.endpoint.get("/models")
+        self.server.get("/models")
     }
 
     fn decoder(&self, head: &Parts, limit: usize) -> Result<Box<dyn Decoder>, ProviderError> {
@@ -84,7 +84,8 @@ impl Wire for Responses {
             return Err(unsupported("counting tokens"));
         }
         let body = request::count_body(request, &self.dialect)?;
-        self.endpoint.post("/responses/input_tokens", JSON, body)
+        self.server
+            .post("/responses/input_tokens", None, JSON, body)
     }
 
     fn decode_count(&self, body: &[u8]) -> Result<u64, ProviderError> {
@@ -95,6 +96,6 @@ impl Wire for Responses {
     }
 
     fn secrets(&self) -> Vec<SecretString> {
-        self.endpoint.secrets()
+        self.server.secrets()
     }
 }
