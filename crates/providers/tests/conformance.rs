@@ -195,7 +195,7 @@ fn check_request(
     match profile.auth {
         Auth::Bearer => expected.push(("authorization".into(), Some(format!("Bearer {KEY}")))),
         Auth::Header(name) | Auth::HeaderOrToken(name) => {
-            expected.push((name.into(), Some(KEY.into())))
+            expected.push((name.into(), Some(KEY.into())));
         }
         _ => {}
     }

@@ -56,7 +56,7 @@ pub const PROFILES: &[Profile] = &[
         url_variable: Some("OPENAI_BASE_URL"),
         usual_model: Some("gpt-4o-mini"),
         claims: &["gpt-", "chatgpt-", "o1", "o3", "o4", "text-embedding-3-"],
-        features: COMMON.and(&[Feature::Images, Feature::Citations]),
+        features: COMMON.and(&[Feature::Images, Feature::Citations, Feature::Embeddings]),
         quirks: "thoughts are counted but not shown; for those ask `openai-responses`",
         reference: "https://platform.openai.com/docs/api-reference/chat",
         ..HOSTED
@@ -75,6 +75,7 @@ pub const PROFILES: &[Profile] = &[
             Feature::ReasoningBack,
             Feature::Citations,
             Feature::PromptCache,
+            Feature::Embeddings,
         ]),
         quirks: "caching marks reach the models that take them; thoughts come with the signatures of the model behind it",
         ..HOSTED
@@ -82,6 +83,7 @@ pub const PROFILES: &[Profile] = &[
     Profile {
         name: "groq",
         title: "Groq",
+        format: Format::ChatCompletions(Dialect::WITHOUT_VECTORS),
         base_url: "https://api.groq.com/openai/v1",
         key_variables: &["GROQ_API_KEY"],
         usual_model: Some("llama-3.3-70b-versatile"),
@@ -120,13 +122,14 @@ pub const PROFILES: &[Profile] = &[
             "pixtral-",
         ],
         reference: "https://docs.mistral.ai/api/",
-        features: COMMON.and(&[Feature::Images, Feature::Reasoning]),
+        features: COMMON.and(&[Feature::Images, Feature::Reasoning, Feature::Embeddings]),
         quirks: "refuses fields that it does not know, so `user` and the effort are left out",
         ..HOSTED
     },
     Profile {
         name: "xai",
         title: "xAI",
+        format: Format::ChatCompletions(Dialect::WITHOUT_VECTORS),
         base_url: "https://api.x.ai/v1",
         key_variables: &["XAI_API_KEY"],
         claims: &["grok-"],
@@ -137,10 +140,11 @@ pub const PROFILES: &[Profile] = &[
     Profile {
         name: "together",
         title: "Together",
+        format: Format::ChatCompletions(Dialect::TOGETHER),
         base_url: "https://api.together.ai/v1",
         key_variables: &["TOGETHER_API_KEY"],
         reference: "https://docs.together.ai/reference/chat-completions-1",
-        features: COMMON.and(&[Feature::Images, Feature::Reasoning]),
+        features: COMMON.and(&[Feature::Images, Feature::Reasoning, Feature::Embeddings]),
         ..HOSTED
     },
     Profile {
@@ -151,7 +155,12 @@ pub const PROFILES: &[Profile] = &[
         key_variables: &["FIREWORKS_API_KEY"],
         claims: &["accounts/fireworks/"],
         reference: "https://docs.fireworks.ai/api-reference/post-chatcompletions",
-        features: COMMON.and(&[Feature::Images, Feature::Reasoning, Feature::ReasoningBack]),
+        features: COMMON.and(&[
+            Feature::Images,
+            Feature::Reasoning,
+            Feature::ReasoningBack,
+            Feature::Embeddings,
+        ]),
         ..HOSTED
     },
     Profile {
@@ -201,7 +210,7 @@ pub const PROFILES: &[Profile] = &[
         auth: Auth::HeaderOrToken("api-key"),
         key_variables: &["AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"],
         url_variable: Some("AZURE_OPENAI_ENDPOINT"),
-        features: COMMON.and(&[Feature::Images, Feature::Reasoning]),
+        features: COMMON.and(&[Feature::Images, Feature::Reasoning, Feature::Embeddings]),
         quirks: "`base_url` is the resource's, a model is the name of its deployment; the key may be a token of Microsoft Entra; `api_version` only for the API before v1",
         reference: "https://learn.microsoft.com/en-us/azure/foundry/openai/latest",
         ..HOSTED
@@ -260,7 +269,7 @@ pub const PROFILES: &[Profile] = &[
         discovered: false,
         reference: "https://platform.openai.com/docs/api-reference/chat",
         quirks: "needs `base_url`; a key only where the server wants one",
-        features: COMMON.and(&[Feature::Images, Feature::Reasoning]),
+        features: COMMON.and(&[Feature::Images, Feature::Reasoning, Feature::Embeddings]),
         ..HOSTED
     },
 ];

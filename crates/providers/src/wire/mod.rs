@@ -86,6 +86,11 @@ pub trait Wire: Debug + Send + Sync {
         usize::MAX
     }
 
+    /// The most bytes of all texts of one request for vectors to this model; a longer text goes alone.
+    fn embeddings_batch_bytes(&self, _model: &str) -> usize {
+        usize::MAX
+    }
+
     /// The vectors in the body of an answer, in the order of the texts.
     ///
     /// # Errors

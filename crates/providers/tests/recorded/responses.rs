@@ -268,6 +268,34 @@ fn errors() {
     assert!(checked == 0 || checked >= 3, "{checked}");
 }
 
+#[test]
+fn vectors() {
+    let mut checked = 0;
+    for file in recorded("embedding.json") {
+        let body = fs::read(&file).unwrap();
+        let document: Value = serde_json::from_slice(&body).unwrap();
+        if document["object"] != "list" {
+            continue;
+        }
+        let wire = wire_of("openai", "http://127.0.0.1");
+        let got = wire.decode_embeddings(&body).unwrap();
+        let numbers = |entry: &Value| -> Vec<f32> {
+            let numbers = list(&entry["embedding"]);
+            numbers.map(|n| n.to_string().parse().unwrap()).collect()
+        };
+        let expected: Vec<Vec<f32>> = list(&document["data"]).map(numbers).collect();
+        assert_eq!(got.vectors, expected, "{}", file.display());
+        assert_eq!(got.model.as_deref(), document["model"].as_str());
+        assert_eq!(
+            got.input_tokens,
+            document["usage"]["prompt_tokens"].as_u64()
+        );
+        checked += 1;
+    }
+    let there = !recorded("").is_empty();
+    assert!(!there || checked >= 1, "{checked}");
+}
+
 /// Every recording is checked by one of these tests or by those of chat completions, or is listed as no chat.
 #[test]
 fn none_is_overlooked() {

@@ -1,5 +1,6 @@
 //! Where servers that speak OpenAI chat completions differ: one row each.
 
+use super::embeddings::Vectors;
 use super::server::Paths;
 
 /// How one server's dialect differs from another's.
@@ -33,6 +34,8 @@ pub struct Dialect {
     pub thoughts: Thoughts,
     /// Whether `cache_control` marks what to cache.
     pub cache_control: bool,
+    /// How vectors of texts are made, where they are.
+    pub vectors: Option<Vectors>,
 }
 
 /// How it is said how hard to think.
@@ -73,6 +76,7 @@ impl Dialect {
         json_schema: true,
         thoughts: Thoughts::Dropped,
         cache_control: false,
+        vectors: Some(Vectors::OPENAI),
     };
 
     /// Azure, which has OpenAI's models and others.
@@ -84,14 +88,27 @@ impl Dialect {
     /// Any other server: llama.cpp, Ollama, vLLM, LM Studio, and most of the hosted ones.
     pub const COMPATIBLE: Self = Self {
         max_tokens: "max_tokens",
+        vectors: Some(Vectors::COMPATIBLE),
         ..Self::OPENAI
+    };
+
+    /// Those of them that make no vectors.
+    pub const WITHOUT_VECTORS: Self = Self {
+        vectors: None,
+        ..Self::COMPATIBLE
+    };
+
+    /// Together.
+    pub const TOGETHER: Self = Self {
+        vectors: Some(Vectors::TOGETHER),
+        ..Self::COMPATIBLE
     };
 
     /// DeepSeek.
     pub const DEEPSEEK: Self = Self {
         json_schema: false,
         thoughts: Thoughts::Content,
-        ..Self::COMPATIBLE
+        ..Self::WITHOUT_VECTORS
     };
 
     /// Fireworks.
@@ -107,6 +124,7 @@ impl Dialect {
         user: false,
         seed: Some("random_seed"),
         required_tool: "any",
+        vectors: Some(Vectors::MISTRAL),
         ..Self::COMPATIBLE
     };
 
@@ -115,6 +133,7 @@ impl Dialect {
         effort: Effort::Object,
         thoughts: Thoughts::Details,
         cache_control: true,
+        vectors: Some(Vectors::OPENAI),
         ..Self::COMPATIBLE
     };
 
@@ -125,6 +144,6 @@ impl Dialect {
         stop: false,
         seed: None,
         tools: false,
-        ..Self::COMPATIBLE
+        ..Self::WITHOUT_VECTORS
     };
 }

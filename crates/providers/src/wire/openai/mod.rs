@@ -5,6 +5,7 @@
 mod answer;
 mod decode;
 mod dialect;
+mod embeddings;
 pub(super) mod error;
 pub(super) mod models;
 pub(super) mod request;
@@ -19,8 +20,9 @@ use secrecy::SecretString;
 
 use super::endpoint::{EVENT_STREAM, JSON};
 use super::error::from_response;
-use super::{Decoder, Wire, body};
+use super::{Decoder, Wire, body, unsupported};
 use crate::chat::{ChatRequest, ModelInfo};
+use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::ProviderError;
 use crate::profile::{Profile, Settings};
 pub use dialect::Dialect;
@@ -73,6 +75,34 @@ impl Wire for OpenAi {
 
     fn decode_error(&self, head: &Parts, body: &[u8], now: SystemTime) -> ProviderError {
         from_response(head, body, now, error::from_json)
+    }
+
+    fn embeddings_request(
+        &self,
+        request: &EmbeddingRequest,
+        _now: SystemTime,
+    ) -> Result<Request<Bytes>, ProviderError> {
+        let vectors = self.dialect.vectors;
+        let vectors = vectors.ok_or_else(|| unsupported("embeddings"))?;
+        let body = embeddings::body(request, vectors)?;
+        self.server
+            .post("/embeddings", Some(&request.model), JSON, body)
+    }
+
+    fn embeddings_batch(&self, _model: &str) -> usize {
+        self.dialect
+            .vectors
+            .map_or(usize::MAX, |vectors| vectors.texts)
+    }
+
+    fn embeddings_batch_bytes(&self, _model: &str) -> usize {
+        self.dialect
+            .vectors
+            .map_or(usize::MAX, |vectors| vectors.bytes)
+    }
+
+    fn decode_embeddings(&self, body: &[u8]) -> Result<Embeddings, ProviderError> {
+        embeddings::decode(body)
     }
 
     fn secrets(&self) -> Vec<SecretString> {

@@ -18,7 +18,12 @@ use crate::error::{ErrorKind, ProviderError};
 /// Writes the body of `request` in `dialect`.
 pub(super) fn body(request: &ChatRequest, dialect: &Dialect) -> Result<Vec<u8>, ProviderError> {
     check(request, dialect)?;
-    serde_json::to_vec(&Body { request, dialect })
+    write(&Body { request, dialect })
+}
+
+/// The body of a request.
+pub(in crate::wire) fn write(body: &impl Serialize) -> Result<Vec<u8>, ProviderError> {
+    serde_json::to_vec(body)
         .map_err(|error| ProviderError::new(ErrorKind::InvalidRequest, error.to_string()))
 }
 

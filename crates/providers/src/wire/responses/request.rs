@@ -17,7 +17,7 @@ use crate::chat::{
     ChatRequest, Content, Image, Message, ReasoningEffort, ResponseFormat, Role, Tool, ToolChoice,
 };
 use crate::error::{ErrorKind, ProviderError};
-use crate::wire::openai::request::{check_common, detail_name, effort_name, image_url};
+use crate::wire::openai::request::{check_common, detail_name, effort_name, image_url, write};
 
 /// Writes the body of `request` in `dialect`.
 pub(super) fn body(request: &ChatRequest, dialect: &Dialect) -> Result<Vec<u8>, ProviderError> {
@@ -48,11 +48,6 @@ pub(super) fn count_body(
 ) -> Result<Vec<u8>, ProviderError> {
     check(request)?;
     write(&Prompt::new(request, dialect))
-}
-
-fn write(body: &impl Serialize) -> Result<Vec<u8>, ProviderError> {
-    serde_json::to_vec(body)
-        .map_err(|error| ProviderError::new(ErrorKind::InvalidRequest, error.to_string()))
 }
 
 fn check(request: &ChatRequest) -> Result<(), ProviderError> {
