@@ -86,7 +86,7 @@ pub const PROFILES: &[Profile] = &[
         format: Format::ChatCompletions(Dialect::WITHOUT_VECTORS),
         base_url: "https://api.groq.com/openai/v1",
         key_variables: &["GROQ_API_KEY"],
-        usual_model: Some("llama-3.3-70b-versatile"),
+        usual_model: Some("openai/gpt-oss-20b"),
         reference: "https://console.groq.com/docs/api-reference",
         features: COMMON.and(&[Feature::Images, Feature::Reasoning]),
         ..HOSTED
@@ -97,13 +97,18 @@ pub const PROFILES: &[Profile] = &[
         format: Format::ChatCompletions(Dialect::DEEPSEEK),
         base_url: "https://api.deepseek.com",
         key_variables: &["DEEPSEEK_API_KEY"],
-        usual_model: Some("deepseek-chat"),
-        claims: &["deepseek-chat", "deepseek-reasoner"],
+        usual_model: Some("deepseek-flash"),
+        claims: &[
+            "deepseek-flash",
+            "deepseek-v4-",
+            "deepseek-chat",
+            "deepseek-reasoner",
+        ],
         reference: "https://api-docs.deepseek.com/api/create-chat-completion",
         features: COMMON
             .and(&[Feature::Reasoning, Feature::ReasoningBack])
             .without(&[Feature::JsonSchema]),
-        quirks: "JSON, but no schema: a request with one is refused",
+        quirks: "JSON, but no schema: a request with one is refused; `deepseek-chat` and `deepseek-reasoner` were switched off in July 2026",
         ..HOSTED
     },
     Profile {
@@ -132,9 +137,11 @@ pub const PROFILES: &[Profile] = &[
         format: Format::ChatCompletions(Dialect::WITHOUT_VECTORS),
         base_url: "https://api.x.ai/v1",
         key_variables: &["XAI_API_KEY"],
+        usual_model: Some("grok-4.3"),
         claims: &["grok-"],
         reference: "https://docs.x.ai/docs/api-reference",
         features: COMMON.and(&[Feature::Images, Feature::Reasoning, Feature::Citations]),
+        quirks: "xAI calls this API deprecated; `xai-responses` hands thoughts back",
         ..HOSTED
     },
     Profile {
@@ -185,17 +192,23 @@ pub const PROFILES: &[Profile] = &[
         base_url: "https://api.openai.com/v1",
         key_variables: &["OPENAI_API_KEY"],
         usual_model: Some("gpt-4o-mini"),
-        // Those that chat completions refuses.
+        // Those that chat completions refuses, as the official SDK lists them (`openai` 3.57, `ResponsesModel`).
         claims: &[
             "o1-pro",
             "o3-pro",
             "o3-deep-research",
             "o4-mini-deep-research",
-            "gpt-5-pro",
-            "gpt-5-codex",
-            "gpt-5.1-codex",
-            "codex-",
             "computer-use-preview",
+            "gpt-5-codex",
+            "gpt-5-pro",
+            "gpt-5.1-codex-max",
+            "gpt-5.5-pro",
+            "gpt-5.6-cyber",
+            "gpt-6-cyber",
+            "gpt-6-rosalind",
+            "gpt-6.2-astra-law",
+            "gpt-daybreak-",
+            "gpt-rosalind-",
         ],
         discovered: false,
         features: RESPONSES.and(&[Feature::TokenCount]),
@@ -234,6 +247,7 @@ pub const PROFILES: &[Profile] = &[
         format: Format::Responses(responses::Dialect::XAI),
         base_url: "https://api.x.ai/v1",
         key_variables: &["XAI_API_KEY"],
+        usual_model: Some("grok-4.3"),
         discovered: false,
         features: RESPONSES,
         quirks: "xAI's preferred API: the only one that hands thoughts back",

@@ -43,6 +43,8 @@ pub struct Dialect {
 pub enum Effort {
     /// `reasoning_effort`, a word.
     Word,
+    /// The same, and `thinking` to have none at all (DeepSeek).
+    WordOrOff,
     /// `reasoning`, an object with an effort or a number of tokens (OpenRouter).
     Object,
     /// Not at all.
@@ -106,6 +108,7 @@ impl Dialect {
 
     /// DeepSeek.
     pub const DEEPSEEK: Self = Self {
+        effort: Effort::WordOrOff,
         json_schema: false,
         thoughts: Thoughts::Content,
         ..Self::WITHOUT_VECTORS

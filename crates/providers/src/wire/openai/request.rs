@@ -117,7 +117,10 @@ impl Serialize for Body<'_> {
             map.serialize_entry(name, &seed)?;
         }
         match (dialect.effort, request.effort(), request.reasoning_budget) {
-            (Effort::Word, Some(effort), _) => {
+            (Effort::WordOrOff, Some(ReasoningEffort::None), _) => {
+                map.serialize_entry("thinking", &Thinking { r#type: "disabled" })?;
+            }
+            (Effort::Word | Effort::WordOrOff, Some(effort), _) => {
                 map.serialize_entry("reasoning_effort", effort_name(effort))?;
             }
             (Effort::Object, _, Some(max_tokens)) => {
@@ -145,6 +148,11 @@ impl Serialize for Body<'_> {
         }
         map.end()
     }
+}
+
+#[derive(Serialize)]
+struct Thinking {
+    r#type: &'static str,
 }
 
 #[derive(Serialize)]
