@@ -1,11 +1,9 @@
-//! Clients that do not break a rule of the protocol so much as the spirit of it: silent, dying, scribbling, deaf,
-//! greedy. Each is dealt with, and a client that behaves is served throughout.
+//! Clients that do not break a rule of the protocol so much as the spirit of it: silent, dying, deaf, greedy. Each is dealt with, and a client that behaves is served throughout.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod support;
 
 use std::io::Write;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lapce_ai_proto::{Codec, ErrorCode, FIN, Fault, Features, Hello, Kind};
@@ -156,69 +154,6 @@ fn buffers_of_a_client_that_dies_come_back() {
     }
 }
 
-/// Numbers without a pattern, the same in each run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
-
-#[test]
-fn a_client_that_scribbles_over_its_segment_harms_itself_only() {
-    const ROUNDS: u64 = 150;
-    let daemon = Daemon::start(stalling());
-    let witness = Witness::new(&daemon, Carrier::SHARED_MEMORY);
-    for round in 0..ROUNDS {
-        let mut random = Random(round * 2 + 1);
-        let carrier = Carrier {
-            shared_memory: true,
-            crc: round % 2 == 0,
-        };
-        let mut client = Client::new(&daemon, carrier);
-        let mapping = client.mapping();
-        for step in 0..30 {
-            // Sometimes a right request, so that it happens at every moment of one.
-            if random.below(3) == 0 {
-                let frame = client
-                    .codec
-                    .encode(Kind::Open, FIN, ECHO, step + 1, &[5; 900]);
-                if client.try_bytes(&frame, &mut 0).is_none() {
-                    break;
-                }
-            }
-            let offset = match random.below(3) {
-                // A control word.
-                0 => 0x200 + 128 * random.below(8) as usize + 8 * random.below(2) as usize,
-                1 => 8 * random.below(4096 / 8) as usize,
-                _ => 8 * random.below(mapping.len() as u64 / 8) as usize,
-            };
-            let word = match random.below(4) {
-                0 => random.below(64),
-                1 => random.below(40_000),
-                2 => 1 << random.below(64),
-                _ => random.next(),
-            };
-            mapping.atomic_u64(offset).store(word, Ordering::SeqCst);
-            if Bell::new(&client.socket).ring().is_err() {
-                break;
-            }
-        }
-        drop(client);
-    }
-    witness.was_served();
-    daemon.await_quiet(0);
-    Client::new(&daemon, Carrier::SHARED_MEMORY).echo(4000);
-}
-
 #[test]
 fn a_client_that_never_reads_is_cut_and_bounded() {
     let daemon = Daemon::start(stalling());
@@ -293,7 +228,11 @@ fn an_upload_that_stalls_is_told_so_and_gives_its_memory_back() {
 
 #[test]
 fn an_answer_without_credit_does_not_hold_memory_for_ever() {
-    let daemon = Daemon::start(stalling());
+    // The uploads must get through: on a busy machine this thread itself may stand still for longer than SHORT.
+    let daemon = Daemon::start(Options {
+        stall_timeout: Duration::from_secs(1),
+        ..options()
+    });
     for carrier in Carrier::ALL {
         let witness = Witness::new(&daemon, carrier);
         let mut client = Client::with_window(&daemon, carrier, 1);
