@@ -15,7 +15,8 @@ pub(super) struct StreamEvent<'a> {
     #[serde(borrow)]
     pub r#type: Option<&'a RawValue>,
     /// Which item of the output it belongs to. Ids will not do for that: some servers change them from event to event.
-    pub output_index: Option<u64>,
+    #[serde(borrow)]
+    output_index: Option<&'a RawValue>,
     #[serde(borrow)]
     pub delta: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -24,9 +25,17 @@ pub(super) struct StreamEvent<'a> {
     pub annotation: Option<&'a RawValue>,
     #[serde(borrow)]
     pub response: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub error: Option<&'a RawValue>,
     /// Named here only to be skipped without serde's nesting stack.
     #[allow(dead_code, reason = "read to be skipped")]
     logprobs: Option<Skip>,
+}
+
+impl StreamEvent<'_> {
+    pub(super) fn output_index(&self) -> Option<u64> {
+        self.output_index?.get().parse().ok()
+    }
 }
 
 /// A whole response, or what is known of it when the stream begins.
@@ -43,15 +52,15 @@ pub(super) struct Response<'a> {
     #[serde(borrow)]
     pub error: Option<&'a RawValue>,
     #[serde(borrow)]
-    pub incomplete_details: Option<Incomplete<'a>>,
+    pub incomplete_details: Option<&'a RawValue>,
     #[serde(borrow)]
     pub usage: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Incomplete<'a> {
+struct Incomplete<'a> {
     #[serde(borrow)]
-    pub reason: Option<&'a RawValue>,
+    reason: Option<&'a RawValue>,
 }
 
 /// An item of the output. Those of hosted tools, which we never ask for, have other types and are passed over.
@@ -149,11 +158,13 @@ pub(super) fn usage(raw: &RawValue) -> Option<Usage> {
     })
 }
 
-/// Why an incomplete answer is so.
-pub(super) fn incomplete_reason(name: &str) -> FinishReason {
-    match name {
-        "max_output_tokens" | "max_tokens" => FinishReason::Length,
-        "content_filter" => FinishReason::ContentFilter,
+/// Why an incomplete answer is so: `{"reason":..}`.
+pub(super) fn incomplete_reason(details: Option<&RawValue>) -> FinishReason {
+    let details = details.and_then(|raw| serde_json::from_str::<Incomplete<'_>>(raw.get()).ok());
+    let reason = details.and_then(|details| details.reason.and_then(cow));
+    match reason.as_deref() {
+        Some("max_output_tokens" | "max_tokens") => FinishReason::Length,
+        Some("content_filter") => FinishReason::ContentFilter,
         _ => FinishReason::Unknown,
     }
 }

@@ -76,14 +76,14 @@ impl Answer for Output {
                 self.text(&event, events)?;
             }
             "response.reasoning_summary_part.added" => {
-                let at = self.seen(event.output_index)?;
+                let at = self.seen(event.output_index())?;
                 if self.items[at].thought == Some(Thought::Summary) {
                     // The parts of a summary are paragraphs.
                     think("\n\n", events);
                 }
             }
             "response.output_text.annotation.added" => {
-                let at = self.seen(event.output_index)?;
+                let at = self.seen(event.output_index())?;
                 self.items[at].cited = true;
                 if let Some(annotation) = event.annotation {
                     cite(annotation, events);
@@ -93,13 +93,16 @@ impl Answer for Output {
                 if let Some(raw) = event.item {
                     let item = item(raw)?;
                     self.start(None, events);
-                    let at = self.push(event.output_index)?;
-                    self.call(at, &item, events)?;
+                    let at = self.push(event.output_index())?;
+                    // Without its name it begins when that is known.
+                    if item.name.is_some() {
+                        self.call(at, &item, events)?;
+                    }
                 }
             }
             "response.output_item.done" => {
                 if let Some(raw) = event.item {
-                    let at = self.seen(event.output_index)?;
+                    let at = self.seen(event.output_index())?;
                     self.item(at, raw, events)?;
                 }
             }
@@ -119,6 +122,8 @@ impl Answer for Output {
                 self.response(raw.get(), events)?;
             }
             "error" | "response.error" => return Err(failed(data)),
+            // Proxies say it in the words of chat completions.
+            _ if r#type.is_none() && event.error.is_some() => return Err(failed(data)),
             _ => {}
         }
         Ok(())
@@ -183,7 +188,7 @@ impl Output {
         events: &mut EventQueue,
     ) -> Result<(), ProviderError> {
         self.start(None, events);
-        let at = self.seen(event.output_index)?;
+        let at = self.seen(event.output_index())?;
         if let Some(text) = event.delta.and_then(|raw| string(raw, &mut self.scratch))
             && !text.is_empty()
         {
@@ -200,7 +205,7 @@ impl Output {
         events: &mut EventQueue,
     ) -> Result<(), ProviderError> {
         self.start(None, events);
-        let at = self.seen(event.output_index)?;
+        let at = self.seen(event.output_index())?;
         if let Some(text) = event.delta.and_then(|raw| string(raw, &mut self.scratch))
             && !text.is_empty()
             && *self.items[at].thought.get_or_insert(how) == how
@@ -215,7 +220,7 @@ impl Output {
         event: &StreamEvent<'_>,
         events: &mut EventQueue,
     ) -> Result<(), ProviderError> {
-        let at = self.seen(event.output_index)?;
+        let at = self.seen(event.output_index())?;
         // Arguments of a call that was never announced come once more when it is done.
         if let Some(index) = self.items[at].call
             && let Some(arguments) = event.delta.and_then(|raw| string(raw, &mut self.scratch))
@@ -384,11 +389,8 @@ impl Output {
         if let Some(usage) = response.usage.and_then(usage) {
             events.push(Event::Usage(usage));
         }
-        let reason = response.incomplete_details.and_then(|why| why.reason);
         events.push(Event::Finish(match status {
-            Some("incomplete") => reason
-                .and_then(cow)
-                .map_or(FinishReason::Unknown, |reason| incomplete_reason(&reason)),
+            Some("incomplete") => incomplete_reason(response.incomplete_details),
             Some("completed") if self.refused => FinishReason::Refusal,
             Some("completed") if self.calls > 0 => FinishReason::ToolCalls,
             Some("completed") => FinishReason::Stop,
