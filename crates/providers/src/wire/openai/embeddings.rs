@@ -1,7 +1,7 @@
 //! Vectors of texts: `POST {base}/embeddings`.
 //!
 //! Source: <https://platform.openai.com/docs/api-reference/embeddings/create>. Where the server can, the vectors come
-//! as base64: a third of the bytes of their decimal form, and nothing is rounded.
+//! as base64: less than half of the bytes of their decimal form, and nothing is rounded.
 
 use std::borrow::Cow;
 
@@ -23,7 +23,8 @@ pub struct Vectors {
     pub dimensions: Option<Dimensions>,
     /// Whether vectors may come as base64. Not all servers know it, and some refuse it.
     pub base64: bool,
-    /// The most texts of one request.
+    /// The most texts of one request. Where a provider takes more, it is still so few that their vectors fit into the
+    /// 16 MiB that are read of an answer.
     pub texts: usize,
     /// The most bytes of all texts of one request. Providers limit the tokens, and no token is shorter than a byte.
     pub bytes: usize,
@@ -39,17 +40,18 @@ pub enum Dimensions {
 }
 
 impl Vectors {
-    /// OpenAI and Azure: 2,048 texts and 300,000 tokens.
+    /// OpenAI and Azure, which take 2,048 texts and 300,000 tokens.
     pub const OPENAI: Self = Self {
         dimensions: Some(Dimensions::Usual),
         base64: true,
-        texts: 2_048,
+        texts: 512,
         bytes: 300_000,
     };
 
     /// Other servers. How much they take at once is their own affair; this much is usual.
     pub const COMPATIBLE: Self = Self {
         base64: false,
+        texts: 256,
         ..Self::OPENAI
     };
 
