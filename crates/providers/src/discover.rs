@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use crate::chat::ModelInfo;
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider, Timeouts};
-use crate::profile::{PROFILES, Profile, Settings};
+use crate::profile::{Format, PROFILES, Profile, Settings};
 use crate::wire::openai::looks_like_a_model_list;
 
 /// Enough for a server on the same machine, for [`probe`].
@@ -94,9 +94,14 @@ pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discover
         let foreign = base_url
             .as_deref()
             .is_some_and(|url| !own && url.trim_end_matches('/') != profile.base_url);
+        let chat_completions = matches!(profile.format, Format::ChatCompletions(_));
         Some(Discovered {
             name: profile.name.into(),
-            profile: if foreign { compatible()? } else { profile },
+            profile: if foreign && chat_completions {
+                compatible()?
+            } else {
+                profile
+            },
             settings: Settings {
                 base_url: base_url.or_else(|| Some(profile.base_url.into())),
                 key: key.map(|(_, key)| SecretString::from(key)),
@@ -234,6 +239,9 @@ mod tests {
             ("OPENAI_API_KEY", "k"),
         ]);
         assert_eq!(same[0].profile.name, "openai");
+        // There is no common dialect of other formats.
+        let found = environment(&[("ANTHROPIC_BASE_URL", "http://10.0.0.1:8000")]);
+        assert_eq!(found[0].profile.name, "anthropic");
     }
 
     #[test]

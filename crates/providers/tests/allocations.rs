@@ -100,6 +100,47 @@ fn nor_does_a_piece_of_reasoning_or_of_a_tool_calls_arguments() {
 }
 
 #[test]
+fn nor_does_a_piece_of_anthropics() {
+    let start = r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"t","name":"f","input":{}}}"#;
+    for delta in [
+        r#"{"type":"text_delta","text":TOKEN}"#,
+        r#"{"type":"thinking_delta","thinking":TOKEN}"#,
+        r#"{"type":"input_json_delta","partial_json":TOKEN}"#,
+    ] {
+        let piece = |number: usize| {
+            let token = serde_json::to_string(&token(number)).unwrap();
+            let delta = delta.replace("TOKEN", &token);
+            format!(
+                "event: content_block_delta\ndata: {{\"type\":\"content_block_delta\",\"index\":0,\"delta\":{delta}}}\n\n"
+            )
+        };
+        // With pings among them, as they really come.
+        let ping = "event: ping\ndata: {\"type\": \"ping\"}\n\n";
+        let stream: String = (0..400).map(|number| piece(number) + ping).collect();
+        let mut decoding = decoding_of("anthropic", "text/event-stream", 1 << 20);
+        decoding.push(format!("event: content_block_start\ndata: {start}\n\n").as_bytes());
+        let mut events = 0;
+        let mut feed = |bytes: &[u8]| {
+            decoding.push(bytes);
+            while let Some(event) = decoding.next() {
+                events += usize::from(event.is_ok());
+            }
+        };
+        let mut both_ways = |stream: &[u8]| {
+            let (company, pieces) = stream.split_at(stream.len() / 2);
+            company.chunks(700).for_each(&mut feed);
+            pieces.chunks(7).for_each(&mut feed);
+        };
+        let (warm_up, rest) = stream.as_bytes().split_at(stream.len() / 2);
+        both_ways(warm_up);
+        let counted = measure(|| both_ways(rest));
+        // The beginnings of the answer and of the call are two.
+        assert_eq!(events, 402, "{delta}");
+        assert_eq!(counted.count_total, 0, "{delta}: {counted:?}");
+    }
+}
+
+#[test]
 fn nor_does_a_piece_of_the_responses_api() {
     let first = r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"function_call","call_id":"c","name":"f"}}"#;
     for kind in [

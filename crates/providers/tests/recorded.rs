@@ -4,6 +4,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "recorded/anthropic.rs"]
+mod anthropic;
+#[path = "support/anthropic.rs"]
+mod anthropic_support;
 #[path = "recorded/responses.rs"]
 mod responses;
 mod support;

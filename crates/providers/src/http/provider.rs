@@ -26,6 +26,8 @@ const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most bytes of a list of models (OpenRouter's had 1 MB in 2026), and of an answer with vectors (2,048 of 3,072
 /// numbers are about 80 MB as JSON, which nobody should ask for at once).
 const DOCUMENT_LIMIT: usize = 16 << 20;
+/// The most pages of a list of models that are read: a server that always has one more must not hold us for ever.
+const MOST_PAGES: usize = 100;
 
 /// How long to wait for an answer. Connecting has its own limit in [`HttpConfig`](crate::HttpConfig).
 ///
@@ -139,10 +141,19 @@ impl HttpProvider {
     }
 
     async fn list(&self) -> Result<Vec<ModelInfo>, ProviderError> {
-        self.wire.decode_models(&self.models_body().await?)
+        let mut page = self.models_body().await?;
+        let mut models = self.wire.decode_models(&page)?;
+        for _ in 1..MOST_PAGES {
+            let Some(next) = self.wire.next_models_request(&page, SystemTime::now())? else {
+                break;
+            };
+            page = self.document(next, self.timeouts.models).await?;
+            models.append(&mut self.wire.decode_models(&page)?);
+        }
+        Ok(models)
     }
 
-    /// The body of the list of models, unread.
+    /// The body of the list of models, or of its first page, unread.
     pub(crate) async fn models_body(&self) -> Result<Bytes, ProviderError> {
         let request = self.wire.models_request(SystemTime::now())?;
         self.document(request, self.timeouts.models).await

@@ -12,6 +12,7 @@ use secrecy::SecretString;
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
+use crate::wire::anthropic::Anthropic;
 use crate::wire::openai::{Dialect, OpenAi};
 use crate::wire::responses::{self, Responses};
 pub use feature::{Feature, Features};
@@ -58,6 +59,8 @@ pub enum Format {
     ChatCompletions(Dialect),
     /// OpenAI's Responses API, in one server's dialect.
     Responses(responses::Dialect),
+    /// Anthropic's Messages API.
+    Messages,
 }
 
 /// How a request shows its key.
@@ -121,6 +124,7 @@ impl Profile {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
             Format::Responses(dialect) => Arc::new(Responses::new(self, settings, dialect)?),
+            Format::Messages => Arc::new(Anthropic::new(self, settings)?),
         })
     }
 

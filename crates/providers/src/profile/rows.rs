@@ -62,6 +62,29 @@ pub const PROFILES: &[Profile] = &[
         ..HOSTED
     },
     Profile {
+        name: "anthropic",
+        title: "Anthropic",
+        format: Format::Messages,
+        base_url: "https://api.anthropic.com",
+        auth: Auth::Header("x-api-key"),
+        key_variables: &["ANTHROPIC_API_KEY"],
+        url_variable: Some("ANTHROPIC_BASE_URL"),
+        headers: &[("anthropic-version", "2023-06-01")],
+        usual_model: Some("claude-haiku-5-5"),
+        claims: &["claude-"],
+        features: COMMON.and(&[
+            Feature::Images,
+            Feature::Reasoning,
+            Feature::ReasoningBack,
+            Feature::Citations,
+            Feature::PromptCache,
+            Feature::TokenCount,
+        ]),
+        quirks: "wants a limit on tokens, so one is chosen; models since 4.7 have no temperature; JSON only by a schema",
+        reference: "https://platform.claude.com/docs/en/api/messages",
+        ..HOSTED
+    },
+    Profile {
         name: "openrouter",
         title: "OpenRouter",
         format: Format::ChatCompletions(Dialect::OPENROUTER),

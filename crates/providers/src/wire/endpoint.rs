@@ -68,7 +68,6 @@ impl Endpoint {
         })
     }
 
-    #[allow(dead_code, reason = "for the formats to come")]
     /// Everything before the path of a request, without a slash at its end.
     pub(crate) fn base(&self) -> &str {
         &self.base

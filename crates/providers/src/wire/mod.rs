@@ -4,6 +4,7 @@
 //! which is fed the body's chunks and leaves events in an [`EventQueue`]. [`crate::HttpProvider`]
 //! drives any of them; [`Decoding`] does so by hand.
 
+pub(crate) mod anthropic;
 mod body;
 mod decoding;
 mod endpoint;
@@ -49,6 +50,19 @@ pub trait Wire: Debug + Send + Sync {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) when the provider has no such list.
     fn models_request(&self, now: SystemTime) -> Result<http::Request<Bytes>, ProviderError>;
 
+    /// The HTTP request of what comes after a page of the list of models; `None`: it was the last one.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) where the page's mark makes no URL.
+    fn next_models_request(
+        &self,
+        _page: &[u8],
+        _now: SystemTime,
+    ) -> Result<Option<http::Request<Bytes>>, ProviderError> {
+        Ok(None)
+    }
+
     /// A decoder for the body of a chat answer with a status of 2xx, streamed or not, as its headers tell.
     /// `limit` is the most bytes that it may keep: the longest event of a stream, or a whole body.
     ///
@@ -58,7 +72,7 @@ pub trait Wire: Debug + Send + Sync {
     /// answer, such as a web page.
     fn decoder(&self, head: &Parts, limit: usize) -> Result<Box<dyn Decoder>, ProviderError>;
 
-    /// The models in the body of a list of models.
+    /// The models in the body of a list of models, or of a page of it.
     ///
     /// # Errors
     ///
