@@ -63,6 +63,16 @@ impl Cpus {
         self.0.len() >= 2 && usable_cpus() >= 2
     }
 
+    /// One for each processor, with that one as the child's.
+    pub(crate) fn each(&self) -> Vec<Self> {
+        let turned = |by| {
+            let mut list = self.0.clone();
+            list.rotate_left(by);
+            Self(list)
+        };
+        (0..self.0.len()).map(turned).collect()
+    }
+
     /// The same for the `index`th of many clients: they share what processors the child's side leaves.
     pub(crate) fn for_client(&self, index: usize) -> Self {
         let Some(server) = self.of(Side::Child) else {

@@ -6,6 +6,10 @@
 //! cargo run --release -p lapce-ai-bench -- many          throughput of many connections from several processes
 //! cargo run --release -p lapce-ai-bench -- active        one talking connection among many idle ones
 //! cargo run --release -p lapce-ai-bench -- memory        stress level 2: more is sent than the server may keep
+//! cargo run --release -p lapce-ai-bench -- busy          round trips while a compiler runs on every processor
+//! cargo run --release -p lapce-ai-bench -- mixed         small messages beside large ones on the same connection
+//! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
+//! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
 //! ```
 //!
 //! Each peer is a child process: this program again, in a hidden role (`peer`). Nothing printed is a constant.
@@ -14,6 +18,8 @@
 mod active;
 mod child;
 mod connections;
+mod contention;
+mod instructions;
 mod ipc;
 mod machine;
 mod many;
@@ -47,6 +53,17 @@ enum Command {
     Many(many::Arguments),
     Active(active::Arguments),
     Memory(memory::Arguments),
+    Busy(contention::busy::Arguments),
+    Mixed(contention::mixed::Arguments),
+    Priority(contention::priority::Arguments),
+    Instructions(instructions::Arguments),
+    /// What `instructions` counts; started by it.
+    #[command(hide = true)]
+    Counted {
+        payload: usize,
+        window: usize,
+        count: u64,
+    },
     /// The other side of an exchange; started by the commands above.
     #[command(hide = true)]
     Peer {
@@ -65,6 +82,15 @@ fn main() -> ExitCode {
         Command::Many(arguments) => many::run(&arguments),
         Command::Active(arguments) => active::run(&arguments),
         Command::Memory(arguments) => memory::run(&arguments),
+        Command::Busy(arguments) => contention::busy::run(&arguments),
+        Command::Mixed(arguments) => contention::mixed::run(&arguments),
+        Command::Priority(arguments) => contention::priority::run(&arguments),
+        Command::Instructions(arguments) => instructions::run(&arguments),
+        Command::Counted {
+            payload,
+            window,
+            count,
+        } => instructions::counted(payload, window, count).map(|()| true),
         Command::Peer { cpus, role } => play(cpus, role),
     };
     match result {

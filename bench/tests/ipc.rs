@@ -493,3 +493,86 @@ fn one_active_connection_is_measured_among_idle_ones() {
         "{left_out}"
     );
 }
+
+/// The rows of a command about contention, each with a latency or a rate in every repetition.
+fn contention(command: &str) -> Vec<(String, String)> {
+    let found = success(&[command, "--quick", "--json"]);
+    let rows = found["rows"].as_array().unwrap();
+    rows.iter()
+        .map(|row| {
+            for repetition in row["repetitions"].as_array().unwrap() {
+                let latency = &repetition["latency"];
+                if latency.is_object() {
+                    let at = |name: &str| latency[name].as_u64().unwrap();
+                    assert!(at("samples") > 0 && at("p50") > 0, "{row}");
+                    assert!(at("p50") <= at("p99") && at("p99") <= at("max"), "{row}");
+                } else {
+                    let rates = repetition["rates"].as_array().unwrap();
+                    assert!(!rates.is_empty(), "{row}");
+                    let sound = |rate: &Value| rate["per_second"].as_f64().unwrap() >= 0.0;
+                    assert!(rates.iter().all(sound), "{row}");
+                }
+            }
+            let text = |name: &str| row[name].as_str().unwrap().to_owned();
+            (text("what"), text("condition"))
+        })
+        .collect()
+}
+
+#[test]
+fn beside_a_compiler() {
+    let rows = contention("busy");
+    // Four ways in two loops and the noise, on an idle machine and on a busy one: cargo has brought a rustc.
+    assert_eq!(rows.len(), 18, "{rows:?}");
+}
+
+#[test]
+fn large_beside_small() {
+    let rows = contention("mixed");
+    assert_eq!(rows.len(), 5, "{rows:?}");
+}
+
+#[test]
+fn a_probe_beside_a_flood() {
+    let rows = contention("priority");
+    assert_eq!(rows.len(), 5, "{rows:?}");
+}
+
+#[test]
+fn instructions_are_counted_and_held_against_a_file() {
+    let Ok(valgrind) = Command::new("valgrind").arg("--version").output() else {
+        let mut stderr = io::stderr();
+        stderr
+            .write_all(b"skipped: there is no valgrind\n")
+            .unwrap();
+        return;
+    };
+    assert!(valgrind.status.success());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("counts.json");
+    let file = file.to_str().unwrap();
+    let case = ["instructions", "--repeat", "1", "--only", "echo 64 KiB"];
+    let with = |more: &[&str]| {
+        let output = bench(&[&case, more].concat()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), text)
+    };
+    let (well, text) = with(&["--write", file]);
+    assert!(well, "{text}");
+    let mut counts: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let count = &mut counts["instructions_per_message"]["echo 64 KiB"];
+    let is = count.as_f64().unwrap();
+    // There and back it is copied out of a ring and into one at least.
+    assert!(is > 1000.0, "{text}");
+    for (was, good) in [(is * 2.0, true), (is / 2.0, false)] {
+        counts["instructions_per_message"]["echo 64 KiB"] = was.into();
+        fs::write(file, counts.to_string()).unwrap();
+        let (well, text) = with(&["--check", file]);
+        assert_eq!(well, good, "{text}");
+        let word = if good { "faster" } else { "SLOWER" };
+        assert!(text.contains(word), "{text}");
+    }
+    let (well, text) = with(&["--check", "/nowhere"]);
+    assert!(!well && text.contains("cannot read /nowhere"), "{text}");
+}

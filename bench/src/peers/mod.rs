@@ -23,6 +23,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 
 use crate::child::Parent;
+use crate::contention;
 use crate::machine::Cpus;
 use crate::message::{Flow, Messages};
 
@@ -304,6 +305,16 @@ pub(crate) enum Role {
         process: u64,
         window: usize,
     },
+    Compiler {
+        dir: PathBuf,
+        name: String,
+    },
+    Flood {
+        socket: PathBuf,
+        class: String,
+        payload: usize,
+        window: usize,
+    },
 }
 
 impl Role {
@@ -348,6 +359,13 @@ impl Role {
                 process,
                 window,
             } => crate::memory::load(parent, &socket, process, window),
+            Self::Compiler { dir, name } => contention::compiler::compile(parent, &dir, &name),
+            Self::Flood {
+                socket,
+                class,
+                payload,
+                window,
+            } => contention::flood::flood(parent, socket, &class, payload, window),
         }
     }
 }

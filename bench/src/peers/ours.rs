@@ -110,6 +110,7 @@ pub(super) fn serve(
         let status = Status {
             pid: std::process::id(),
             connections,
+            reactors: handle.reactors(),
             counters,
             pool: handle.pool().into(),
             ..Status::default()
@@ -229,6 +230,7 @@ pub(crate) fn connect_raw(socket: &Path) -> Result<Connection> {
         },
         response_window: 256 << 10,
         timeout: Duration::from_secs(20),
+        server_uids: Vec::new(),
     };
     let (connection, welcome) = connect(socket, &options)?;
     if !welcome.features.shared_memory {

@@ -86,6 +86,7 @@ impl Session {
             // More than the protocol allows is as good as the most.
             response_window: options.response_window.clamp(1, i32::MAX as u32),
             timeout: options.connect_timeout,
+            server_uids: options.server_uids.clone(),
         };
         let inner = Inner {
             reconnect: Reconnect::new(

@@ -6,7 +6,7 @@ mod support;
 
 use allocation_counter::measure;
 use lapce_ai_providers::Event;
-use support::{decoding, text_chunk};
+use support::{aws, decoding, decoding_of, text_chunk};
 
 /// Tokens with every kind of text: plain, escaped, beyond ASCII, and longer than those of the warm-up's start.
 fn token(number: usize) -> String {
@@ -95,6 +95,83 @@ fn nor_does_a_piece_of_reasoning_or_of_a_tool_calls_arguments() {
         feed(10);
         let counted = measure(|| feed(100));
         assert!(events >= 110, "{delta}");
+        assert_eq!(counted.count_total, 0, "{delta}: {counted:?}");
+    }
+}
+
+#[test]
+fn nor_does_a_piece_of_anthropics() {
+    let start = r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"t","name":"f","input":{}}}"#;
+    for delta in [
+        r#"{"type":"text_delta","text":TOKEN}"#,
+        r#"{"type":"thinking_delta","thinking":TOKEN}"#,
+        r#"{"type":"input_json_delta","partial_json":TOKEN}"#,
+    ] {
+        let piece = |number: usize| {
+            let token = serde_json::to_string(&token(number)).unwrap();
+            let delta = delta.replace("TOKEN", &token);
+            format!(
+                "event: content_block_delta\ndata: {{\"type\":\"content_block_delta\",\"index\":0,\"delta\":{delta}}}\n\n"
+            )
+        };
+        // With pings among them, as they really come.
+        let ping = "event: ping\ndata: {\"type\": \"ping\"}\n\n";
+        let stream: String = (0..400).map(|number| piece(number) + ping).collect();
+        let mut decoding = decoding_of("anthropic", "text/event-stream", 1 << 20);
+        decoding.push(format!("event: content_block_start\ndata: {start}\n\n").as_bytes());
+        let mut events = 0;
+        let mut feed = |bytes: &[u8]| {
+            decoding.push(bytes);
+            while let Some(event) = decoding.next() {
+                events += usize::from(event.is_ok());
+            }
+        };
+        let mut both_ways = |stream: &[u8]| {
+            let (company, pieces) = stream.split_at(stream.len() / 2);
+            company.chunks(700).for_each(&mut feed);
+            pieces.chunks(7).for_each(&mut feed);
+        };
+        let (warm_up, rest) = stream.as_bytes().split_at(stream.len() / 2);
+        both_ways(warm_up);
+        let counted = measure(|| both_ways(rest));
+        // The beginnings of the answer and of the call are two.
+        assert_eq!(events, 402, "{delta}");
+        assert_eq!(counted.count_total, 0, "{delta}: {counted:?}");
+    }
+}
+
+#[test]
+fn nor_does_a_message_of_awss_event_stream() {
+    for delta in [
+        r#"{"text":"word\n"}"#,
+        r#"{"reasoningContent":{"text":"hm\n"}}"#,
+        r#"{"toolUse":{"input":"{\"a\""}}"#,
+    ] {
+        let start = r#"{"contentBlockIndex":1,"start":{"toolUse":{"toolUseId":"a","name":"b"}}}"#;
+        let start = aws::event("contentBlockStart", start);
+        let payload =
+            format!(r#"{{"contentBlockIndex":1,"delta":{delta},"p":"abcdefghijklmnop"}}"#);
+        let message = aws::event("contentBlockDelta", &payload);
+        let mut decoding = decoding_of("bedrock", "application/vnd.amazon.eventstream", 1 << 20);
+        decoding.push(&start);
+        let mut events = 0;
+        let mut feed = |times: usize, piece: usize| {
+            for _ in 0..times {
+                for piece in message.chunks(piece) {
+                    decoding.push(piece);
+                    while let Some(event) = decoding.next() {
+                        assert!(event.is_ok());
+                        events += 1;
+                    }
+                }
+            }
+        };
+        feed(10, message.len());
+        let counted = measure(|| {
+            feed(100, message.len());
+            feed(100, 7);
+        });
+        assert!(events >= 210, "{delta}");
         assert_eq!(counted.count_total, 0, "{delta}: {counted:?}");
     }
 }

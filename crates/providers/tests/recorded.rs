@@ -4,6 +4,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "recorded/anthropic.rs"]
+mod anthropic;
+#[path = "support/anthropic.rs"]
+mod anthropic_support;
+#[path = "recorded/bedrock.rs"]
+mod bedrock;
 mod support;
 
 use std::fs;

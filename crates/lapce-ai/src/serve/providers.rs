@@ -9,7 +9,7 @@ use std::time::Duration;
 use lapce_ai_proto::status::ProviderStatus;
 use lapce_ai_providers::{
     BoxFuture, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream, Discovered, ErrorKind,
-    HttpClient, HttpConfig, Local, LoopbackServer, ModelInfo, PROFILES, Profile, Provider,
+    Format, HttpClient, HttpConfig, Local, LoopbackServer, ModelInfo, PROFILES, Profile, Provider,
     ProviderError, Route, SecretString, Settings, from_environment, probe,
 };
 
@@ -197,7 +197,10 @@ impl Providers {
                         None => None,
                         Some(key) => Some(read_key(key, &lookup)?),
                     };
-                    connect(name, openai, key, client)
+                    // Whoever names a profile of AWS asks for its files, which the environment places.
+                    let asked = use_environment || openai.aws_profile.is_some();
+                    let lookup = |name: &str| lookup(name).filter(|_| asked);
+                    connect(name, openai, key, lookup, client)
                 });
                 let model = settings.default_model.clone().or_else(|| usual_model(name));
                 let about = ProviderStatus {
@@ -323,10 +326,14 @@ fn connect(
     name: &str,
     settings: &OpenAiSettings,
     key: Option<SecretString>,
+    lookup: impl Fn(&str) -> Option<String>,
     client: HttpClient,
 ) -> Result<Arc<dyn Provider>, ProviderError> {
+    // Formats of their own are known by name, wherever the server is.
+    let other = |profile: &&Profile| !matches!(profile.format, Format::ChatCompletions(_));
+    let named = Profile::named(name).filter(other);
     let same = |url: &str| url.trim_end_matches('/') == settings.base_url.trim_end_matches('/');
-    let known = PROFILES.iter().find(|profile| same(profile.base_url));
+    let known = named.or_else(|| PROFILES.iter().find(|profile| same(profile.base_url)));
     let profile = known.or_else(|| Profile::named("compatible"));
     let profile = profile.ok_or_else(|| {
         ProviderError::new(ErrorKind::Configuration, "no profile fits this server")
@@ -335,8 +342,11 @@ fn connect(
         base_url: Some(settings.base_url.clone()),
         key,
         headers: settings.headers.clone(),
+        region: settings.region.clone(),
+        aws_profile: settings.aws_profile.clone(),
         ..Settings::default()
     };
+    let account = profile.in_environment(account, lookup)?;
     let provider = profile.connect(name, &account, client)?;
     Ok(Arc::new(provider.with_timeouts(settings.timeouts)))
 }
@@ -366,7 +376,11 @@ mod tests {
     fn config(text: &str) -> (tempfile::TempDir, Config) {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("c.toml");
-        std::fs::write(&file, format!("{text}\n[discovery]\nloopback = false\n")).unwrap();
+        let discovery = match text.contains("[discovery]") {
+            true => "",
+            false => "[discovery]",
+        };
+        std::fs::write(&file, format!("{text}\n{discovery}\nloopback = false\n")).unwrap();
         let config = Config::load(&Sources {
             file: Some(file),
             ..Sources::default()
@@ -452,6 +466,69 @@ mod tests {
                 .contains("NO_SUCH_KEY (api_key_env) is not set"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn bedrock_takes_its_account_and_region_from_aws_itself() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        std::fs::create_dir(home.join(".aws")).unwrap();
+        let account =
+            "[work]\naws_access_key_id = AK\naws_secret_access_key = s\nregion = eu-west-1\n";
+        std::fs::write(home.join(".aws/credentials"), account).unwrap();
+        let home = ("HOME", home.to_str().unwrap());
+        let environment = [("AWS_ACCESS_KEY_ID", "AK"), ("AWS_SECRET_ACCESS_KEY", "s")];
+        let with_home = |more: &[(&'static str, &'static str)]| [&[home], more].concat();
+        for (text, environment, problem) in [
+            ("aws_profile = 'work'", with_home(&[]), None),
+            ("aws_profile = 'other'", with_home(&[]), Some("`other`")),
+            ("", with_home(&[]), Some("no AWS credentials")),
+            ("region = 'us-east-1'", with_home(&environment), None),
+            (
+                "region = 'us-east-1'\n[discovery]\nenvironment = false",
+                with_home(&environment),
+                Some("no AWS credentials"),
+            ),
+            (
+                "aws_profile = 'work'\n[discovery]\nenvironment = false",
+                with_home(&[]),
+                None,
+            ),
+            ("", with_home(&environment), Some("region is missing")),
+            (
+                "base_url = 'http://127.0.0.1:1'",
+                with_home(&environment),
+                Some("region is missing"),
+            ),
+            (
+                "",
+                with_home(&[environment[0], environment[1], ("AWS_REGION", "us-east-1")]),
+                None,
+            ),
+            (
+                "region = 'us-east-1'",
+                with_home(&[("AWS_BEARER_TOKEN_BEDROCK", "k")]),
+                None,
+            ),
+            ("region = 'us-east-1'\napi_key = 'k'", with_home(&[]), None),
+        ] {
+            let providers = gather(&format!("[providers.bedrock]\n{text}"), &environment).await;
+            match problem {
+                None => assert!(
+                    providers
+                        .problems()
+                        .iter()
+                        .all(|text| text.contains("default model")),
+                    "{text}: {:?}",
+                    providers.problems()
+                ),
+                Some(sign) => assert!(
+                    providers.problems()[0].contains(sign),
+                    "{text}: {:?}",
+                    providers.problems()
+                ),
+            }
+        }
     }
 
     #[tokio::test]

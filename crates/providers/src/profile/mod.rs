@@ -9,9 +9,12 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
+use crate::aws::{AwsCredentials, AwsEnvironment};
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
+use crate::wire::anthropic::Anthropic;
+use crate::wire::bedrock::Bedrock;
 use crate::wire::openai::{Dialect, OpenAi};
 pub use feature::{Feature, Features};
 pub use rows::PROFILES;
@@ -55,6 +58,10 @@ pub struct Profile {
 pub enum Format {
     /// OpenAI chat completions, in one server's dialect.
     ChatCompletions(Dialect),
+    /// Anthropic's Messages API.
+    Messages,
+    /// AWS Bedrock's Converse.
+    Bedrock,
 }
 
 /// How a request shows its key.
@@ -85,6 +92,10 @@ pub struct Settings {
     pub project: Option<String>,
     /// The version of the API, for Azure.
     pub api_version: Option<String>,
+    /// The AWS account whose keys sign requests, where there is no key that is sent itself.
+    pub aws: Option<AwsCredentials>,
+    /// The profile of that account in the AWS files.
+    pub aws_profile: Option<String>,
 }
 
 impl Profile {
@@ -107,6 +118,27 @@ impl Profile {
         self.claims.iter().any(|start| model.starts_with(start))
     }
 
+    /// These settings with what the environment adds to them: of AWS the region and, where there is no key, the
+    /// account. `lookup` reads the environment, usually `|name| std::env::var(name).ok()`; the AWS files are read.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration) when there is no account, or its profile cannot be used.
+    pub fn in_environment(
+        &self,
+        mut settings: Settings,
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Result<Settings, ProviderError> {
+        if self.format == Format::Bedrock {
+            let environment = AwsEnvironment::new(settings.aws_profile.as_deref(), lookup);
+            settings.region = settings.region.or_else(|| environment.region());
+            if settings.key.is_none() && settings.aws.is_none() {
+                settings.aws = Some(environment.credentials()?);
+            }
+        }
+        Ok(settings)
+    }
+
     /// The profile's wire format with these settings.
     ///
     /// # Errors
@@ -115,6 +147,8 @@ impl Profile {
     pub fn wire(&self, settings: &Settings) -> Result<Arc<dyn Wire>, ProviderError> {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
+            Format::Messages => Arc::new(Anthropic::new(self, settings)?),
+            Format::Bedrock => Arc::new(Bedrock::new(self, settings)?),
         })
     }
 

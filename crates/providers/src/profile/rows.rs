@@ -53,6 +53,29 @@ pub const PROFILES: &[Profile] = &[
         ..HOSTED
     },
     Profile {
+        name: "anthropic",
+        title: "Anthropic",
+        format: Format::Messages,
+        base_url: "https://api.anthropic.com",
+        auth: Auth::Header("x-api-key"),
+        key_variables: &["ANTHROPIC_API_KEY"],
+        url_variable: Some("ANTHROPIC_BASE_URL"),
+        headers: &[("anthropic-version", "2023-06-01")],
+        usual_model: Some("claude-haiku-5-5"),
+        claims: &["claude-"],
+        features: COMMON.and(&[
+            Feature::Images,
+            Feature::Reasoning,
+            Feature::ReasoningBack,
+            Feature::Citations,
+            Feature::PromptCache,
+            Feature::TokenCount,
+        ]),
+        quirks: "wants a limit on tokens, so one is chosen; models since 4.7 have no temperature; JSON only by a schema",
+        reference: "https://platform.claude.com/docs/en/api/messages",
+        ..HOSTED
+    },
+    Profile {
         name: "openrouter",
         title: "OpenRouter",
         format: Format::ChatCompletions(Dialect::OPENROUTER),
@@ -158,6 +181,26 @@ pub const PROFILES: &[Profile] = &[
             .without(&[Feature::Tools, Feature::ToolResults, Feature::Models]),
         quirks: "searches the web for every answer; no tools, no stop texts, no list of models",
         reference: "https://docs.perplexity.ai/api-reference/chat-completions-post",
+        ..HOSTED
+    },
+    Profile {
+        name: "bedrock",
+        title: "AWS Bedrock",
+        format: Format::Bedrock,
+        base_url: "https://bedrock-runtime.{region}.amazonaws.com",
+        auth: Auth::AwsSigV4,
+        key_variables: &["AWS_BEARER_TOKEN_BEDROCK"],
+        features: COMMON.and(&[
+            Feature::Images,
+            Feature::Reasoning,
+            Feature::ReasoningBack,
+            Feature::Citations,
+            Feature::PromptCache,
+            Feature::Embeddings,
+            Feature::TokenCount,
+        ]),
+        quirks: "needs a region; a Bedrock API key, or the keys of an AWS account from the environment, a profile or the container; images as bytes only",
+        reference: "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html",
         ..HOSTED
     },
     Profile {

@@ -68,7 +68,6 @@ impl Endpoint {
         })
     }
 
-    #[allow(dead_code, reason = "for the formats to come")]
     /// Everything before the path of a request, without a slash at its end.
     pub(crate) fn base(&self) -> &str {
         &self.base
@@ -153,7 +152,6 @@ impl Endpoint {
     }
 }
 
-#[allow(dead_code, reason = "for the formats to come")]
 /// `text` as one segment of a URL's path: everything but unreserved characters is percent-encoded
 /// ([RFC 3986, 2.3](https://www.rfc-editor.org/rfc/rfc3986#section-2.3)).
 pub(crate) fn segment(text: &str) -> String {

@@ -4,6 +4,8 @@
 //! which is fed the body's chunks and leaves events in an [`EventQueue`]. [`crate::HttpProvider`]
 //! drives any of them; [`Decoding`] does so by hand.
 
+pub(crate) mod anthropic;
+pub(crate) mod bedrock;
 mod body;
 mod decoding;
 mod endpoint;
@@ -23,6 +25,8 @@ use crate::chat::{ChatRequest, ModelInfo};
 use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::{ErrorKind, ProviderError};
 use crate::event::EventQueue;
+use crate::http::HttpClient;
+use crate::provider::BoxFuture;
 
 pub use decoding::Decoding;
 pub(crate) use retry_after::retry_after;
@@ -48,6 +52,19 @@ pub trait Wire: Debug + Send + Sync {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) when the provider has no such list.
     fn models_request(&self, now: SystemTime) -> Result<http::Request<Bytes>, ProviderError>;
 
+    /// The HTTP request of what comes after a page of the list of models; `None`: it was the last one.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) where the page's mark makes no URL.
+    fn next_models_request(
+        &self,
+        _page: &[u8],
+        _now: SystemTime,
+    ) -> Result<Option<http::Request<Bytes>>, ProviderError> {
+        Ok(None)
+    }
+
     /// A decoder for the body of a chat answer with a status of 2xx, streamed or not, as its headers tell.
     /// `limit` is the most bytes that it may keep: the longest event of a stream, or a whole body.
     ///
@@ -57,7 +74,7 @@ pub trait Wire: Debug + Send + Sync {
     /// answer, such as a web page.
     fn decoder(&self, head: &Parts, limit: usize) -> Result<Box<dyn Decoder>, ProviderError>;
 
-    /// The models in the body of a list of models.
+    /// The models in the body of a list of models, or of a page of it.
     ///
     /// # Errors
     ///
@@ -116,8 +133,29 @@ pub trait Wire: Debug + Send + Sync {
         Err(unsupported("counting tokens"))
     }
 
+    /// What requests are signed with, where that is fetched and expires: whoever sends a request
+    /// [refreshes](Credentials::refresh) it first.
+    fn credentials(&self) -> Option<&dyn Credentials> {
+        None
+    }
+
     /// What must never appear in an error's text.
     fn secrets(&self) -> Vec<SecretString>;
+}
+
+/// Credentials that have to be fetched, and again before they expire. Fetching is all that they do: the format takes
+/// what was fetched last.
+pub trait Credentials: Debug + Send + Sync {
+    /// Returns at once while the last ones hold at `now`, and fetches others through `client` where they do not.
+    ///
+    /// # Errors
+    ///
+    /// There are none that hold; why not.
+    fn refresh<'a>(
+        &'a self,
+        client: &'a HttpClient,
+        now: SystemTime,
+    ) -> BoxFuture<'a, Result<(), ProviderError>>;
 }
 
 /// The provider cannot do this.

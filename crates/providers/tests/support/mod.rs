@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
+pub mod aws;
+
 use std::sync::Arc;
 
 use lapce_ai_providers::{
@@ -13,22 +15,30 @@ use tokio::net::{TcpListener, TcpStream};
 pub const KEY: &str = "sk-a-secret-of-the-tests";
 
 pub fn wire(base_url: &str) -> Arc<dyn Wire> {
+    wire_of("openai", base_url)
+}
+
+pub fn wire_of(profile: &str, base_url: &str) -> Arc<dyn Wire> {
     let settings = Settings {
         base_url: Some(base_url.into()),
         key: Some(KEY.into()),
         ..Settings::default()
     };
-    Profile::named("openai").unwrap().wire(&settings).unwrap()
+    Profile::named(profile).unwrap().wire(&settings).unwrap()
 }
 
 /// A decoder as for an answer of this type.
 pub fn decoding(content_type: &str, limit: usize) -> Decoding {
+    decoding_of("openai", content_type, limit)
+}
+
+pub fn decoding_of(profile: &str, content_type: &str, limit: usize) -> Decoding {
     let response = http::Response::builder()
         .header("content-type", content_type)
         .body(())
         .unwrap();
     Decoding::new(
-        wire("http://127.0.0.1")
+        wire_of(profile, "http://127.0.0.1")
             .decoder(&response.into_parts().0, limit)
             .unwrap(),
     )
