@@ -90,7 +90,7 @@ impl Reader {
 
     /// Hands the frames that are there to `on_frame`, about 4 KiB of them at most, and returns how many
     /// they were. The bytes are copied to `scratch` once and checked there; their room goes back to the peer with
-    /// [`flush`] or [`release`](Self::release).
+    /// [`flush`](super::flush) or [`release`](Self::release).
     ///
     /// # Errors
     /// What `on_frame` returns, or why the connection cannot go on; frames before the bad one have been handed over.
@@ -271,7 +271,7 @@ impl Reader {
         }
     }
 
-    /// Gives the room of the frames that were read back to the peer. [`flush`] does this too.
+    /// Gives the room of the frames that were read back to the peer. [`flush`](super::flush) does this too.
     ///
     /// # Errors
     /// The peer is gone.
