@@ -271,7 +271,11 @@ impl Tx {
     /// Before sleep: asks for a bell when what is blocked finds room. False: there is room now.
     pub(super) fn ask_for_room(&mut self) -> Result<bool, TransportError> {
         match self.blocked {
-            Some(need) => self.writer.wait_for_room(need),
+            Some(need) => {
+                // Others may have begun requests since, and the daemon makes no room for what it cannot see.
+                self.flush_now()?;
+                self.writer.wait_for_room(need)
+            }
             None => Ok(true),
         }
     }
