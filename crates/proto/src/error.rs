@@ -136,7 +136,7 @@ pub struct ErrorBody {
     /// The [`Fault::name`] behind a `protocol_error`.
     pub fault: Option<String>,
     /// Who was asked, in order; the last ones, where there is no room for all. Empty where nobody but `provider` was.
-    pub attempts: Vec<Attempt>,
+    pub attempts: Box<[Attempt]>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -174,7 +174,7 @@ impl ErrorBody {
             provider: None,
             status: None,
             fault: None,
-            attempts: Vec::new(),
+            attempts: Box::default(),
         }
     }
 
@@ -196,7 +196,7 @@ impl ErrorBody {
             provider: self.provider.as_deref().map(|p| cut(p, 64)),
             status: self.status,
             fault: self.fault.as_deref().map(|f| cut(f, 64)),
-            attempts: self.attempts.clone(),
+            attempts: self.attempts.to_vec(),
         };
         let start = buffer.len();
         loop {
@@ -239,7 +239,7 @@ impl ErrorBody {
             provider: json.provider,
             status: json.status,
             fault: json.fault,
-            attempts: json.attempts,
+            attempts: json.attempts.into(),
         }
     }
 }
@@ -254,12 +254,12 @@ mod tests {
             retry_after_ms: Some(1500),
             provider: Some("openai".to_owned()),
             status: Some(429),
-            attempts: vec![Attempt {
+            attempts: Box::new([Attempt {
                 provider: "groq".to_owned(),
                 outcome: "failed".to_owned(),
                 why: Some("overloaded".to_owned()),
                 ..Attempt::default()
-            }],
+            }]),
             ..ErrorBody::new(ErrorCode::RateLimited, "slow \"down\"\n")
         };
         let mut bytes = Vec::new();

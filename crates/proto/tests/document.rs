@@ -680,7 +680,7 @@ fn the_error_payload_has_the_fields_that_the_document_names() {
         provider: Some("p".to_owned()),
         status: Some(500),
         fault: Some("f".to_owned()),
-        attempts: vec![Attempt::default()],
+        attempts: Box::new([Attempt::default()]),
         ..ErrorBody::new(ErrorCode::Internal, "m")
     };
     let mut payload = Vec::new();

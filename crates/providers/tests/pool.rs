@@ -282,9 +282,11 @@ async fn serve(mut stream: TcpStream, how: How) -> std::io::Result<()> {
                 "retry-after: 1\r\n",
                 "{}",
             )
-            .await?
+            .await?;
         }
-        How::Fails => status(&mut stream, "500 Internal Server Error", "", "{}").await?,
+        How::Fails => {
+            status(&mut stream, "500 Internal Server Error", "", "{}").await?;
+        }
         How::Garbage => {
             stream.write_all(STREAM.as_bytes()).await?;
             stream.write_all(b"data: {\"choices\": <html>\n\n").await?;

@@ -34,7 +34,7 @@ pub(super) fn list(trail: &Trail) -> Vec<Attempt> {
 /// Nobody answered.
 pub(super) fn no_answer(failed: &NoAnswer) -> ErrorBody {
     ErrorBody {
-        attempts: list(&failed.trail),
+        attempts: list(&failed.trail).into(),
         ..wire::provider_error(&failed.error)
     }
 }
@@ -43,7 +43,7 @@ pub(super) fn no_answer(failed: &NoAnswer) -> ErrorBody {
 pub(super) fn broke_off(error: &ProviderError, mut trail: Trail) -> ErrorBody {
     trail.broke_off(error.kind);
     ErrorBody {
-        attempts: list(&trail),
+        attempts: list(&trail).into(),
         ..wire::provider_error(error)
     }
 }

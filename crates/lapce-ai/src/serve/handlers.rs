@@ -250,13 +250,16 @@ impl App {
         } = match self.providers.pool().chat(&plan, chat, deadline).await {
             Ok(answer) => answer,
             Err(error) => {
-                tracing::info!(trail = %error.trail, "no answer");
+                let trail = error.trail.to_string();
+                // As a quoted text: a client may name a model as it likes.
+                tracing::info!(?trail, "no answer");
                 return failed(responder, attempts::no_answer(&error));
             }
         };
         drop(held);
         if !trail.is_plain() {
-            tracing::info!(%trail, "answered by another than the first");
+            let trail = trail.to_string();
+            tracing::info!(?trail, "answered by another than the first");
         }
         if !streamed {
             return match stream.collect().await {
@@ -277,7 +280,8 @@ impl App {
             let event = match stream.next().await {
                 Some(Ok(event)) => event,
                 Some(Err(error)) => {
-                    tracing::info!(%trail, why = error.kind.name(), "an answer broke off");
+                    let (trail_text, why) = (trail.to_string(), error.kind.name());
+                    tracing::info!(trail = ?trail_text, why, "an answer broke off");
                     return failed(responder, attempts::broke_off(&error, trail));
                 }
                 None => return failed(responder, wire::without_finish(&provider)),

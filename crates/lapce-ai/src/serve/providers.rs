@@ -283,7 +283,7 @@ impl Providers {
                     // Whoever names a profile of AWS asks for its files, which the environment places.
                     let asked = use_environment || openai.aws_profile.is_some();
                     let lookup = |name: &str| lookup(name).filter(|_| asked);
-                    connect(name, openai, keys, lookup, client)
+                    connect(name, openai, keys, lookup, &client)
                 });
                 let model = settings.default_model.clone().or_else(|| usual_model(name));
                 let about = ProviderStatus {
@@ -415,7 +415,7 @@ fn connect(
     settings: &OpenAiSettings,
     keys: Vec<Option<SecretString>>,
     lookup: impl Fn(&str) -> Option<String>,
-    client: HttpClient,
+    client: &HttpClient,
 ) -> Result<Accounts, ProviderError> {
     // Formats of their own are known by name, wherever the server is.
     let other = |profile: &&Profile| !matches!(profile.format, Format::ChatCompletions(_));
@@ -664,5 +664,20 @@ mod tests {
             "{:?}",
             providers.problems()
         );
+    }
+    #[tokio::test]
+    async fn a_route_is_a_model_s_name_even_the_default_one() {
+        let text = "[requests]\ndefault_model = 'best'\n[providers.groq]\n[routes.best]\ntargets = ['nobody/x', 'groq/a', 'local']";
+        let providers = gather(text, &[]).await;
+        assert_eq!(
+            providers.problems(),
+            ["routes.best: no provider or model is called `nobody/x`"]
+        );
+        for name in ["", "BEST"] {
+            let plan = providers.plan(name).unwrap();
+            let targets = plan.targets.iter();
+            let names = targets.map(|target| format!("{}/{}", target.member.name(), target.model));
+            assert!(names.eq(["groq/a", "local/local"]));
+        }
     }
 }

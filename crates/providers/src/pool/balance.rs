@@ -40,7 +40,7 @@ impl Balance {
             Self::Ordered => {}
             // The smallest of exponential times is drawn as often as its rate says (Efraimidis and Spirakis, 2006).
             Self::Weighted => {
-                by(&|target| -(1.0 - chance()).ln() / f64::from(target.weight.max(1)))
+                by(&|target| -(1.0 - chance()).ln() / f64::from(target.weight.max(1)));
             }
             #[expect(clippy::cast_precision_loss, reason = "not so many are under way")]
             Self::LeastInFlight => by(&|target| target.member.counts().in_flight as f64),

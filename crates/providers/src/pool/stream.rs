@@ -96,7 +96,7 @@ pub(super) async fn open(
             call.began(request.stream);
             Ok(ChatStream::new(Pooled {
                 queue,
-                inner,
+                inner: Some(inner),
                 call,
                 timer: bound.map(|bound| (bound, Box::pin(sleep_until(bound.at)))),
                 out_of_time: None,
@@ -120,7 +120,8 @@ fn ended_early(name: &str) -> ProviderError {
 
 struct Pooled {
     queue: EventQueue,
-    inner: ChatStream,
+    /// `None` when the time is over: that drops the request.
+    inner: Option<ChatStream>,
     call: Call,
     timer: Option<(Bound, Pin<Box<Sleep>>)>,
     out_of_time: Option<Bound>,
@@ -136,9 +137,13 @@ impl EventStream for Pooled {
             && timer.as_mut().poll(cx).is_ready()
         {
             self.out_of_time = Some(*bound);
+            self.inner = None;
             return Poll::Ready(());
         }
-        self.inner.poll_ready(cx)
+        match &mut self.inner {
+            Some(inner) => inner.poll_ready(cx),
+            None => Poll::Ready(()),
+        }
     }
 
     fn take(&mut self) -> Option<Result<Event<'_>, ProviderError>> {
@@ -155,7 +160,7 @@ impl EventStream for Pooled {
             return Some(Err(error));
         }
         let event = if queue.is_empty() {
-            inner.take()
+            inner.as_mut()?.take()
         } else {
             queue.pop().map(Ok)
         };

@@ -418,7 +418,7 @@ async fn a_request_goes_only_where_it_can_be_answered() {
     let with_schema = ChatRequest {
         response_format: Some(ResponseFormat::JsonSchema {
             name: "n".into(),
-            schema: schema.into(),
+            schema,
             strict: None,
         }),
         ..request()

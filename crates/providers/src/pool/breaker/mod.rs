@@ -34,7 +34,7 @@ pub struct BreakerConfig {
     pub slow_rate: f64,
     /// How long it stays open at first; each trip in a row doubles it. 5 s by default.
     pub open: Duration,
-    /// The longest that it stays open by itself; a provider's Retry-After may ask for up to [`LONGEST_ASKED`].
+    /// The longest that it stays open by itself; a provider's Retry-After may ask for up to an hour.
     /// 120 s by default.
     pub max_open: Duration,
     /// The most probes under way at once while it is half open, and how many must do well. 1 by default.
@@ -92,6 +92,8 @@ pub(super) struct Ticket {
 pub(super) struct Breaker {
     config: BreakerConfig,
     state: State,
+    /// The calls since it was closed last.
+    window: Window,
     /// Counts the changes of state.
     epoch: u64,
     /// How often in a row it opened.
@@ -100,17 +102,17 @@ pub(super) struct Breaker {
 
 #[derive(Debug)]
 enum State {
-    Closed { since: Instant, window: Window },
+    Closed { since: Instant },
     Open { until: Instant },
     HalfOpen { under_way: u32, well: u32 },
 }
 
 impl Breaker {
     pub(super) fn new(config: BreakerConfig, now: Instant) -> Self {
-        let window = Window::new(config.window, now);
         Self {
             config,
-            state: State::Closed { since: now, window },
+            state: State::Closed { since: now },
+            window: Window::new(config.window, now),
             epoch: 0,
             trips: 0,
         }
@@ -143,8 +145,8 @@ impl Breaker {
             return;
         }
         match &mut self.state {
-            State::Closed { window, .. } => {
-                window.add(now, false, slow);
+            State::Closed { .. } => {
+                self.window.add(now, false, slow);
                 self.trip_if_bad(now);
             }
             State::HalfOpen { .. } if slow => self.trip(now, None),
@@ -152,8 +154,8 @@ impl Breaker {
                 *under_way -= 1;
                 *well += 1;
                 if *well >= self.config.probes {
-                    let window = Window::new(self.config.window, now);
-                    self.enter(State::Closed { since: now, window });
+                    self.window = Window::new(self.config.window, now);
+                    self.enter(State::Closed { since: now });
                 }
             }
             State::Open { .. } => {}
@@ -172,8 +174,8 @@ impl Breaker {
     /// A call failed that was counted as a success before, since its answer had begun.
     pub(super) fn fault(&mut self, now: Instant, asked: Option<Duration>) {
         match &mut self.state {
-            State::Closed { window, .. } => {
-                window.add(now, true, false);
+            State::Closed { .. } => {
+                self.window.add(now, true, false);
                 if asked.is_some() {
                     self.trip(now, asked);
                 } else {
@@ -205,15 +207,11 @@ impl Breaker {
 
     /// Whether it would be the same if it were made anew now.
     pub(super) fn is_fresh(&self, now: Instant) -> bool {
-        matches!(&self.state, State::Closed { since, window }
-            if window.is_empty(now) && (self.trips == 0 || now >= *since + self.config.max_open))
+        matches!(self.state, State::Closed { since } if self.window.is_empty(now) && (self.trips == 0 || now >= since + self.config.max_open))
     }
 
     fn trip_if_bad(&mut self, now: Instant) {
-        let State::Closed { window, .. } = &mut self.state else {
-            return;
-        };
-        let counts = window.counts(now);
+        let counts = self.window.counts(now);
         if counts.calls < self.config.min_calls.max(1) {
             return;
         }
@@ -227,7 +225,7 @@ impl Breaker {
 
     fn trip(&mut self, now: Instant, asked: Option<Duration>) {
         // Who did well for long enough begins from the start.
-        if let State::Closed { since, .. } = self.state
+        if let State::Closed { since } = self.state
             && now >= since + self.config.max_open
         {
             self.trips = 0;

@@ -4,6 +4,8 @@
 //! which looks at what comes back. A model that is overloaded says nothing about the provider's others, and a provider
 //! that cannot be reached need not be found unreachable for one model after the other.
 
+mod call;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,15 +15,17 @@ use tokio::time::Instant;
 
 use super::PoolConfig;
 use super::backoff::RetryBudget;
-use super::breaker::{Breaker, BreakerState, Ticket};
+use super::breaker::{Breaker, BreakerState};
 use super::keys::Keys;
 use super::live::{Counts, Live};
 use super::trail::Skip;
 use crate::chat::{ChatRequest, ModelInfo};
 use crate::embeddings::{EmbeddingRequest, Embeddings};
-use crate::error::{ErrorKind, Phase, ProviderError};
+use crate::error::ProviderError;
 use crate::profile::Features;
 use crate::provider::{BoxFuture, ChatStream, Provider};
+use call::Tickets;
+pub(super) use call::{Call, Refused, is_of_key};
 
 /// The most models that have a breaker of their own at once: clients may name any.
 const MODELS: usize = 256;
@@ -213,14 +217,7 @@ impl Member {
         state.live.counts.in_flight += 1;
         state.live.counts.asked += 1;
         drop(guard);
-        Ok(Call {
-            member: Arc::clone(self),
-            model: Arc::clone(model),
-            key,
-            begun: now,
-            tickets: Some(tickets),
-            over: false,
-        })
+        Ok(Call::new(self, model, key, tickets, now))
     }
 
     /// A key for something else than a chat.
@@ -269,183 +266,6 @@ impl State {
             self.models.insert(name.into(), breaker);
         }
         self.models.get_mut(name)
-    }
-}
-
-/// Why a member takes no call, and when it may again.
-#[derive(Debug)]
-pub(super) struct Refused {
-    pub(super) why: Skip,
-    pub(super) until: Option<Instant>,
-}
-
-/// What is to blame for a failure, as far as it says something about later calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Blame {
-    /// The way to the provider.
-    Way,
-    /// The provider's model.
-    Model,
-    /// The key.
-    Key,
-    /// Nobody but this very request, or our own settings.
-    Nobody,
-}
-
-impl Blame {
-    fn of(kind: ErrorKind) -> Self {
-        match kind {
-            ErrorKind::ConnectionFailed | ErrorKind::TimedOut(Phase::Connect) => Self::Way,
-            ErrorKind::Overloaded
-            | ErrorKind::ProviderInternal
-            | ErrorKind::StreamCut
-            | ErrorKind::MalformedResponse
-            | ErrorKind::TimedOut(
-                Phase::FirstToken | Phase::NextToken | Phase::Upstream | Phase::Whole,
-            ) => Self::Model,
-            ErrorKind::RateLimited
-            | ErrorKind::Authentication
-            | ErrorKind::Permission
-            | ErrorKind::QuotaExhausted => Self::Key,
-            _ => Self::Nobody,
-        }
-    }
-}
-
-/// Whether it is the key that a provider refuses.
-pub(super) fn is_of_key(kind: ErrorKind) -> bool {
-    Blame::of(kind) == Blame::Key
-}
-
-struct Tickets {
-    way: Ticket,
-    of_model: Option<Ticket>,
-}
-
-impl Tickets {
-    fn ignore(&self, state: &mut State, model: &str) {
-        state.way.ignore(&self.way);
-        if let (Some(ticket), Some(breaker)) = (&self.of_model, state.models.get_mut(model)) {
-            breaker.ignore(ticket);
-        }
-    }
-
-    fn failed(&self, state: &mut State, model: &str, now: Instant, error: &ProviderError) {
-        match Blame::of(error.kind) {
-            Blame::Way => {
-                state.way.failure(&self.way, now, None);
-                if let (Some(ticket), Some(breaker)) = (&self.of_model, state.models.get_mut(model))
-                {
-                    breaker.ignore(ticket);
-                }
-            }
-            Blame::Model => {
-                // Something answered, however badly: the way is clear.
-                state.way.success(&self.way, now, false);
-                if let (Some(ticket), Some(breaker)) = (&self.of_model, state.models.get_mut(model))
-                {
-                    breaker.failure(ticket, now, error.retry_after);
-                }
-            }
-            Blame::Key | Blame::Nobody => self.ignore(state, model),
-        }
-    }
-}
-
-/// One call under way. Dropping it gives everything back, and counts as given up by whoever asked.
-pub(super) struct Call {
-    member: Arc<Member>,
-    model: Arc<str>,
-    pub(super) key: usize,
-    pub(super) begun: Instant,
-    /// Until the first token: it is what a breaker looks at.
-    tickets: Option<Tickets>,
-    over: bool,
-}
-
-impl Call {
-    pub(super) fn member(&self) -> &Arc<Member> {
-        &self.member
-    }
-
-    /// The first token came, or without streaming the whole answer.
-    pub(super) fn began(&mut self, streamed: bool) {
-        let now = Instant::now();
-        let took = now - self.begun;
-        let slow = streamed && took > self.member.config.breaker.slow_call;
-        let Some(tickets) = self.tickets.take() else {
-            return;
-        };
-        let mut state = self.member.lock();
-        state.way.success(&tickets.way, now, false);
-        if let (Some(ticket), Some(breaker)) =
-            (&tickets.of_model, state.models.get_mut(&*self.model))
-        {
-            breaker.success(ticket, now, slow);
-        }
-        state.keys.well(self.key, &self.model);
-        state.live.first_token(took, now);
-    }
-
-    /// It failed, before or after its first token.
-    pub(super) fn failed(&mut self, error: &ProviderError) {
-        if std::mem::replace(&mut self.over, true) {
-            return;
-        }
-        let now = Instant::now();
-        let mut guard = self.member.lock();
-        let state = &mut *guard;
-        state.live.counts.in_flight -= 1;
-        let blame = Blame::of(error.kind);
-        // Whoever asked ran out of time: that is no failure of the provider's.
-        if error.kind == ErrorKind::TimedOut(Phase::Deadline) {
-            state.live.counts.cancelled += 1;
-        } else {
-            state.live.counts.failed += 1;
-        }
-        if blame == Blame::Key {
-            state
-                .keys
-                .refused(self.key, &self.model, now, error.kind, error.retry_after);
-        }
-        match self.tickets.take() {
-            Some(tickets) => tickets.failed(state, &self.model, now, error),
-            // An answer that takes too long as a whole may have been read too slowly.
-            None if error.kind == ErrorKind::TimedOut(Phase::Whole) => {}
-            None if matches!(blame, Blame::Model | Blame::Way) => {
-                if let Some(breaker) = state.models.get_mut(&*self.model) {
-                    breaker.fault(now, error.retry_after);
-                }
-            }
-            None => {}
-        }
-    }
-
-    /// The answer is complete.
-    pub(super) fn finished(&mut self) {
-        if !std::mem::replace(&mut self.over, true) {
-            let mut state = self.member.lock();
-            state.live.counts.in_flight -= 1;
-            state.live.counts.answered += 1;
-        }
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        let tickets = self.tickets.take();
-        if self.over && tickets.is_none() {
-            return;
-        }
-        let mut guard = self.member.lock();
-        let state = &mut *guard;
-        if let Some(tickets) = tickets {
-            tickets.ignore(state, &self.model);
-        }
-        if !self.over {
-            state.live.counts.in_flight -= 1;
-            state.live.counts.cancelled += 1;
-        }
     }
 }
 
