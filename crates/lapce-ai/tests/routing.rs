@@ -331,9 +331,9 @@ fn weights_spread_the_requests() {
         assert_eq!(ended(child).code, Some(0));
     }
     assert_eq!(openai.count() + groq.count(), 40);
-    // Three in four: fewer than half, or none, would be a chance of one in ten thousand.
+    // Three in four are meant; what is refused here happens once in fifty thousand runs.
     assert!(
-        openai.count() > 20 && groq.count() > 0,
+        openai.count() > 15 && groq.count() > 0,
         "{} and {}",
         openai.count(),
         groq.count()

@@ -667,7 +667,7 @@ mod tests {
     }
     #[tokio::test]
     async fn a_route_is_a_model_s_name_even_the_default_one() {
-        let text = "[requests]\ndefault_model = 'best'\n[providers.groq]\n[routes.best]\ntargets = ['nobody/x', 'groq/a', 'local']";
+        let text = "[requests]\ndefault_model = 'best'\n[providers.groq]\n[providers.openai]\n[routes.best]\ntargets = ['nobody/x', 'groq/a', 'local']";
         let providers = gather(text, &[]).await;
         assert_eq!(
             providers.problems(),
