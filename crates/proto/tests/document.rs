@@ -732,8 +732,7 @@ fn described(value: &serde_json::Value) -> String {
 #[test]
 fn status() {
     use lapce_ai_proto::status::{
-        Breaker, ConnectionStatus, Counters, Health, PoolStatus, ProviderStatus, ReactorStatus,
-        Status, TierStatus,
+        Breaker, ConnectionStatus, Counters, Health, PoolStatus, ProviderStatus, Status, TierStatus,
     };
     use serde_json::to_value;
     let text = || Some(String::new());
@@ -751,11 +750,6 @@ fn status() {
             "Connection",
             to_value(ConnectionStatus::default()),
             to_value(ConnectionStatus::default()),
-        ),
-        (
-            "Reactor",
-            to_value(ReactorStatus::default()),
-            to_value(ReactorStatus::default()),
         ),
         ("Provider", to_value(ProviderStatus::default()), {
             to_value(ProviderStatus {
