@@ -39,6 +39,7 @@
 
 mod blocking;
 mod bodies;
+mod body;
 mod client;
 mod error;
 mod link;
@@ -47,6 +48,7 @@ mod reconnect;
 mod session;
 
 pub use blocking::{BlockingClient, ChatItems, Items, Pending};
+pub use body::Body;
 pub use client::{ChatStream, Client, ItemStream};
 pub use error::ClientError;
 pub use lapce_ai_proto::{

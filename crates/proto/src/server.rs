@@ -40,14 +40,14 @@ pub enum ServerEvent<'a> {
     Data {
         /// The stream.
         id: u64,
-        /// The piece.
+        /// The piece, or what of it has been copied: the frame's [`rest`](Frame::rest) follows.
         bytes: &'a [u8],
     },
     /// The last piece of a request, perhaps empty. All pieces together are `total_length` bytes.
     Complete {
         /// The stream.
         id: u64,
-        /// The piece.
+        /// The piece, or what of it has been copied, as with `Data`.
         bytes: &'a [u8],
     },
     /// The response is no longer wanted. The stream lives until its terminal frame.
@@ -269,10 +269,11 @@ impl ServerState {
             return Err(Fault::UnexpectedFrame);
         };
         let bytes = frame.payload;
-        if !upload.granted && !bytes.is_empty() {
+        let len = frame.payload_len() as u64;
+        if !upload.granted && len > 0 {
             return Err(Fault::CreditExceeded);
         }
-        upload.received += bytes.len() as u64;
+        upload.received += len;
         if upload.received > upload.total {
             return Err(Fault::CreditExceeded);
         }

@@ -69,7 +69,7 @@ impl Discovered {
 ///
 /// With `OPENAI_BASE_URL` set, `openai` needs no key, and is taken for a compatible server of someone else's.
 pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discovered> {
-    let lookup = |name: &str| {
+    let lookup = &|name: &str| {
         lookup(name)
             .map(|value| value.trim().to_owned())
             .filter(|value| !value.is_empty())
@@ -90,6 +90,11 @@ pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discover
             .as_deref()
             .is_some_and(|url| url.trim_end_matches('/') != profile.base_url);
         let chat_completions = matches!(profile.format, Format::ChatCompletions(_));
+        let settings = Settings {
+            base_url: base_url.or_else(|| Some(profile.base_url.into())),
+            key: key.map(|(_, key)| SecretString::from(key)),
+            ..Settings::default()
+        };
         Some(Discovered {
             name: profile.name.into(),
             profile: if foreign && chat_completions {
@@ -97,11 +102,7 @@ pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discover
             } else {
                 profile
             },
-            settings: Settings {
-                base_url: base_url.or_else(|| Some(profile.base_url.into())),
-                key: key.map(|(_, key)| SecretString::from(key)),
-                ..Settings::default()
-            },
+            settings: profile.in_environment(settings, lookup).ok()?,
             found_in: found_in.into(),
             models: Vec::new(),
         })
@@ -236,6 +237,31 @@ mod tests {
         // There is no common dialect of other formats.
         let found = environment(&[("ANTHROPIC_BASE_URL", "http://10.0.0.1:8000")]);
         assert_eq!(found[0].profile.name, "anthropic");
+    }
+
+    #[test]
+    fn an_aws_key_comes_with_its_region() {
+        let key = ("AWS_BEARER_TOKEN_BEDROCK", "k");
+        let found = environment(&[key, ("AWS_REGION", "eu-west-3")]);
+        assert_eq!((found.len(), found[0].name.as_str()), (1, "bedrock"));
+        let wire = found[0].profile.wire(&found[0].settings).unwrap();
+        let models = wire
+            .models_request(std::time::SystemTime::UNIX_EPOCH)
+            .unwrap();
+        assert_eq!(models.uri().host(), Some("bedrock.eu-west-3.amazonaws.com"));
+        // Without one it says what it lacks. Keys of an account alone are there for other services, too.
+        assert!(
+            environment(&[key])[0]
+                .profile
+                .wire(&environment(&[key])[0].settings)
+                .is_err()
+        );
+        let account = [
+            ("AWS_ACCESS_KEY_ID", "a"),
+            ("AWS_SECRET_ACCESS_KEY", "b"),
+            ("AWS_REGION", "eu-west-3"),
+        ];
+        assert!(environment(&account).is_empty());
     }
 
     #[test]

@@ -46,12 +46,14 @@
 
 #![forbid(unsafe_code)]
 
+mod aws;
 mod catalog;
 mod chat;
 mod discover;
 mod embeddings;
 mod error;
 mod event;
+mod event_stream;
 mod http;
 mod local;
 mod profile;
@@ -59,6 +61,7 @@ mod provider;
 mod sse;
 mod wire;
 
+pub use aws::{AwsCredentials, AwsEnvironment};
 pub use catalog::{Catalog, CatalogEntry, CatalogError, Route};
 pub use chat::{
     ChatRequest, Content, Image, ImageDetail, ImageSource, Message, ModelInfo, ReasoningEffort,
@@ -68,6 +71,7 @@ pub use discover::{Discovered, LoopbackServer, PROBE_TIMEOUT, from_environment, 
 pub use embeddings::{EmbeddingPurpose, EmbeddingRequest, Embeddings};
 pub use error::{ErrorKind, Fault, Phase, ProviderError};
 pub use event::{Citation, Event, EventQueue, FinishReason, ToolCallDelta, Usage};
+pub use event_stream::{EventStreamError, EventStreamMessage, EventStreamParser, HeaderValue};
 pub use http::{HttpClient, HttpConfig, HttpProvider, Timeouts};
 pub use local::{FailureMode, Local, LocalConfig, LocalFailure};
 pub use profile::{Auth, Feature, Features, Format, PROFILES, Profile, Settings};
@@ -77,4 +81,4 @@ pub use secrecy::SecretString;
 pub use sse::{DEFAULT_MAX_EVENT_LEN, SseError, SseEvent, SseParser};
 pub use wire::gemini::GeminiService;
 pub use wire::openai::Dialect;
-pub use wire::{Decoder, Decoding, Wire};
+pub use wire::{Credentials, Decoder, Decoding, Wire};

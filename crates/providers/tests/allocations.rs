@@ -6,7 +6,7 @@ mod support;
 
 use allocation_counter::measure;
 use lapce_ai_providers::Event;
-use support::{decoding, decoding_of, text_chunk};
+use support::{aws, decoding, decoding_of, text_chunk};
 
 /// Tokens with every kind of text: plain, escaped, beyond ASCII, and longer than those of the warm-up's start.
 fn token(number: usize) -> String {
@@ -136,6 +136,42 @@ fn nor_does_a_piece_of_anthropics() {
         let counted = measure(|| both_ways(rest));
         // The beginnings of the answer and of the call are two.
         assert_eq!(events, 402, "{delta}");
+        assert_eq!(counted.count_total, 0, "{delta}: {counted:?}");
+    }
+}
+
+#[test]
+fn nor_does_a_message_of_awss_event_stream() {
+    for delta in [
+        r#"{"text":"word\n"}"#,
+        r#"{"reasoningContent":{"text":"hm\n"}}"#,
+        r#"{"toolUse":{"input":"{\"a\""}}"#,
+    ] {
+        let start = r#"{"contentBlockIndex":1,"start":{"toolUse":{"toolUseId":"a","name":"b"}}}"#;
+        let start = aws::event("contentBlockStart", start);
+        let payload =
+            format!(r#"{{"contentBlockIndex":1,"delta":{delta},"p":"abcdefghijklmnop"}}"#);
+        let message = aws::event("contentBlockDelta", &payload);
+        let mut decoding = decoding_of("bedrock", "application/vnd.amazon.eventstream", 1 << 20);
+        decoding.push(&start);
+        let mut events = 0;
+        let mut feed = |times: usize, piece: usize| {
+            for _ in 0..times {
+                for piece in message.chunks(piece) {
+                    decoding.push(piece);
+                    while let Some(event) = decoding.next() {
+                        assert!(event.is_ok());
+                        events += 1;
+                    }
+                }
+            }
+        };
+        feed(10, message.len());
+        let counted = measure(|| {
+            feed(100, message.len());
+            feed(100, 7);
+        });
+        assert!(events >= 210, "{delta}");
         assert_eq!(counted.count_total, 0, "{delta}: {counted:?}");
     }
 }

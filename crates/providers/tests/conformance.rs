@@ -335,6 +335,13 @@ async fn over_a_socket(
         return Ok(());
     }
     let body = body(answer);
+    if let Ask::Models = ask
+        && answer.status == 200
+        && let Ok(Some(_)) = wire.next_models_request(&body, now())
+    {
+        // The client would go on to the next page.
+        return Ok(());
+    }
     let mut headers = format!("content-type: {}\r\n", answer.media_type);
     for (name, value) in &answer.headers {
         headers.push_str(&format!("{name}: {value}\r\n"));
@@ -416,7 +423,11 @@ async fn talk(provider: &impl Provider, ask: &Ask) -> Vec<String> {
 
 /// The bytes of an answer's body.
 fn body(answer: &Answer) -> Vec<u8> {
-    let mut body = answer.body.clone().into_bytes();
+    let mut body = if answer.media_type == "application/vnd.amazon.eventstream" {
+        support::aws::stream(&answer.body)
+    } else {
+        answer.body.clone().into_bytes()
+    };
     if answer.cut {
         // Not after the last line, but in it.
         body.pop();

@@ -8,6 +8,8 @@
 mod anthropic;
 #[path = "support/anthropic.rs"]
 mod anthropic_support;
+#[path = "recorded/bedrock.rs"]
+mod bedrock;
 #[path = "recorded/gemini.rs"]
 mod gemini;
 mod support;

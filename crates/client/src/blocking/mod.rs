@@ -13,9 +13,9 @@ use lapce_ai_proto::{MessageType, Welcome};
 
 pub use self::typed::ChatItems;
 use self::wait::{park, passed, with_waker};
-use crate::link::{Link, Outgoing, Stream, Tx};
+use crate::link::{Lent, Link, Outgoing, Stream, Tx};
 use crate::session::{Plan, Session, Step, Wait};
-use crate::{ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
+use crate::{Body, ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
 
 /// A client of the daemon for programs without a runtime. Any number of threads may use it at once, over one connection.
 ///
@@ -59,7 +59,11 @@ impl BlockingClient {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn call(&self, ty: MessageType, body: &[u8]) -> Result<Vec<u8>, ClientError> {
+    pub fn call<'a>(
+        &'a self,
+        ty: MessageType,
+        body: impl Into<Body<'a>>,
+    ) -> Result<Vec<u8>, ClientError> {
         self.call_with(ty, body, &RequestOptions::default())
     }
 
@@ -67,16 +71,13 @@ impl BlockingClient {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn call_with(
-        &self,
+    pub fn call_with<'a>(
+        &'a self,
         ty: MessageType,
-        body: &[u8],
+        body: impl Into<Body<'a>>,
         options: &RequestOptions,
     ) -> Result<Vec<u8>, ClientError> {
-        let mut answer = Vec::new();
-        self.submit_with(ty, body, options)?
-            .wait_into(&mut answer)?;
-        Ok(answer)
+        self.request(ty, body.into(), options, true)?.wait()
     }
 
     /// [`call`](Self::call) into memory that is used again: what `answer` held is gone, and its memory may be another
@@ -84,13 +85,13 @@ impl BlockingClient {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn call_into(
-        &self,
+    pub fn call_into<'a>(
+        &'a self,
         ty: MessageType,
-        body: &[u8],
+        body: impl Into<Body<'a>>,
         answer: &mut Vec<u8>,
     ) -> Result<(), ClientError> {
-        self.submit(ty, body)?.wait_into(answer)
+        self.plain_request(ty, body.into(), true)?.wait_into(answer)
     }
 
     /// Sends a request whose answer is one item, and does not wait for it: so one thread keeps many in flight. Waits
@@ -102,21 +103,9 @@ impl BlockingClient {
     pub fn submit<'a>(
         &'a self,
         ty: MessageType,
-        body: &'a [u8],
+        body: impl Into<Body<'a>>,
     ) -> Result<Pending<'a>, ClientError> {
-        // The way that nearly every request goes: a link, room, nothing to remember beside the stream.
-        if let Some(link) = self.session.open_link()
-            && let Some(index) = link.begin_plain(ty, body)
-        {
-            return Ok(Pending {
-                client: self,
-                plan: None,
-                ty,
-                body,
-                stream: Stream::new(link, index),
-            });
-        }
-        self.submit_with(ty, body, &RequestOptions::default())
+        self.plain_request(ty, body.into(), false)
     }
 
     /// [`submit`](Self::submit) with options.
@@ -126,16 +115,56 @@ impl BlockingClient {
     pub fn submit_with<'a>(
         &'a self,
         ty: MessageType,
-        body: &'a [u8],
+        body: impl Into<Body<'a>>,
         options: &RequestOptions,
     ) -> Result<Pending<'a>, ClientError> {
+        self.request(ty, body.into(), options, false)
+    }
+
+    /// Begins a request without options. `lent`: its answer is waited for at once, by this thread.
+    #[inline]
+    fn plain_request<'a>(
+        &'a self,
+        ty: MessageType,
+        body: Body<'a>,
+        lent: bool,
+    ) -> Result<Pending<'a>, ClientError> {
+        // The way that nearly every request goes: a link, room, nothing to remember beside the stream.
+        if let Some(link) = self.session.open_link()
+            && let Some(index) = link.begin_plain(ty, &body)
+        {
+            return Ok(Pending {
+                client: self,
+                plan: None,
+                ty,
+                body,
+                lent: false,
+                stream: Stream::new(link, index),
+            });
+        }
+        self.request(ty, body, &RequestOptions::default(), lent)
+    }
+
+    fn request<'a>(
+        &'a self,
+        ty: MessageType,
+        body: Body<'a>,
+        options: &RequestOptions,
+        lent: bool,
+    ) -> Result<Pending<'a>, ClientError> {
         let plan = self.session.plan(ty, options, true);
-        let stream = self.begin(&plan, body, true)?;
+        let how = Outgoing {
+            may_lag: true,
+            lent,
+            ..plan.outgoing(&body)
+        };
+        let stream = self.begin(&plan, how)?;
         Ok(Pending {
             client: self,
             plan: (!plan.is_plain()).then(|| Box::new(plan)),
             ty,
             body,
+            lent,
             stream,
         })
     }
@@ -144,18 +173,20 @@ impl BlockingClient {
     ///
     /// # Errors
     /// See [`ClientError`]; the daemon's errors come from the iterator.
-    pub fn stream(
+    pub fn stream<'a>(
         &self,
         ty: MessageType,
-        body: &[u8],
+        body: impl Into<Body<'a>>,
         options: &RequestOptions,
     ) -> Result<Items<'_>, ClientError> {
+        // It is kept while it may have to be sent again, and sent from there.
+        let body = body.into().into_owned();
         let plan = self.session.plan(ty, options, false);
-        let stream = self.begin(&plan, body, false)?;
+        let stream = self.begin(&plan, plan.outgoing(&body))?;
         Ok(Items {
             client: self,
             plan,
-            body: body.to_vec(),
+            body,
             stream: Some(stream),
         })
     }
@@ -229,12 +260,13 @@ impl BlockingClient {
         }
     }
 
-    fn begin(&self, plan: &Plan, body: &[u8], may_lag: bool) -> Result<Stream, ClientError> {
+    fn begin(&self, plan: &Plan, request: Outgoing<'_>) -> Result<Stream, ClientError> {
         loop {
             let link = self.link(plan.deadline())?;
             let request = Outgoing {
-                may_lag,
-                ..plan.outgoing(body)
+                // Its deadline may have come closer.
+                prefix: plan.prefix(),
+                ..request
             };
             let mut ticket = None;
             let mut begun = with_waker(|waker| link.begin(&request, &mut ticket, waker));
@@ -268,7 +300,9 @@ pub struct Pending<'a> {
     /// What its options ask for, if they ask for anything.
     plan: Option<Box<Plan>>,
     ty: MessageType,
-    body: &'a [u8],
+    body: Body<'a>,
+    /// What of the body goes in pieces is sent while it waits.
+    lent: bool,
     stream: Stream,
 }
 
@@ -305,7 +339,13 @@ impl Pending<'_> {
             let take = |tx: &mut Tx, waker: Option<&Waker>, _: &mut Vec<Waker>| {
                 tx.take_answer(stream.index, answer, waker)
             };
-            let waited = self.client.wait_further(&stream.link, last_moment, take);
+            let lent = self.lent.then_some(Lent {
+                index: stream.index,
+                body: &self.body,
+            });
+            let waited = self
+                .client
+                .wait_further(&stream.link, last_moment, lent, take);
             let outcome = match waited.ok_or(ClientError::DeadlineExceeded)? {
                 Ok(()) => {
                     self.stream.taken();
@@ -319,7 +359,11 @@ impl Pending<'_> {
                 Box::new(self.client.session.plan(self.ty, &options, true))
             });
             plan.after(outcome)?;
-            self.stream = self.client.begin(plan, self.body, false)?;
+            let again = Outgoing {
+                lent: self.lent,
+                ..plan.outgoing(&self.body)
+            };
+            self.stream = self.client.begin(plan, again)?;
         }
     }
 }
@@ -330,7 +374,7 @@ pub struct Items<'a> {
     client: &'a BlockingClient,
     plan: Plan,
     /// The request, while it may have to be sent again.
-    body: Vec<u8>,
+    body: Body<'static>,
     stream: Option<Stream>,
 }
 
@@ -362,14 +406,15 @@ impl Items<'_> {
             match next {
                 Ok(taken) => {
                     if !may_repeat {
-                        self.body = Vec::new();
+                        self.body = Body::Lent(&[]);
                     }
                     return Ok(taken);
                 }
                 Err(outcome) => {
                     self.client.session.note(&stream.link);
                     self.plan.after(outcome)?;
-                    self.stream = Some(self.client.begin(&self.plan, &self.body, false)?);
+                    let again = self.plan.outgoing(&self.body);
+                    self.stream = Some(self.client.begin(&self.plan, again)?);
                 }
             }
         }

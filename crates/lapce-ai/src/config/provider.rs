@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ErrorKind, FailureMode, LocalConfig, LocalFailure, Phase, Profile, SecretString, Timeouts,
+    ErrorKind, FailureMode, Format, LocalConfig, LocalFailure, Phase, Profile, SecretString,
+    Timeouts,
 };
 use serde_json::Value;
 
@@ -39,6 +40,8 @@ pub struct OpenAiSettings {
     pub base_url: String,
     /// The region or location, for clouds.
     pub region: Option<String>,
+    /// The profile in the AWS files, for AWS.
+    pub aws_profile: Option<String>,
     /// The project, for Google's cloud.
     pub project: Option<String>,
     /// Where its key is.
@@ -180,8 +183,7 @@ fn read(
     let kind = match ty {
         Type::Local => ProviderKind::Local(read_local(&mut section)),
         Type::OpenAi => {
-            let url = known.map(|known| known.base_url);
-            ProviderKind::OpenAi(Box::new(read_openai(&mut section, &place, url, file)))
+            ProviderKind::OpenAi(Box::new(read_openai(&mut section, &place, known, file)))
         }
     };
     section.finish();
@@ -195,12 +197,12 @@ fn read(
 fn read_openai(
     section: &mut Section<'_>,
     place: &Origin,
-    known_url: Option<&str>,
+    known: Option<&Profile>,
     file: Option<&Path>,
 ) -> OpenAiSettings {
     let url_kind = kinds::text("an address such as \"http://127.0.0.1:8080/v1\"");
-    let base_url = match known_url {
-        Some(url) => section.get("base_url", url.to_owned(), &url_kind),
+    let base_url = match known {
+        Some(known) => section.get("base_url", known.base_url.to_owned(), &url_kind),
         None => {
             let given = section.has("base_url");
             section.maybe("base_url", &url_kind).unwrap_or_else(|| {
@@ -215,6 +217,11 @@ fn read_openai(
         }
     };
     let region = section.maybe("region", &kinds::text("a region such as \"us-east-1\""));
+    let of_aws = known.is_some_and(|known| known.format == Format::Bedrock);
+    let aws_profile = match of_aws {
+        true => section.maybe("aws_profile", &kinds::text("a profile's name")),
+        false => None,
+    };
     let project = section.maybe("project", &kinds::text("a project's name"));
     let value = section.secret("api_key");
     let variable = section.maybe(
@@ -274,6 +281,7 @@ fn read_openai(
     OpenAiSettings {
         base_url,
         region,
+        aws_profile,
         project,
         key,
         headers: headers

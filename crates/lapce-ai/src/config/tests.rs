@@ -49,7 +49,13 @@ fn the_example_holds_every_setting_with_its_default() {
             "{name} is missing in the example"
         );
         // These have no default that is the same everywhere.
-        if !["ipc.socket_path", "requests.default_model", "log.file"].contains(&name.as_str()) {
+        let by_machine = [
+            "ipc.socket_path",
+            "ipc.reactor_threads",
+            "requests.default_model",
+            "log.file",
+        ];
+        if !by_machine.contains(&name.as_str()) {
             assert_eq!(shown.value, default.value, "{name}");
         }
     }
@@ -59,7 +65,7 @@ fn the_example_holds_every_setting_with_its_default() {
 
 #[test]
 fn the_defaults_are_the_server_s() {
-    let (config, server) = (read("").unwrap(), lapce_ai_server::Options::default());
+    let (config, server) = (read("").unwrap(), Options::default());
     assert_eq!(config.ipc.limits, server.limits);
     assert_eq!(config.ipc.max_connections as usize, server.max_connections);
     assert_eq!(config.ipc.buffer_pool_size, server.pool.budget);
@@ -70,6 +76,9 @@ fn the_defaults_are_the_server_s() {
     );
     assert_eq!(config.requests.default_deadline, server.default_deadline);
     assert_eq!(config.ipc.spin, server.spin);
+    assert_eq!(config.ipc.reactor_threads as usize, server.reactors);
+    assert_eq!(config.ipc.stall_timeout, server.stall_timeout);
+    assert_eq!(config.ipc.stall_bytes as usize, server.stall_bytes);
 }
 
 #[test]
@@ -85,22 +94,29 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         .iter()
         .map(|provider| provider.name.as_str())
         .collect();
-    assert_eq!(names, ["openai", "office", "vertex", "local"]);
+    assert_eq!(names, ["openai", "office", "bedrock", "vertex", "local"]);
     let ProviderKind::OpenAi(office) = &config.providers[1].kind else {
         panic!()
     };
-    let ProviderKind::OpenAi(vertex) = &config.providers[2].kind else {
-        panic!()
-    };
-    assert_eq!(
-        (vertex.project.as_deref(), vertex.region.as_deref()),
-        (Some("my-project"), Some("global"))
-    );
     assert!(
         matches!(&office.key, Some(ApiKey::File(path)) if path == Path::new("/etc/office.key"))
     );
     assert_eq!(office.headers[0].0, "X-Team");
-    let ProviderKind::Local(local) = &config.providers[3].kind else {
+    let ProviderKind::OpenAi(bedrock) = &config.providers[2].kind else {
+        panic!()
+    };
+    assert_eq!(bedrock.region.as_deref(), Some("us-east-1"));
+    assert_eq!(bedrock.aws_profile.as_deref(), Some("work"));
+    // A profile of AWS is nothing that others have.
+    assert!(error("[providers.groq]\naws_profile = 'x'\n").contains("unknown key"));
+    let ProviderKind::OpenAi(vertex) = &config.providers[3].kind else {
+        panic!()
+    };
+    assert_eq!(
+        (vertex.project.as_deref(), vertex.region.as_deref()),
+        (Some("my-project"), Some("europe-west4"))
+    );
+    let ProviderKind::Local(local) = &config.providers[4].kind else {
         panic!()
     };
     assert_eq!(local.tokens_per_second, Some(50.0));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use lapce_ai_proto::status::ProviderStatus;
 use lapce_ai_providers::{
     BoxFuture, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream, Discovered, ErrorKind,
-    HttpClient, HttpConfig, Local, LoopbackServer, ModelInfo, PROFILES, Profile, Provider,
+    Format, HttpClient, HttpConfig, Local, LoopbackServer, ModelInfo, PROFILES, Profile, Provider,
     ProviderError, Route, SecretString, Settings, from_environment, probe,
 };
 
@@ -197,7 +197,10 @@ impl Providers {
                         None => None,
                         Some(key) => Some(read_key(key, &lookup)?),
                     };
-                    connect(name, openai, key, client)
+                    // Whoever names a profile of AWS asks for its files, which the environment places.
+                    let asked = use_environment || openai.aws_profile.is_some();
+                    let lookup = |name: &str| lookup(name).filter(|_| asked);
+                    connect(name, openai, key, lookup, client)
                 });
                 let model = settings.default_model.clone().or_else(|| usual_model(name));
                 let about = ProviderStatus {
@@ -323,23 +326,29 @@ fn connect(
     name: &str,
     settings: &OpenAiSettings,
     key: Option<SecretString>,
+    lookup: impl Fn(&str) -> Option<String>,
     client: HttpClient,
 ) -> Result<Arc<dyn Provider>, ProviderError> {
+    // Formats of their own are known by name, wherever the server is.
+    let other = |profile: &&Profile| !matches!(profile.format, Format::ChatCompletions(_));
+    let named = Profile::named(name).filter(other);
     let same = |url: &str| url.trim_end_matches('/') == settings.base_url.trim_end_matches('/');
-    let known = PROFILES.iter().find(|profile| same(profile.base_url));
+    let known = named.or_else(|| PROFILES.iter().find(|profile| same(profile.base_url)));
     let profile = known.or_else(|| Profile::named("compatible"));
     let profile = profile.ok_or_else(|| {
         ProviderError::new(ErrorKind::Configuration, "no profile fits this server")
     })?;
     let account = Settings {
         // The profile's own may depend on the region.
-        base_url: Some(settings.base_url.clone()).filter(|_| known.is_none()),
+        base_url: Some(settings.base_url.clone()).filter(|url| url != profile.base_url),
         key,
         headers: settings.headers.clone(),
         region: settings.region.clone(),
         project: settings.project.clone(),
+        aws_profile: settings.aws_profile.clone(),
         ..Settings::default()
     };
+    let account = profile.in_environment(account, lookup)?;
     let provider = profile.connect(name, &account, client)?;
     Ok(Arc::new(provider.with_timeouts(settings.timeouts)))
 }
@@ -369,7 +378,11 @@ mod tests {
     fn config(text: &str) -> (tempfile::TempDir, Config) {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("c.toml");
-        std::fs::write(&file, format!("{text}\n[discovery]\nloopback = false\n")).unwrap();
+        let discovery = match text.contains("[discovery]") {
+            true => "",
+            false => "[discovery]",
+        };
+        std::fs::write(&file, format!("{text}\n{discovery}\nloopback = false\n")).unwrap();
         let config = Config::load(&Sources {
             file: Some(file),
             ..Sources::default()
@@ -458,26 +471,95 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn googles_cloud_needs_a_project() {
-        let vertex = |settings: &'static str| async move {
-            let text = format!("[providers.vertex]\napi_key = 'ya29.token'\n{settings}");
-            let providers = gather(&text, &[]).await;
-            providers.problems().to_vec()
-        };
-        assert_eq!(vertex("project = 'p1'").await, Vec::<String>::new());
+    async fn bedrock_takes_its_account_and_region_from_aws_itself() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        std::fs::create_dir(home.join(".aws")).unwrap();
+        let account =
+            "[work]\naws_access_key_id = AK\naws_secret_access_key = s\nregion = eu-west-1\n";
+        std::fs::write(home.join(".aws/credentials"), account).unwrap();
+        let home = ("HOME", home.to_str().unwrap());
+        let environment = [("AWS_ACCESS_KEY_ID", "AK"), ("AWS_SECRET_ACCESS_KEY", "s")];
+        let with_home = |more: &[(&'static str, &'static str)]| [&[home], more].concat();
+        for (text, environment, problem) in [
+            ("aws_profile = 'work'", with_home(&[]), None),
+            ("aws_profile = 'other'", with_home(&[]), Some("`other`")),
+            ("", with_home(&[]), Some("no AWS credentials")),
+            ("region = 'us-east-1'", with_home(&environment), None),
+            (
+                "region = 'us-east-1'\n[discovery]\nenvironment = false",
+                with_home(&environment),
+                Some("no AWS credentials"),
+            ),
+            (
+                "aws_profile = 'work'\n[discovery]\nenvironment = false",
+                with_home(&[]),
+                None,
+            ),
+            ("", with_home(&environment), Some("region is missing")),
+            (
+                "base_url = 'http://127.0.0.1:1'",
+                with_home(&environment),
+                Some("region is missing"),
+            ),
+            (
+                "",
+                with_home(&[environment[0], environment[1], ("AWS_REGION", "us-east-1")]),
+                None,
+            ),
+            (
+                "region = 'us-east-1'",
+                with_home(&[("AWS_BEARER_TOKEN_BEDROCK", "k")]),
+                None,
+            ),
+            ("region = 'us-east-1'\napi_key = 'k'", with_home(&[]), None),
+        ] {
+            let providers = gather(&format!("[providers.bedrock]\n{text}"), &environment).await;
+            match problem {
+                None => assert!(
+                    providers
+                        .problems()
+                        .iter()
+                        .all(|text| text.contains("default model")),
+                    "{text}: {:?}",
+                    providers.problems()
+                ),
+                Some(sign) => assert!(
+                    providers.problems()[0].contains(sign),
+                    "{text}: {:?}",
+                    providers.problems()
+                ),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn vertex_needs_a_project() {
+        let problems =
+            |settings: &'static str, environment: &'static [(&'static str, &'static str)]| async move {
+                let text = format!("[providers.vertex]\napi_key = 'ya29.token'\n{settings}");
+                gather(&text, environment).await.problems().to_vec()
+            };
+        let none = Vec::<String>::new();
+        assert_eq!(problems("project = 'p1'", &[]).await, none);
         let place = "project = 'p1'\nregion = 'europe-west4'";
-        assert_eq!(vertex(place).await, Vec::<String>::new());
-        let [problem] = &vertex("").await[..] else {
-            panic!("nothing is wrong without a project")
-        };
-        assert!(
-            problem.contains("vertex") && problem.contains("project is missing"),
-            "{problem}"
-        );
-        let [problem] = &vertex("project = 'p1'\nregion = 'a/b'").await[..] else {
-            panic!("nothing is wrong with a region that is none")
-        };
-        assert!(problem.contains("region"), "{problem}");
+        assert_eq!(problems(place, &[]).await, none);
+        assert_eq!(problems("", &[("GOOGLE_CLOUD_PROJECT", "p1")]).await, none);
+        for (settings, environment, sign) in [
+            ("", &[][..], "project is missing"),
+            ("project = 'p1'\nregion = 'a/b'", &[], "region"),
+            (
+                "project = 'p1'",
+                &[("GOOGLE_CLOUD_LOCATION", "a/b")],
+                "region",
+            ),
+        ] {
+            let problems = problems(settings, environment).await;
+            assert!(
+                problems.len() == 1 && problems[0].contains("vertex") && problems[0].contains(sign),
+                "{settings}: {problems:?}"
+            );
+        }
     }
 
     #[tokio::test]

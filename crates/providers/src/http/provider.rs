@@ -89,6 +89,15 @@ impl HttpProvider {
         self
     }
 
+    /// The time at which a request is written, once the format has what it signs with.
+    async fn ready(&self) -> Result<SystemTime, ProviderError> {
+        let now = SystemTime::now();
+        if let Some(credentials) = self.wire.credentials() {
+            credentials.refresh(&self.client, now).await?;
+        }
+        Ok(now)
+    }
+
     async fn send(
         &self,
         request: http::Request<Bytes>,
@@ -123,7 +132,7 @@ impl HttpProvider {
 
     async fn open(&self, request: &ChatRequest) -> Result<ChatStream, ProviderError> {
         let begun = Instant::now();
-        let http = self.wire.chat_request(request, SystemTime::now())?;
+        let http = self.wire.chat_request(request, self.ready().await?)?;
         let response = self.send(http, self.timeouts.first_token).await?;
         let (head, body) = response.into_parts();
         let decoding = Decoding::new(self.wire.decoder(&head, self.max_event_len)?);
@@ -144,7 +153,8 @@ impl HttpProvider {
         let mut page = self.models_body().await?;
         let mut models = self.wire.decode_models(&page)?;
         for _ in 1..MOST_PAGES {
-            let Some(next) = self.wire.next_models_request(&page, SystemTime::now())? else {
+            let now = self.ready().await?;
+            let Some(next) = self.wire.next_models_request(&page, now)? else {
                 break;
             };
             page = self.document(next, self.timeouts.models).await?;
@@ -155,7 +165,7 @@ impl HttpProvider {
 
     /// The body of the list of models, or of its first page, unread.
     pub(crate) async fn models_body(&self) -> Result<Bytes, ProviderError> {
-        let request = self.wire.models_request(SystemTime::now())?;
+        let request = self.wire.models_request(self.ready().await?)?;
         self.document(request, self.timeouts.models).await
     }
 
@@ -167,7 +177,7 @@ impl HttpProvider {
                 input: texts.to_vec(),
                 ..request.clone()
             };
-            let http = self.wire.embeddings_request(&part, SystemTime::now())?;
+            let http = self.wire.embeddings_request(&part, self.ready().await?)?;
             let body = self.document(http, self.timeouts.first_token).await?;
             let part = self.wire.decode_embeddings(&body)?;
             if part.vectors.len() != texts.len() {
@@ -188,7 +198,7 @@ impl HttpProvider {
     }
 
     async fn count(&self, request: &ChatRequest) -> Result<u64, ProviderError> {
-        let http = self.wire.count_request(request, SystemTime::now())?;
+        let http = self.wire.count_request(request, self.ready().await?)?;
         let body = self.document(http, self.timeouts.first_token).await?;
         self.wire.decode_count(&body)
     }

@@ -9,10 +9,12 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
+use crate::aws::{AwsCredentials, AwsEnvironment};
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
 use crate::wire::anthropic::Anthropic;
+use crate::wire::bedrock::Bedrock;
 use crate::wire::gemini::{Gemini, GeminiService};
 use crate::wire::openai::{Dialect, OpenAi};
 pub use feature::{Feature, Features};
@@ -59,6 +61,8 @@ pub enum Format {
     ChatCompletions(Dialect),
     /// Anthropic's Messages API.
     Messages,
+    /// AWS Bedrock's Converse.
+    Bedrock,
     /// Google Gemini, towards one of its two services.
     Gemini(GeminiService),
 }
@@ -91,6 +95,10 @@ pub struct Settings {
     pub project: Option<String>,
     /// The version of the API, for Azure.
     pub api_version: Option<String>,
+    /// The AWS account whose keys sign requests, where there is no key that is sent itself.
+    pub aws: Option<AwsCredentials>,
+    /// The profile of that account in the AWS files.
+    pub aws_profile: Option<String>,
 }
 
 impl Profile {
@@ -113,6 +121,36 @@ impl Profile {
         self.claims.iter().any(|start| model.starts_with(start))
     }
 
+    /// These settings with what the environment adds to them: of AWS the region and, where there is no key, the
+    /// account; of Google's cloud the project and the location. `lookup` reads the environment, usually `|name| std::env::var(name).ok()`; the AWS files are read.
+    ///
+    /// # Errors
+    ///
+    /// [`Configuration`](crate::ErrorKind::Configuration) when there is no account, or its profile cannot be used.
+    pub fn in_environment(
+        &self,
+        mut settings: Settings,
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Result<Settings, ProviderError> {
+        match self.format {
+            Format::Bedrock => {
+                let environment = AwsEnvironment::new(settings.aws_profile.as_deref(), lookup);
+                settings.region = settings.region.or_else(|| environment.region());
+                if settings.key.is_none() && settings.aws.is_none() {
+                    settings.aws = Some(environment.credentials()?);
+                }
+            }
+            Format::Gemini(GeminiService::Vertex) => {
+                let location = || lookup("GOOGLE_CLOUD_LOCATION");
+                settings.region = settings.region.or_else(location);
+                let project = || lookup("GOOGLE_CLOUD_PROJECT");
+                settings.project = settings.project.or_else(project);
+            }
+            _ => {}
+        }
+        Ok(settings)
+    }
+
     /// The profile's wire format with these settings.
     ///
     /// # Errors
@@ -122,6 +160,7 @@ impl Profile {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
             Format::Messages => Arc::new(Anthropic::new(self, settings)?),
+            Format::Bedrock => Arc::new(Bedrock::new(self, settings)?),
             Format::Gemini(service) => Arc::new(Gemini::new(self, settings, service)?),
         })
     }

@@ -224,6 +224,26 @@ pub const PROFILES: &[Profile] = &[
         ..GEMINI
     },
     Profile {
+        name: "bedrock",
+        title: "AWS Bedrock",
+        format: Format::Bedrock,
+        base_url: "https://bedrock-runtime.{region}.amazonaws.com",
+        auth: Auth::AwsSigV4,
+        key_variables: &["AWS_BEARER_TOKEN_BEDROCK"],
+        features: COMMON.and(&[
+            Feature::Images,
+            Feature::Reasoning,
+            Feature::ReasoningBack,
+            Feature::Citations,
+            Feature::PromptCache,
+            Feature::Embeddings,
+            Feature::TokenCount,
+        ]),
+        quirks: "needs a region; a Bedrock API key, or the keys of an AWS account from the environment, a profile or the container; images as bytes only",
+        reference: "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html",
+        ..HOSTED
+    },
+    Profile {
         name: "compatible",
         title: "Any OpenAI-compatible server",
         discovered: false,

@@ -20,7 +20,7 @@ pub(crate) const MAX_TOOL_CALLS: usize = 1024;
 ///
 /// It keeps the promise of [`Event`](crate::Event)'s order: whatever makes it complete leaves `Usage`, where known,
 /// and `Finish` in the queue.
-pub(crate) trait Answer: Default + Send {
+pub(crate) trait Answer: Send {
     /// Takes an event of a stream. `name` is its type where the framing has one, `message` for server-sent events
     /// without, and empty for lines.
     fn event(
@@ -46,20 +46,29 @@ pub(crate) trait Answer: Default + Send {
 /// # Errors
 ///
 /// [`MalformedResponse`](ErrorKind::MalformedResponse) for other types, such as a proxy's web page.
-pub(crate) fn decoder<A: Answer + 'static>(
+pub(crate) fn decoder<A: Answer + Default + 'static>(
+    head: &Parts,
+    limit: usize,
+) -> Result<Box<dyn Decoder>, ProviderError> {
+    decoder_of(A::default(), head, limit)
+}
+
+/// The same for an answer of which something is known already.
+pub(crate) fn decoder_of<A: Answer + 'static>(
+    answer: A,
     head: &Parts,
     limit: usize,
 ) -> Result<Box<dyn Decoder>, ProviderError> {
     match media_type(head).as_str() {
         // Some small servers name no type, or the wrong one, for their streams.
         "text/event-stream" | "text/plain" | "application/octet-stream" | "" => {
-            Ok(Box::new(Events::<A>::new(limit)))
+            Ok(Box::new(Events::new(answer, limit)))
         }
         "application/x-ndjson" | "application/jsonl" | "application/json-lines" => {
-            Ok(Box::new(Lines::<A>::new(limit)))
+            Ok(Box::new(Lines::new(answer, limit)))
         }
         json if json == "application/json" || json.ends_with("+json") => {
-            Ok(Box::new(Document::<A>::new(limit)))
+            Ok(Box::new(Document::new(answer, limit)))
         }
         other => Err(malformed(format!(
             "the answer is of type `{other}`; is the base URL right?"
@@ -85,10 +94,10 @@ struct Events<A> {
 }
 
 impl<A: Answer> Events<A> {
-    fn new(limit: usize) -> Self {
+    fn new(answer: A, limit: usize) -> Self {
         Self {
             sse: SseParser::new(limit),
-            answer: A::default(),
+            answer,
         }
     }
 }
@@ -127,11 +136,11 @@ struct Lines<A> {
 }
 
 impl<A: Answer> Lines<A> {
-    fn new(limit: usize) -> Self {
+    fn new(answer: A, limit: usize) -> Self {
         Self {
             line: Vec::new(),
             limit,
-            answer: A::default(),
+            answer,
         }
     }
 }
@@ -204,11 +213,11 @@ struct Document<A> {
 }
 
 impl<A: Answer> Document<A> {
-    fn new(limit: usize) -> Self {
+    fn new(answer: A, limit: usize) -> Self {
         Self {
             body: Vec::new(),
             limit,
-            answer: A::default(),
+            answer,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! drives any of them; [`Decoding`] does so by hand.
 
 pub(crate) mod anthropic;
+pub(crate) mod bedrock;
 mod body;
 mod decoding;
 mod endpoint;
@@ -25,6 +26,8 @@ use crate::chat::{ChatRequest, ModelInfo};
 use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::{ErrorKind, ProviderError};
 use crate::event::EventQueue;
+use crate::http::HttpClient;
+use crate::provider::BoxFuture;
 
 pub use decoding::Decoding;
 pub(crate) use retry_after::retry_after;
@@ -131,8 +134,29 @@ pub trait Wire: Debug + Send + Sync {
         Err(unsupported("counting tokens"))
     }
 
+    /// What requests are signed with, where that is fetched and expires: whoever sends a request
+    /// [refreshes](Credentials::refresh) it first.
+    fn credentials(&self) -> Option<&dyn Credentials> {
+        None
+    }
+
     /// What must never appear in an error's text.
     fn secrets(&self) -> Vec<SecretString>;
+}
+
+/// Credentials that have to be fetched, and again before they expire. Fetching is all that they do: the format takes
+/// what was fetched last.
+pub trait Credentials: Debug + Send + Sync {
+    /// Returns at once while the last ones hold at `now`, and fetches others through `client` where they do not.
+    ///
+    /// # Errors
+    ///
+    /// There are none that hold; why not.
+    fn refresh<'a>(
+        &'a self,
+        client: &'a HttpClient,
+        now: SystemTime,
+    ) -> BoxFuture<'a, Result<(), ProviderError>>;
 }
 
 /// The provider cannot do this.

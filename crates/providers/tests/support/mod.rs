@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
+pub mod aws;
+
 use std::sync::Arc;
 
 use lapce_ai_providers::{

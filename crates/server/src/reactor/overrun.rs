@@ -10,15 +10,13 @@ use std::time::{Duration, Instant};
 use lapce_ai_proto::MessageType;
 use rustix::time::{ClockId, clock_getres, clock_gettime};
 
-/// The least time between two lines in the log.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+use super::seldom::Seldom;
 
 /// Watches for batches that take longer than they may.
 #[derive(Debug)]
 pub(super) struct Overruns {
     limit: Duration,
-    told: Option<Instant>,
-    untold: u64,
+    told: Seldom,
 }
 
 /// When a batch began.
@@ -31,8 +29,7 @@ impl Overruns {
         let tick = Duration::try_from(tick).unwrap_or_default();
         Self {
             limit: limit.max(2 * tick),
-            told: None,
-            untold: 0,
+            told: Seldom::default(),
         }
     }
 
@@ -59,22 +56,16 @@ impl Overruns {
 
     #[cold]
     fn tell(&mut self, took: Duration, connection: u64, latest: Option<MessageType>) {
-        let now = Instant::now();
-        if self
-            .told
-            .is_some_and(|told| now.duration_since(told) < TELL_EVERY)
-        {
-            self.untold += 1;
+        let Some(others) = self.told.turn(Instant::now()) else {
             return;
-        }
-        self.told = Some(now);
+        };
         let latest = latest.map(tracing::field::display);
         tracing::warn!(
             connection,
             latest,
             milliseconds = took.as_millis(),
-            others_since_the_last_line = std::mem::take(&mut self.untold),
-            "sync handlers of one batch of requests held every connection up"
+            others_since_the_last_line = others,
+            "sync handlers of one batch of requests held up every connection of their reactor"
         );
     }
 }
@@ -100,10 +91,10 @@ mod tests {
         assert!(!tick.is_zero());
         let long_ago = Began(began.0.saturating_sub(3 * tick));
         assert!(overruns.end(long_ago, 1, Some(MessageType::ECHO)));
-        assert!(overruns.told.is_some());
-        // The second in a second is only counted.
         assert!(overruns.end(long_ago, 1, None));
-        assert_eq!(overruns.untold, 1);
+        // The second in a second was counted and not told.
+        let later = Instant::now() + Duration::from_secs(2);
+        assert_eq!(overruns.told.turn(later), Some(1));
         // A clock that stands still, as it mostly does, is no overrun, and one tick is not enough for one.
         let mut patient = Overruns::new(Duration::from_secs(3600));
         assert!(!patient.end(began, 1, None));

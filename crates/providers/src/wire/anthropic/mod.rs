@@ -30,6 +30,8 @@ use super::{Decoder, Wire, body};
 use crate::chat::{ChatRequest, ModelInfo};
 use crate::error::ProviderError;
 use crate::profile::{Profile, Settings};
+pub(crate) use model::Model;
+pub(crate) use thinking::{Plan, Thinking, plan};
 
 /// What is not in the API yet for everybody, by comma.
 const BETA: HeaderName = HeaderName::from_static("anthropic-beta");

@@ -9,7 +9,7 @@ type Version = (u8, u8);
 
 /// A model, as far as requests to it differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Model {
+pub(crate) struct Model {
     family: Family,
     /// `None`: somebody else's model behind the same API.
     version: Option<Version>,
@@ -49,7 +49,7 @@ pub(super) enum Off {
 impl Model {
     /// The model called `name`, in the spelling of any cloud: `claude-sonnet-4-5-20250929`,
     /// `claude-3-7-sonnet-latest`, `us.anthropic.claude-opus-4-6-v1:0`, `anthropic/claude-sonnet-4.5`.
-    pub(super) fn of(name: &str) -> Self {
+    pub(crate) fn of(name: &str) -> Self {
         let lower = name.to_ascii_lowercase();
         let Some((_, rest)) = lower.split_once("claude") else {
             return Self {
@@ -145,7 +145,7 @@ impl Model {
     }
 
     /// Whether it takes `temperature` and `top_p`. Those since 4.7 answer 400.
-    pub(super) fn takes_sampling(self) -> bool {
+    pub(crate) fn takes_sampling(self) -> bool {
         !self.since((4, 7))
     }
 
@@ -161,7 +161,7 @@ impl Model {
     }
 
     /// Whether it holds a tool's arguments to their schema.
-    pub(super) fn takes_strict_tools(self) -> bool {
+    pub(crate) fn takes_strict_tools(self) -> bool {
         self.since((4, 5))
     }
 }

@@ -22,14 +22,14 @@ pub(super) const BINDING_BETA: &str = "thinking-binding-controls-2026-08-01";
 
 /// What a request says about thinking.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     pub max_tokens: u32,
     pub thinking: Option<Thinking>,
     pub effort: Option<&'static str>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Thinking {
+pub(crate) struct Thinking {
     r#type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     budget_tokens: Option<u32>,
@@ -64,7 +64,7 @@ impl Thinking {
 }
 
 /// Plans for `request`. `thoughts`: it hands thoughts back.
-pub(super) fn plan(model: Model, request: &ChatRequest, forced_tool: bool, thoughts: bool) -> Plan {
+pub(crate) fn plan(model: Model, request: &ChatRequest, forced_tool: bool, thoughts: bool) -> Plan {
     let usual = if request.stream {
         model.usual_max_tokens()
     } else {

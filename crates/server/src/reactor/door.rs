@@ -2,76 +2,87 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use lapce_ai_proto::{ErrorBody, ErrorCode, Hello, ServerState};
+use lapce_ai_proto::{ErrorBody, ErrorCode, Hello};
 use lapce_ai_transport::{Handshake, Listener, Progress, ServerTerms};
 use rustix::event::epoll;
-use rustix::io::Errno;
+use rustix::io::{self, Errno};
 use rustix::process::geteuid;
 
-use super::Reactor;
-use super::connection::Connection;
-use crate::session::Session;
+use super::seldom::Seldom;
+use super::{LISTENER, Reactor};
+use crate::mailbox::Newcomer;
+use crate::occupancy::Place;
 
-/// Handshakes that may be under way at once; later clients wait in the listener's backlog.
+/// Handshakes that may be under way at once, at all reactors together; later clients wait in the listener's backlog.
 const MAX_HANDSHAKES: usize = 256;
 /// Clients that are taken at a time; the others wait for the next turn, so that a crowd at the door stops nobody inside.
 const ACCEPTS: usize = 64;
 /// Tokens of handshakes have this bit, which a connection's generation never reaches.
 const HANDSHAKE: u64 = 1 << 63;
 
-/// The listener and those who stand before it.
-pub(super) struct Door {
-    listener: Listener,
+/// The listener, which all reactors share, and those who stand before this one.
+pub(crate) struct Door {
+    listener: Arc<Listener>,
     terms: ServerTerms,
-    handshakes: BTreeMap<u64, (Handshake, Instant)>,
+    handshakes: BTreeMap<u64, Entering>,
+    most_handshakes: usize,
     next_handshake: u64,
-    next_connection: u64,
     /// Given up for a moment to refuse a client politely when descriptors have run out.
     spare: Option<File>,
-    exit_when_idle: Option<Duration>,
     /// The listener is not watched.
     full: bool,
-    pub(super) nobody_since: Option<Instant>,
+    /// Refusals are told of seldom: anybody who can connect can cause them.
+    refusals: Seldom,
+}
+
+/// A client in its handshake.
+struct Entering {
+    handshake: Handshake,
+    deadline: Instant,
+    place: Place,
 }
 
 impl Door {
-    pub(super) fn new(
-        listener: Listener,
-        terms: ServerTerms,
-        exit_when_idle: Option<Duration>,
-    ) -> Self {
+    /// One of so many reactors' doors.
+    pub(crate) fn new(listener: Arc<Listener>, terms: ServerTerms, reactors: usize) -> Self {
         Self {
             listener,
             terms,
             handshakes: BTreeMap::new(),
+            most_handshakes: MAX_HANDSHAKES.div_ceil(reactors),
             next_handshake: 0,
-            next_connection: 0,
             spare: File::open("/dev/null").ok(),
-            exit_when_idle,
             full: false,
-            nobody_since: Some(Instant::now()),
+            refusals: Seldom::default(),
         }
     }
 
-    pub(super) fn listener(&self) -> &Listener {
-        &self.listener
+    /// Has this epoll tell of newcomers. Of several that wait the kernel wakes one for each, and never one that is held up
+    /// by a handler, since that does not wait.
+    pub(super) fn watch(&self, epoll: &impl std::os::fd::AsFd) -> io::Result<()> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
+        epoll::add(
+            epoll,
+            &self.listener,
+            epoll::EventData::new_u64(LISTENER),
+            flags,
+        )
     }
 
-    pub(super) fn into_listener(self) -> Listener {
+    pub(super) fn into_listener(self) -> Arc<Listener> {
         self.listener
     }
 
-    pub(super) fn handshakes(&self) -> usize {
-        self.handshakes.len()
+    pub(super) fn is_empty(&self) -> bool {
+        self.handshakes.is_empty()
     }
 
-    /// When the server stops if nobody comes.
-    pub(super) fn exit_at(&self) -> Option<Instant> {
-        Some(self.nobody_since? + self.exit_when_idle?)
+    fn is_full(&self) -> bool {
+        self.handshakes.len() >= self.most_handshakes
     }
 }
 
@@ -79,7 +90,7 @@ impl Reactor {
     /// Takes those who wait.
     pub(super) fn accept(&mut self) {
         for _ in 0..ACCEPTS {
-            if self.door.handshakes.len() >= MAX_HANDSHAKES {
+            if self.door.is_full() {
                 return;
             }
             let socket = match self.door.listener.accept() {
@@ -122,15 +133,18 @@ impl Reactor {
         self.door.spare.is_some()
     }
 
-    fn refuse(&self, handshake: &Handshake, code: ErrorCode, message: &str) {
+    fn refuse(&mut self, handshake: &Handshake, code: ErrorCode, message: &str) {
         let who = handshake.credentials();
-        tracing::warn!(
-            pid = who.pid,
-            uid = who.uid,
-            code = code.name(),
-            message,
-            "refused a client"
-        );
+        if let Some(others) = self.door.refusals.turn(Instant::now()) {
+            tracing::warn!(
+                pid = who.pid,
+                uid = who.uid,
+                code = code.name(),
+                message,
+                others_since_the_last_line = others,
+                "refused a client"
+            );
+        }
         self.shared.counters.refused.fetch_add(1, Ordering::Relaxed);
         handshake.refuse(&ErrorBody::new(code, message));
     }
@@ -149,14 +163,14 @@ impl Reactor {
             self.refuse(&handshake, ErrorCode::PermissionDenied, &message);
             return;
         }
-        if self.connections.live + self.door.handshakes.len() >= options.max_connections {
-            let message = format!(
-                "{} connections are open, as many as may be",
-                self.connections.live
-            );
-            self.refuse(&handshake, ErrorCode::TooManyConnections, &message);
-            return;
-        }
+        let place = match self.shared.occupancy.enter(options.max_connections) {
+            Ok(place) => place,
+            Err(connections) => {
+                let message = format!("{connections} connections are open, as many as may be");
+                self.refuse(&handshake, ErrorCode::TooManyConnections, &message);
+                return;
+            }
+        };
         let token = HANDSHAKE | self.door.next_handshake;
         self.door.next_handshake += 1;
         let data = epoll::EventData::new_u64(token);
@@ -166,22 +180,37 @@ impl Reactor {
             return;
         }
         let deadline = Instant::now() + options.handshake_timeout;
-        self.door.handshakes.insert(token, (handshake, deadline));
+        let entering = Entering {
+            handshake,
+            deadline,
+            place,
+        };
+        self.door.handshakes.insert(token, entering);
         self.advance_handshake(token);
     }
 
     pub(super) fn advance_handshake(&mut self, token: u64) {
-        let Some((handshake, deadline)) = self.door.handshakes.remove(&token) else {
+        let Some(entering) = self.door.handshakes.remove(&token) else {
             return;
         };
+        let Entering {
+            handshake,
+            deadline,
+            place,
+        } = entering;
         let who = handshake.credentials();
         match handshake.advance() {
             Ok(Progress::Pending(handshake)) => {
-                self.door.handshakes.insert(token, (handshake, deadline));
+                let entering = Entering {
+                    handshake,
+                    deadline,
+                    place,
+                };
+                self.door.handshakes.insert(token, entering);
             }
             Ok(Progress::Hello(handshake, hello)) => {
                 let _ = epoll::delete(&self.epoll, handshake.socket());
-                self.welcome(handshake, hello);
+                self.welcome(handshake, hello, place);
             }
             Err(error) => {
                 if error.fault().is_some() {
@@ -195,22 +224,21 @@ impl Reactor {
     /// Stops watching the listener while as many handshakes are under way as may be: those who wait in the backlog
     /// would keep the reactor from sleeping.
     pub(super) fn mind_the_door(&mut self) {
-        let full = self.door.handshakes.len() >= MAX_HANDSHAKES;
+        let full = self.door.is_full();
         if full != self.door.full {
             self.door.full = full;
-            let flags = if full {
-                epoll::EventFlags::empty()
+            let changed = if full {
+                epoll::delete(&self.epoll, &self.door.listener)
             } else {
-                epoll::EventFlags::IN
+                self.door.watch(&self.epoll)
             };
-            let data = epoll::EventData::new_u64(super::LISTENER);
-            if let Err(errno) = epoll::modify(&self.epoll, &self.door.listener, data, flags) {
+            if let Err(errno) = changed {
                 tracing::error!(%errno, "cannot watch the listener");
             }
         }
     }
 
-    fn welcome(&mut self, handshake: Handshake, hello: Hello) {
+    fn welcome(&mut self, handshake: Handshake, hello: Hello, mut place: Place) {
         if !hello.speaks_our_version() {
             let message = format!(
                 "this daemon speaks version {}, the client {} to {}",
@@ -221,59 +249,32 @@ impl Reactor {
             self.refuse(&handshake, ErrorCode::UnsupportedVersion, &message);
             return;
         }
-        self.door.next_connection += 1;
-        let id = self.door.next_connection;
+        let id = 1 + self.shared.accepted.fetch_add(1, Ordering::Relaxed);
         let window = hello.response_window;
         let pid = handshake.credentials().pid;
-        let accepted = match handshake.accept(hello, &self.door.terms, id) {
-            Ok(accepted) => accepted,
+        let connection = match handshake.accept(hello, &self.door.terms, id) {
+            Ok(connection) => connection,
             Err(error) => {
                 tracing::warn!(pid, %error, "a handshake failed");
                 return;
             }
         };
-        let limits = self.shared.options.limits;
-        let (index, token) = self.connections.next();
-        let state = ServerState::new(limits, window);
-        let max_frame = limits.max_frame_payload as usize;
-        let session = Arc::new(Session::new(
-            id,
-            token,
-            accepted.peer,
-            state,
-            accepted.writer,
-            max_frame,
-        ));
-        let data = epoll::EventData::new_u64(token);
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-        if let Err(errno) = epoll::add(&self.epoll, accepted.reader.socket(), data, flags) {
-            tracing::warn!(%errno, "cannot watch a connection");
-            return;
-        }
-        if self.scratch.is_empty() {
-            self.scratch.resize(accepted.reader.scratch_len(), 0);
-        }
-        tracing::debug!(
-            connection = id,
-            name = session.peer.name,
-            pid,
-            shared_memory = session.peer.shared_memory,
-            "connected"
-        );
         self.shared
             .counters
             .connections
             .fetch_add(1, Ordering::Relaxed);
-        self.shared
-            .sessions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, Arc::clone(&session));
-        self.connections
-            .insert(Box::new(Connection::new(accepted.reader, session)));
-        self.door.nobody_since = None;
-        self.note_idle_deadline();
-        self.heat(index);
+        let reactor = place.settle();
+        let newcomer = Newcomer {
+            id,
+            connection,
+            window,
+            place,
+        };
+        if reactor == self.mailbox.number {
+            self.admit(newcomer);
+        } else {
+            self.shared.mailboxes[reactor].hand_over(newcomer);
+        }
     }
 
     pub(super) fn expire_handshakes(&mut self, now: Instant) {
@@ -281,13 +282,13 @@ impl Reactor {
             .door
             .handshakes
             .iter()
-            .filter(|(_, (_, deadline))| *deadline <= now)
+            .filter(|(_, entering)| entering.deadline <= now)
             .map(|(token, _)| *token)
             .collect();
         for token in late {
-            if let Some((handshake, _)) = self.door.handshakes.remove(&token) {
+            if let Some(late) = self.door.handshakes.remove(&token) {
                 self.refuse(
-                    &handshake,
+                    &late.handshake,
                     ErrorCode::DeadlineExceeded,
                     "no HELLO came in time",
                 );
@@ -296,9 +297,9 @@ impl Reactor {
     }
 
     pub(super) fn refuse_handshakes(&mut self) {
-        for (handshake, _) in std::mem::take(&mut self.door.handshakes).into_values() {
+        for entering in std::mem::take(&mut self.door.handshakes).into_values() {
             self.refuse(
-                &handshake,
+                &entering.handshake,
                 ErrorCode::ServerRestarting,
                 "the daemon is stopping",
             );
