@@ -11,7 +11,7 @@ waits for writing. What the daemon refuses is raised as LapceError, a daemon tha
 from __future__ import annotations
 
 import contextlib, json, os, queue, socket, struct, sys, threading  # noqa: E401
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator
 
 ECHO, STATUS, SHUTDOWN = 1, 2, 3
 CHAT, AUTOCOMPLETE, FILE_ANALYSIS, EMBEDDINGS, MODELS, TOKEN_COUNT = range(0x10, 0x16)
@@ -97,7 +97,7 @@ class Stream:
 class Client:
     """One connection. After the daemon's GOAWAY what runs goes on, and a new request raises its reason: make another Client."""
 
-    def __init__(self, path: str | None = None, crc: bool = False, name: str = "lapce_ai.py", trusted: Sequence[int] = ()) -> None:
+    def __init__(self, path: str | None = None, crc: bool = False, name: str = "lapce_ai.py") -> None:
         folder, uid = os.environ.get("XDG_RUNTIME_DIR"), os.getuid()
         path = path or (f"{folder}/lapce-ai" if folder else f"/tmp/lapce-ai-{uid}") + "/daemon.sock"
         self._crc, self._max_frame, self._last_id = False, 1 << 16, 0
@@ -113,8 +113,8 @@ class Client:
             if failed := self._socket.connect_ex(path):
                 raise ConnectionError(f"no daemon answers at {path}: {os.strerror(failed)}. Start one with `lapce-ai serve`")
             owner = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-            if owner not in (0, uid, *trusted):
-                raise PermissionError(f"{path} belongs to uid {owner}, which is neither yours nor root nor trusted")
+            if owner not in (0, uid):
+                raise PermissionError(f"{path} belongs to uid {owner}, which is neither yours nor root")
             label = name.encode()[:64]
             self._write(HELLO, 0, 0, HELLO_HEAD.pack(VERSION, VERSION, 0, 2 * crc, os.urandom(16), WINDOW, len(label)) + label)
             kind, _, number, _, body = self._read()

@@ -7,8 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bytes::Bytes;
-use lapce_ai_client::{BlockingClient, Body, ReconnectPolicy};
+use lapce_ai_client::{BlockingClient, ReconnectPolicy};
 use lapce_ai_proto::status::Status;
 use lapce_ai_proto::{ErrorBody, ErrorCode, FIN, Features, Kind, MessageType};
 use lapce_ai_server::{Options, Server};
@@ -110,7 +109,6 @@ pub(super) fn serve(
         let status = Status {
             pid: std::process::id(),
             connections,
-            reactors: handle.reactors(),
             counters,
             pool: handle.pool().into(),
             ..Status::default()
@@ -133,8 +131,6 @@ pub(super) fn serve(
 pub(crate) struct Ours {
     client: BlockingClient,
     answer: Vec<u8>,
-    /// The payloads of large messages, to be given away: with several in flight none can be lent.
-    given: Vec<Bytes>,
     server: ServerChild,
 }
 
@@ -162,14 +158,10 @@ impl Ours {
         Ok(Self {
             client,
             answer: Vec::new(),
-            given: Vec::new(),
             server,
         })
     }
 }
-
-/// From this length on a payload is given away instead of copied.
-const GIVEN: usize = 32 << 10;
 
 impl Peer for Ours {
     fn round_trip<'a>(&'a mut self, messages: &Messages, index: usize) -> Result<Option<&'a [u8]>> {
@@ -181,20 +173,12 @@ impl Peer for Ours {
     fn windowed(&mut self, flow: &mut Flow<'_>) -> Result<()> {
         let messages = flow.messages();
         let mut pending = VecDeque::with_capacity(messages.len());
-        let large = messages.payload(0).len() >= GIVEN;
-        if large && self.given.is_empty() {
-            // Before the first measurement: then every byte is checked.
-            let payload = |index| Bytes::copy_from_slice(messages.payload(index));
-            self.given = (0..messages.len()).map(payload).collect();
-        }
         while !flow.is_done() {
             while let Some(index) = flow.next() {
-                let body = if large {
-                    Body::Owned(self.given[index].clone())
-                } else {
-                    Body::Lent(messages.payload(index))
-                };
-                pending.push_back(self.client.submit(MessageType::ECHO, body)?);
+                pending.push_back(
+                    self.client
+                        .submit(MessageType::ECHO, messages.payload(index))?,
+                );
                 flow.sent();
             }
             if let Some(first) = pending.pop_front() {
@@ -230,7 +214,6 @@ pub(crate) fn connect_raw(socket: &Path) -> Result<Connection> {
         },
         response_window: 256 << 10,
         timeout: Duration::from_secs(20),
-        server_uids: Vec::new(),
     };
     let (connection, welcome) = connect(socket, &options)?;
     if !welcome.features.shared_memory {

@@ -39,7 +39,6 @@
 
 mod blocking;
 mod bodies;
-mod body;
 mod client;
 mod error;
 mod link;
@@ -48,7 +47,6 @@ mod reconnect;
 mod session;
 
 pub use blocking::{BlockingClient, ChatItems, Items, Pending};
-pub use body::Body;
 pub use client::{ChatStream, Client, ItemStream};
 pub use error::ClientError;
 pub use lapce_ai_proto::{

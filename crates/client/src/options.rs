@@ -23,14 +23,10 @@ pub struct Options {
     pub response_window: u32,
     /// Longest wait for the daemon's answer to a connection: 5 s.
     pub connect_timeout: Duration,
-    /// Users whose daemon is trusted with requests beside this user and root: none unless set. A socket that anybody else
-    /// holds is sent nothing.
-    pub server_uids: Vec<u32>,
     /// What to do when the connection is lost.
     pub reconnect: ReconnectPolicy,
     /// How long a call looks for its answer before it sleeps. Cheap for nobody but the one who waits; of no effect
-    /// over a socket and where fewer than two processors are usable. 0 unless set. In the middle of a long message it
-    /// looks for 50 µs at least, since the daemon is at the other end of it then.
+    /// over a socket and where fewer than two processors are usable. 0 unless set.
     pub spin: Duration,
 }
 
@@ -44,7 +40,6 @@ impl Options {
             crc: false,
             response_window: 256 << 10,
             connect_timeout: Duration::from_secs(5),
-            server_uids: Vec::new(),
             reconnect: ReconnectPolicy::default(),
             spin: Duration::ZERO,
         }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::link::{End, Link, Outcome, Outgoing, Phase, Refused};
 use crate::reconnect::Reconnect;
-use crate::{Body, ClientError, Options, RequestOptions, State};
+use crate::{ClientError, Options, RequestOptions, State};
 
 /// How much longer than a request's deadline its client waits for the daemon's word.
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
@@ -86,7 +86,6 @@ impl Session {
             // More than the protocol allows is as good as the most.
             response_window: options.response_window.clamp(1, i32::MAX as u32),
             timeout: options.connect_timeout,
-            server_uids: options.server_uids.clone(),
         };
         let inner = Inner {
             reconnect: Reconnect::new(
@@ -345,21 +344,8 @@ impl Plan {
     }
 
     /// What is sent now.
-    pub(crate) fn outgoing<'a>(&self, body: &'a Body<'a>) -> Outgoing<'a> {
-        Outgoing {
-            ty: self.ty,
-            body,
-            lent: false,
-            prefix: self.prefix(),
-            repeatable: self.repeatable,
-            one_item: self.one_item,
-            may_lag: false,
-        }
-    }
-
-    /// What OPEN says beside type and body.
-    pub(crate) fn prefix(&self) -> Option<OpenPrefix> {
-        (self.sequence != 0).then(|| OpenPrefix {
+    pub(crate) fn outgoing<'a>(&self, body: &'a [u8]) -> Outgoing<'a> {
+        let prefix = (self.sequence != 0).then(|| OpenPrefix {
             deadline_ms: self.deadline.map_or(0, |deadline| {
                 let left = deadline
                     .saturating_duration_since(Instant::now())
@@ -370,7 +356,15 @@ impl Plan {
             repeatable: self.repeatable,
             sequence: self.sequence,
             ..OpenPrefix::default()
-        })
+        });
+        Outgoing {
+            ty: self.ty,
+            body,
+            prefix,
+            repeatable: self.repeatable,
+            one_item: self.one_item,
+            may_lag: false,
+        }
     }
 
     /// When waiting for a connection or for one's turn ends.

@@ -63,7 +63,7 @@ over_both! {
                 client.call_into(ECHO, &body, &mut answer).unwrap();
                 assert!(answer == body, "{len} bytes came back as {}", answer.len());
             }
-            let error = client.call(ECHO, pattern((10 << 20) + 1)).unwrap_err();
+            let error = client.call(ECHO, &pattern((10 << 20) + 1)).unwrap_err();
             assert_eq!(error.code(), Some(ErrorCode::MessageTooLarge));
         }
     }
@@ -89,34 +89,6 @@ over_both! {
             assert!(pending.wait().unwrap() == *body);
         }
         assert!(daemon.most_live() <= u64::from(limits().max_streams));
-    }
-
-    fn large_bodies_are_lent_and_given_away(shared: bool) {
-        let daemon = Daemon::start();
-        let client = connect(&daemon, shared);
-        let bodies: Vec<_> = (0..4).map(|n| pattern(300_000 + n)).collect();
-        for n in 0..4 {
-            let window: Vec<_> = bodies
-                .iter()
-                .map(|body| match n {
-                    0 => client.submit(ECHO, body.clone()).unwrap(),
-                    _ => client.submit(ECHO, body).unwrap(),
-                })
-                .collect();
-            // One that is lent goes between those, and its answer comes before theirs are waited for.
-            assert!(client.call(ECHO, &bodies[n]).unwrap() == bodies[n]);
-            for (pending, body) in window.into_iter().zip(&bodies) {
-                assert!(pending.wait().unwrap() == *body);
-            }
-        }
-        // A connection that is lost in between costs nothing but time.
-        assert!(client.call(DIE, &bodies[0]).unwrap() == bodies[0]);
-        let items = client.stream(ECHO, &bodies[1], &RequestOptions::default()).unwrap();
-        assert!(items.map(Result::unwrap).eq([pattern(300_001)]));
-        // One that nobody waits for is cancelled, sent or not.
-        drop(client.submit(ECHO, &bodies[2]).unwrap());
-        assert!(client.call(ECHO, &bodies[3]).unwrap() == bodies[3]);
-        assert_eq!(daemon.count(|note| matches!(note, Note::ClientFault(_))), 0);
     }
 
     fn many_threads_share_a_connection(shared: bool) {
@@ -151,11 +123,8 @@ over_both! {
             move || client.call_with(HOLD, b"", &RequestOptions::with_deadline(Duration::from_millis(100)))
         });
         daemon.wait_for_request(1, HOLD);
-        // Bytes that are lent are copied for it, since it sends them.
-        for n in (0..50).chain([300_000]) {
-            let body = pattern(n);
-            assert!(client.call(ECHO, &body).unwrap() == body);
-            assert!(client.call(ECHO, body).unwrap() == pattern(n));
+        for n in 0..100 {
+            assert!(client.call(ECHO, &pattern(n)).unwrap() == pattern(n));
         }
         assert!(matches!(held.join().unwrap(), Err(ClientError::DeadlineExceeded)));
         daemon.wait_for(1, |note| *note == Note::Cancelled(HOLD));

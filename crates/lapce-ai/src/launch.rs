@@ -35,7 +35,6 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
 pub(crate) async fn connect(config: &Config) -> Result<Client, ClientError> {
     let mut options = Options::new(&config.ipc.socket_path);
     options.name = format!("lapce-ai {}", env!("CARGO_PKG_VERSION"));
-    options.server_uids.clone_from(&config.ipc.server_uids);
     options.reconnect.give_up_after = Some(GIVE_UP_AFTER);
     Client::connect(options).await
 }

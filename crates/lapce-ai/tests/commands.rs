@@ -7,11 +7,8 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 use std::{fs, thread};
 
-use lapce_ai_client::{BlockingClient, MessageType, Options};
 use rustix::process::Signal;
 use serde_json::Value;
 use support::{Home, Log, OpenAi, ended, exists, first_bytes, signal, until, wait};
@@ -563,50 +560,4 @@ fn many_chats_at_once_do_not_mix() {
             });
         }
     });
-}
-
-/// Stops a thread of a scope, however that ends.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-#[test]
-fn a_handler_that_holds_its_reactor_up_is_counted_and_logged() {
-    let home = Home::new("");
-    let mut daemon = home.serve(&["--set", "ipc.handler_limit_millis=1"]);
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let _stop = Stop(&stop);
-        // Handlers run nearly all the time, so that one of them is running when the daemon is halted.
-        scope.spawn(|| {
-            let client = BlockingClient::connect(Options::new(home.socket())).unwrap();
-            let body = [7; 2000];
-            let mut answer = Vec::new();
-            while !stop.load(Ordering::Relaxed) {
-                let flight = (0..32).map(|_| client.submit(MessageType::ECHO, &body).unwrap());
-                for pending in flight.collect::<Vec<_>>() {
-                    pending.wait_into(&mut answer).unwrap();
-                    assert_eq!(answer, body);
-                }
-            }
-        });
-        until("a handler was halted and that was counted", || {
-            signal(daemon.pid(), Signal::STOP);
-            thread::sleep(Duration::from_millis(50));
-            signal(daemon.pid(), Signal::CONT);
-            home.status()["counters"]["overruns"].as_u64() > Some(0)
-        });
-    });
-    daemon
-        .log
-        .wait_for("held up every connection of their reactor");
-    assert!(daemon.log.seen.contains("WARN"), "{}", daemon.log.seen);
-    assert!(
-        home.ok(&["status"])
-            .contains("sync handlers held their reactor up")
-    );
 }

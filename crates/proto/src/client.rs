@@ -16,7 +16,7 @@ pub enum ClientEvent<'a> {
     Piece {
         /// The stream.
         id: u64,
-        /// The piece, or what of it has been copied: the frame's [`rest`](Frame::rest) follows.
+        /// The piece.
         bytes: &'a [u8],
         /// The length of the whole item, with its first piece.
         item_length: Option<u64>,
@@ -320,7 +320,7 @@ impl ClientState {
         };
         self.inline_bytes -= u64::from(std::mem::take(&mut stream.inline));
         if end && !frame.has(FIN) {
-            if frame.payload_len() != 0 {
+            if !frame.payload.is_empty() {
                 return Err(Fault::BadPayload);
             }
             if stream.item_left.is_some() {
@@ -344,10 +344,10 @@ impl ClientState {
         } else {
             (
                 frame.payload,
-                stream.item_left.unwrap_or(frame.payload_len() as u64),
+                stream.item_left.unwrap_or(frame.payload.len() as u64),
             )
         };
-        let len = bytes.len() as u32 + frame.rest;
+        let len = bytes.len() as u32;
         if len > stream.granted {
             return Err(Fault::CreditExceeded);
         }

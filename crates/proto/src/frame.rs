@@ -108,8 +108,6 @@ pub struct Frame<'a> {
     pub id: u64,
     /// The bytes after the header, prefix included.
     pub payload: &'a [u8],
-    /// Further bytes of the payload that the reader has not copied yet: see [`Codec::decode_start`]. 0 for a whole frame.
-    pub rest: u32,
 }
 
 impl Frame<'_> {
@@ -117,36 +115,6 @@ impl Frame<'_> {
     #[inline]
     pub fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
-    }
-
-    /// Length of the payload, with what is not copied yet.
-    #[inline]
-    pub fn payload_len(&self) -> usize {
-        self.payload.len() + self.rest as usize
-    }
-}
-
-/// What a header says.
-struct Head {
-    kind: Kind,
-    flags: u8,
-    ty: u16,
-    id: u64,
-    len: u32,
-    crc: u32,
-}
-
-impl Head {
-    #[inline(always)]
-    fn frame<'a>(&self, payload: &'a [u8], rest: u32) -> Frame<'a> {
-        Frame {
-            kind: self.kind,
-            flags: self.flags,
-            ty: self.ty,
-            id: self.id,
-            payload,
-            rest,
-        }
     }
 }
 
@@ -178,44 +146,6 @@ impl Codec {
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
             return Ok(None);
         };
-        let head = self.read_header(header)?;
-        let Some(payload) = rest.get(..head.len as usize) else {
-            return Ok(None);
-        };
-        if self.crc && checksum(header, &[payload]) != head.crc {
-            return Err(Fault::CrcMismatch);
-        }
-        let frame = head.frame(payload, 0);
-        check_size(&frame)?;
-        Ok(Some((frame, HEADER_LEN + payload.len())))
-    }
-
-    /// Reads the start of a long DATA or END frame: `bytes` has its header and prefix, if any, and perhaps more, and all of it
-    /// is of this frame. The frame's [`rest`](Frame::rest) says how many bytes follow, which may so be copied once, to where
-    /// they belong. `None`: another kind, or one that has to be whole since it has a CRC.
-    ///
-    /// # Errors
-    /// The [`Fault`] that the frame is.
-    pub fn decode_start<'a>(&self, bytes: &'a [u8]) -> Result<Option<Frame<'a>>, Fault> {
-        let Some((header, payload)) = bytes.split_first_chunk::<HEADER_LEN>() else {
-            return Ok(None);
-        };
-        let head = self.read_header(header)?;
-        if self.crc || !matches!(head.kind, Kind::Data | Kind::End) {
-            return Ok(None);
-        }
-        let payload = &payload[..payload.len().min(head.len as usize)];
-        let frame = head.frame(payload, head.len - payload.len() as u32);
-        if frame.has(PREFIX) && payload.len() < ITEM_PREFIX_LEN && frame.rest > 0 {
-            return Ok(None);
-        }
-        check_size(&frame)?;
-        Ok(Some(frame))
-    }
-
-    /// Checks a header by itself.
-    #[inline(always)]
-    fn read_header(&self, header: &[u8; HEADER_LEN]) -> Result<Head, Fault> {
         // Three wide loads: the header was just written by wide stores.
         let first = u64_at(header, 0);
         let second = u64_at(header, 8);
@@ -256,14 +186,21 @@ impl Codec {
             (false, false) if crc != 0 => return Err(Fault::CrcUnexpected),
             _ => {}
         }
-        Ok(Head {
+        let Some(payload) = rest.get(..len as usize) else {
+            return Ok(None);
+        };
+        if self.crc && checksum(header, &[payload]) != crc {
+            return Err(Fault::CrcMismatch);
+        }
+        let frame = Frame {
             kind,
             flags: flags & !CRC,
             ty,
             id,
-            len,
-            crc,
-        })
+            payload,
+        };
+        check_size(&frame)?;
+        Ok(Some((frame, HEADER_LEN + payload.len())))
     }
 
     /// The length of the frame whose header starts `bytes`, header included, without looking further;
@@ -348,7 +285,7 @@ fn bytes_of(words: [u64; 3]) -> [u8; HEADER_LEN] {
 
 #[inline(always)]
 fn check_size(frame: &Frame<'_>) -> Result<(), Fault> {
-    let len = frame.payload_len();
+    let len = frame.payload.len();
     let right = match frame.kind {
         Kind::Open => !frame.has(PREFIX) || len >= OPEN_PREFIX_LEN,
         Kind::Data => !frame.has(PREFIX) || len >= ITEM_PREFIX_LEN,
@@ -423,36 +360,10 @@ mod tests {
             let bytes = codec.encode(Kind::Open, FIN, ty, id, &payload);
             let (frame, taken) = codec.decode(&bytes).unwrap().unwrap();
             prop_assert_eq!(taken, bytes.len());
-            prop_assert_eq!(frame, Frame { kind: Kind::Open, flags: FIN, ty, id, payload: &payload, rest: 0 });
+            prop_assert_eq!(frame, Frame { kind: Kind::Open, flags: FIN, ty, id, payload: &payload });
             if cut < bytes.len() {
                 prop_assert_eq!(codec.decode(&bytes[..cut]), Ok(None));
             }
-        }
-
-        #[test]
-        fn a_start_says_what_follows(
-            end: bool, more: bool, crc: bool, payload in proptest::collection::vec(any::<u8>(), 8..200), cut in 0usize..224,
-        ) {
-            let codec = if crc { CHECKED } else { PLAIN };
-            let (kind, flags) = match (end, more) {
-                (true, _) => (Kind::End, 0),
-                (false, true) => (Kind::Data, MORE | PREFIX),
-                (false, false) => (Kind::Data, 0),
-            };
-            let bytes = codec.encode(kind, flags, 0, 7, &payload);
-            let cut = cut.min(bytes.len());
-            let start = codec.decode_start(&bytes[..cut]).unwrap();
-            let prefix = if flags & PREFIX != 0 { ITEM_PREFIX_LEN } else { 0 };
-            if crc || cut < HEADER_LEN + prefix {
-                prop_assert_eq!(start, None);
-            } else {
-                let rest = (bytes.len() - cut) as u32;
-                let frame = Frame { kind, flags, ty: 0, id: 7, payload: &payload[..cut - HEADER_LEN], rest };
-                prop_assert_eq!(frame.payload_len(), payload.len());
-                prop_assert_eq!(start, Some(frame));
-            }
-            let open = codec.encode(Kind::Open, FIN, 0, 7, &payload);
-            prop_assert_eq!(codec.decode_start(&open[..cut.min(open.len())]).unwrap(), None);
         }
 
         #[test]
@@ -470,7 +381,6 @@ mod tests {
         fn any_bytes_are_a_frame_a_fault_or_incomplete(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = PLAIN.decode(&bytes);
             let _ = CHECKED.decode(&bytes);
-            let _ = PLAIN.decode_start(&bytes);
         }
     }
 }

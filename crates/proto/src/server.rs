@@ -40,14 +40,14 @@ pub enum ServerEvent<'a> {
     Data {
         /// The stream.
         id: u64,
-        /// The piece, or what of it has been copied: the frame's [`rest`](Frame::rest) follows.
+        /// The piece.
         bytes: &'a [u8],
     },
     /// The last piece of a request, perhaps empty. All pieces together are `total_length` bytes.
     Complete {
         /// The stream.
         id: u64,
-        /// The piece, or what of it has been copied, as with `Data`.
+        /// The piece.
         bytes: &'a [u8],
     },
     /// The response is no longer wanted. The stream lives until its terminal frame.
@@ -269,11 +269,10 @@ impl ServerState {
             return Err(Fault::UnexpectedFrame);
         };
         let bytes = frame.payload;
-        let len = frame.payload_len() as u64;
-        if !upload.granted && len > 0 {
+        if !upload.granted && !bytes.is_empty() {
             return Err(Fault::CreditExceeded);
         }
-        upload.received += len;
+        upload.received += bytes.len() as u64;
         if upload.received > upload.total {
             return Err(Fault::CreditExceeded);
         }

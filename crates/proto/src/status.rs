@@ -22,8 +22,6 @@ pub struct Status {
     pub stops_when_idle_secs: Option<u64>,
     /// Who is connected.
     pub connections: Vec<ConnectionStatus>,
-    /// The threads that serve them, by number.
-    pub reactors: Vec<ReactorStatus>,
     /// Which providers are usable.
     pub providers: Vec<ProviderStatus>,
     /// Where requests without a model go.
@@ -41,8 +39,6 @@ pub struct Status {
 pub struct ConnectionStatus {
     /// The connection's number.
     pub id: u64,
-    /// The number of the reactor that serves it.
-    pub reactor: u64,
     /// What the client calls itself.
     pub name: String,
     /// Its process id, from the kernel.
@@ -57,16 +53,6 @@ pub struct ConnectionStatus {
     pub in_flight: u64,
     /// Seconds since it connected.
     pub connected_secs: u64,
-}
-
-/// A thread that reads from connections and runs sync handlers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ReactorStatus {
-    /// Connections that it serves.
-    pub connections: u64,
-    /// Requests that they made since the start, those of past connections included.
-    pub requests: u64,
 }
 
 /// A provider that the daemon knows.

@@ -730,7 +730,7 @@ fn described(value: &serde_json::Value) -> String {
 #[test]
 fn status() {
     use lapce_ai_proto::status::{
-        ConnectionStatus, Counters, PoolStatus, ProviderStatus, ReactorStatus, Status, TierStatus,
+        ConnectionStatus, Counters, PoolStatus, ProviderStatus, Status, TierStatus,
     };
     use serde_json::to_value;
     let text = || Some(String::new());
@@ -748,11 +748,6 @@ fn status() {
             "Connection",
             to_value(ConnectionStatus::default()),
             to_value(ConnectionStatus::default()),
-        ),
-        (
-            "Reactor",
-            to_value(ReactorStatus::default()),
-            to_value(ReactorStatus::default()),
         ),
         ("Provider", to_value(ProviderStatus::default()), {
             to_value(ProviderStatus {

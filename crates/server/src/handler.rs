@@ -13,7 +13,7 @@ use lapce_ai_transport::{Buffer, Peer};
 use crate::server::Shared;
 use crate::session::{ReplyBytes, Session, Tx};
 
-pub(crate) type SyncHandler = Box<dyn Fn(Request<'_>, Reply<'_>) + Send + Sync>;
+pub(crate) type SyncHandler = Box<dyn Fn(Request<'_>, Reply<'_>) + Send>;
 pub(crate) type AsyncHandler =
     Arc<dyn Fn(OwnedRequest, Responder) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
@@ -258,7 +258,7 @@ impl Responder {
     /// # Errors
     /// [`Gone`].
     pub async fn end(mut self) -> Result<(), Gone> {
-        let ended = poll_fn(|context| self.session.poll_end(self.id, context)).await;
+        let ended = poll_fn(|context| self.session.poll_end(&self.shared, self.id, context)).await;
         self.ended = true;
         ended
     }
@@ -273,7 +273,7 @@ impl Responder {
         let mut offset = 0;
         poll_fn(|context| {
             self.session
-                .poll_send(self.id, item, &mut offset, last, context)
+                .poll_send(&self.shared, self.id, item, &mut offset, last, context)
         })
         .await
     }

@@ -12,19 +12,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A thread, the *reactor*, owns the reading halves of its connections and runs [sync](Server::handle) handlers for them:
-//! it polls the rings of those that talk and sleeps on the sockets of those that do not. There is one, or several where the
-//! machine has [processors for them](Options::reactors_for). [Async](Server::handle_async)
+//! One thread, the *reactor*, owns every connection's reading half and the [sync](Server::handle) handlers: it polls the
+//! rings of connections that talk and sleeps on the sockets of those that do not. [Async](Server::handle_async)
 //! handlers run on a tokio runtime and write their answers straight into the connection's ring, under a lock that is
 //! held for the copy and never across an await.
 #![forbid(unsafe_code)]
 
 mod handler;
-mod line;
-mod mailbox;
-mod occupancy;
 mod options;
-mod pace;
 mod reactor;
 mod server;
 mod session;

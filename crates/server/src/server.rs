@@ -3,21 +3,20 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use lapce_ai_proto::status::{ConnectionStatus, Counters, ReactorStatus};
+use lapce_ai_proto::status::{ConnectionStatus, Counters};
 use lapce_ai_proto::{ErrorBody, MessageType, OPEN_PREFIX_LEN};
-use lapce_ai_transport::{Buffer, BufferPool, CONTROL_ROOM, Listener, PoolStats};
+use lapce_ai_transport::{BufferPool, CONTROL_ROOM, Listener, PoolStats};
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::handler::{Handler, OwnedRequest, Reply, Request, Responder, Router};
-use crate::line::{Granted, Line, Waiter};
-use crate::mailbox::Mailbox;
-use crate::occupancy::Occupancy;
 use crate::options::Options;
-use crate::reactor::{Door, Reactor};
+use crate::reactor::Reactor;
 use crate::session::Session;
 
 /// Why a server cannot start.
@@ -43,26 +42,27 @@ pub struct Server {
     shared: Arc<Shared>,
 }
 
-/// What the reactors, the tasks and the handles share.
+/// What the reactor, the tasks and the handles share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) pool: BufferPool,
-    pub(crate) line: Line,
     pub(crate) counters: AtomicCounters,
     pub(crate) sessions: Mutex<BTreeMap<u64, Arc<Session>>>,
-    pub(crate) occupancy: Arc<Occupancy>,
-    /// Connections that were ever accepted: the number of the latest.
-    pub(crate) accepted: AtomicU64,
-    /// One for each reactor.
-    pub(crate) mailboxes: Box<[Arc<Mailbox>]>,
+    /// Tokens of connections that the reactor shall look after.
+    pub(crate) attention: Mutex<Vec<u64>>,
+    /// Requests that wait for the budget: a release is of interest.
+    pub(crate) awaiting_budget: AtomicUsize,
+    /// How to drain, once a stop has been asked for.
+    pub(crate) stop: Mutex<Option<Duration>>,
+    wake: Option<OwnedFd>,
 }
 
-/// What is counted rarely enough for one place; each reactor counts its requests itself.
 #[derive(Debug, Default)]
 pub(crate) struct AtomicCounters {
     pub(crate) connections: AtomicU64,
     pub(crate) refused: AtomicU64,
+    pub(crate) requests: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) cancelled: AtomicU64,
     pub(crate) faults: AtomicU64,
@@ -70,72 +70,28 @@ pub(crate) struct AtomicCounters {
 }
 
 impl Shared {
-    fn new(options: Options) -> Self {
-        let reactors = options.reactors.clamp(1, Options::MOST_REACTORS);
-        Self {
-            pool: BufferPool::new(options.pool),
-            line: Line::default(),
-            options,
-            counters: AtomicCounters::default(),
-            sessions: Mutex::default(),
-            occupancy: Arc::new(Occupancy::new(reactors)),
-            accepted: AtomicU64::new(0),
-            mailboxes: (0..reactors).map(|at| Arc::new(Mailbox::new(at))).collect(),
+    /// Asks the reactor to look after a connection: to watch for room, or to notice that it broke.
+    pub(crate) fn call_reactor(&self, session: &Session) {
+        if !session.attention.swap(true, Ordering::AcqRel) {
+            let mut attention = self
+                .attention
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            attention.push(session.token);
+            drop(attention);
+            self.wake_reactor();
         }
     }
 
-    /// Memory for a request, unless it has to wait: then it [enters](Self::enter) the line.
-    #[inline]
-    pub(crate) fn at_once(&self, length: usize) -> Option<Buffer> {
-        self.line.at_once(length, &self.pool)
-    }
-
-    pub(crate) fn enter(&self, waiter: Waiter) {
-        self.line
-            .enter(waiter, &self.pool, |granted| self.deliver(granted));
-    }
-
-    /// Takes requests out of the line; see [`Line::forget`].
-    pub(crate) fn forget(&self, connection: u64, id: Option<u64>) -> usize {
-        let deliver = |granted| self.deliver(granted);
-        self.line.forget(connection, id, &self.pool, deliver)
-    }
-
-    /// Memory came back that somebody waits for.
-    fn released(&self) {
-        self.line
-            .advance(&self.pool, |granted| self.deliver(granted));
-    }
-
-    fn deliver(&self, granted: Granted) {
-        self.mailboxes[granted.waiter.reactor].post(|letters| letters.granted.push(granted));
-    }
-
-    /// When the server stops if nobody comes.
-    pub(crate) fn exit_at(&self) -> Option<Instant> {
-        let limit = self.options.exit_when_idle?;
-        Some(self.occupancy.nobody_since()? + limit)
-    }
-
-    /// Stops the server if nobody has been connected for long enough.
-    pub(crate) fn stop_if_idle(&self, now: Instant) {
-        if let Some(limit) = self.options.exit_when_idle
-            && self.occupancy.is_over(now, limit)
-        {
-            tracing::info!("nobody has been connected for a while: stopping");
-            self.stop(Duration::ZERO);
+    pub(crate) fn wake_reactor(&self) {
+        if let Some(wake) = &self.wake {
+            // A counter that is full wakes as well.
+            let _ = rustix::io::write(wake, &1_u64.to_ne_bytes());
         }
     }
 
-    /// Has every reactor drain and end.
-    fn stop(&self, drain: Duration) {
-        tracing::info!(seconds = drain.as_secs_f64(), "draining");
-        for mailbox in &self.mailboxes {
-            mailbox.post(|letters| {
-                let before = letters.stop.unwrap_or(drain);
-                letters.stop = Some(before.min(drain));
-            });
-        }
+    pub(crate) fn wake_fd(&self) -> Option<&OwnedFd> {
+        self.wake.as_ref()
     }
 }
 
@@ -151,11 +107,23 @@ impl Server {
         let least = ErrorBody::MAX_LEN as u32;
         let frame = &mut options.limits.max_frame_payload;
         *frame = (*frame).min(most).max(least);
-        let shared = Arc::new(Shared::new(options));
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok();
+        let shared = Arc::new(Shared {
+            pool: BufferPool::new(options.pool),
+            options,
+            counters: AtomicCounters::default(),
+            sessions: Mutex::default(),
+            attention: Mutex::default(),
+            awaiting_budget: AtomicUsize::new(0),
+            stop: Mutex::default(),
+            wake,
+        });
         let weak = Arc::downgrade(&shared);
         shared.pool.on_release(move || {
-            if let Some(shared) = weak.upgrade() {
-                shared.released();
+            if let Some(shared) = weak.upgrade()
+                && shared.awaiting_budget.load(Ordering::Relaxed) > 0
+            {
+                shared.wake_reactor();
             }
         });
         Self {
@@ -164,12 +132,12 @@ impl Server {
         }
     }
 
-    /// Answers requests of a type on the thread of the connection's reactor: for work of microseconds. While it runs, no
-    /// other connection of that reactor is served. With several reactors it runs in several threads at once.
+    /// Answers requests of a type on the reactor's own thread: for work of microseconds. While it runs, no other
+    /// connection is served.
     pub fn handle(
         &mut self,
         ty: MessageType,
-        handler: impl Fn(Request<'_>, Reply<'_>) + Send + Sync + 'static,
+        handler: impl Fn(Request<'_>, Reply<'_>) + Send + 'static,
     ) {
         self.router.insert(ty, Handler::Sync(Box::new(handler)));
     }
@@ -198,7 +166,7 @@ impl Server {
         }
     }
 
-    /// Starts to serve, on as many threads as there are [reactors](Options::reactors); async handlers run on `runtime`.
+    /// Starts to serve, on a thread of its own; async handlers run on `runtime`.
     ///
     /// # Errors
     /// Options that make no sense, or the system's refusal.
@@ -207,62 +175,16 @@ impl Server {
         listener: Listener,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Running, StartError> {
-        let Self { router, shared } = self;
-        shared.options.check()?;
-        let reactors = shared.mailboxes.len();
-        let socket = listener.dir().socket().display().to_string();
-        tracing::info!(socket, reactors, "listening");
-        let listener = Arc::new(listener);
-        let terms = shared.options.terms();
-        let router = Arc::new(router);
-        let ready = shared.mailboxes.iter().map(|mailbox| {
-            Reactor::new(
-                Door::new(Arc::clone(&listener), terms.clone(), reactors),
-                Arc::clone(&router),
-                Arc::clone(&shared),
-                Arc::clone(mailbox),
-                runtime.clone(),
-            )
-        });
-        let ready = ready.collect::<Result<Vec<_>, _>>()?;
-        // From here on the reactors have it alone: the last of them removes its name.
-        drop(listener);
-        let mut running = Running {
-            threads: Vec::with_capacity(reactors),
-            handle: ServerHandle {
-                shared: Arc::clone(&shared),
-            },
-        };
-        for (number, reactor) in ready.into_iter().enumerate() {
-            let guard = StopAll(Arc::clone(&shared));
-            let thread = std::thread::Builder::new()
-                .name(format!("lapce-ai-ipc-{number}"))
-                .spawn(move || {
-                    let _guard = guard;
-                    reactor.run();
-                });
-            match thread {
-                Ok(thread) => running.threads.push(thread),
-                Err(source) => {
-                    running.handle.shutdown(Duration::ZERO);
-                    running.join();
-                    let what = "spawn a thread";
-                    return Err(StartError::System { what, source });
-                }
-            }
-        }
-        Ok(running)
-    }
-}
-
-/// A reactor that panics takes the others with it: its clients would wait for ever, and the process shall end.
-struct StopAll(Arc<Shared>);
-
-impl Drop for StopAll {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.stop(Duration::ZERO);
-        }
+        let handle = self.handle_ref();
+        let reactor = Reactor::new(listener, self.router, self.shared, runtime.clone())?;
+        let thread = std::thread::Builder::new()
+            .name("lapce-ai-ipc".to_owned())
+            .spawn(move || reactor.run())
+            .map_err(|source| StartError::System {
+                what: "spawn a thread",
+                source,
+            })?;
+        Ok(Running { thread, handle })
     }
 }
 
@@ -284,7 +206,6 @@ impl ServerHandle {
             .values()
             .map(|session| ConnectionStatus {
                 id: session.id,
-                reactor: session.mailbox.number as u64,
                 name: session.peer.name.clone(),
                 pid: session.peer.credentials.pid,
                 uid: session.peer.credentials.uid,
@@ -305,29 +226,15 @@ impl ServerHandle {
     pub fn counters(&self) -> Counters {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.shared.counters;
-        let of_reactors = self.shared.mailboxes.iter();
         Counters {
             connections: load(&counters.connections),
             refused: load(&counters.refused),
-            requests: of_reactors.map(|mailbox| load(&mailbox.requests)).sum(),
+            requests: load(&counters.requests),
             failed: load(&counters.failed),
             cancelled: load(&counters.cancelled),
             faults: load(&counters.faults),
             overruns: load(&counters.overruns),
         }
-    }
-
-    /// How the connections lie on the reactors.
-    pub fn reactors(&self) -> Vec<ReactorStatus> {
-        let connections = self.shared.occupancy.of_reactors();
-        let mailboxes = self.shared.mailboxes.iter();
-        mailboxes
-            .zip(connections)
-            .map(|(mailbox, connections)| ReactorStatus {
-                connections: connections as u64,
-                requests: mailbox.requests.load(Ordering::Relaxed),
-            })
-            .collect()
     }
 
     /// Connections and counters in one call.
@@ -343,14 +250,21 @@ impl ServerHandle {
     /// Stops the server: no new connections and requests, `drain` for running ones, then `server_restarting` for the
     /// rest. A second call can only shorten the time.
     pub fn shutdown(&self, drain: Duration) {
-        self.shared.stop(drain);
+        let mut stop = self
+            .shared
+            .stop
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *stop = Some(stop.map_or(drain, |before| before.min(drain)));
+        drop(stop);
+        self.shared.wake_reactor();
     }
 }
 
 /// A server that runs.
 #[derive(Debug)]
 pub struct Running {
-    threads: Vec<JoinHandle<()>>,
+    thread: JoinHandle<()>,
     handle: ServerHandle,
 }
 
@@ -362,11 +276,9 @@ impl Running {
 
     /// Waits until it has stopped; socket and lock file are gone then.
     pub fn join(self) {
-        // A reactor catches what handlers do; one that panics itself has stopped the others.
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the server panicked");
-            }
+        // The reactor catches what handlers do; should it panic itself, there is nothing left to stop.
+        if self.thread.join().is_err() {
+            tracing::error!("the server's thread panicked");
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lapce_ai_proto::{
     ErrorBody, ErrorCode, FIN, Fault, ITEM_PREFIX_LEN, Kind, MORE, OpenPrefix, PREFIX, ServerState,
@@ -13,9 +13,6 @@ use lapce_ai_transport::{Buffer, PIECE, Peer, TransportError, Writer};
 use tokio::task::AbortHandle;
 
 use crate::handler::Gone;
-use crate::mailbox::Mailbox;
-use crate::options::Options;
-use crate::pace::Pace;
 use crate::server::Shared;
 
 /// One connection, as everybody but the reactor sees it.
@@ -30,8 +27,7 @@ pub(crate) struct Session {
     pub(crate) live: AtomicU64,
     /// Whether the reactor has been asked to look after this connection.
     pub(crate) attention: AtomicBool,
-    /// The reactor that serves it, and its token there.
-    pub(crate) mailbox: Arc<Mailbox>,
+    /// The reactor's token of this connection.
     pub(crate) token: u64,
     tx: Mutex<Tx>,
 }
@@ -42,7 +38,6 @@ pub(crate) struct Tx {
     pub(crate) state: ServerState,
     pub(crate) writer: Writer,
     max_frame: usize,
-    stall_bytes: usize,
     streams: HashMap<u64, Stream>,
     replies: VecDeque<PendingReply>,
     /// Streams whose tasks wait for room in the ring.
@@ -68,7 +63,7 @@ struct PendingReply {
     id: u64,
     bytes: ReplyBytes,
     offset: usize,
-    pace: Pace,
+    last_progress: Instant,
 }
 
 #[derive(Debug)]
@@ -102,17 +97,15 @@ impl Session {
     pub(crate) fn new(
         id: u64,
         token: u64,
-        mailbox: Arc<Mailbox>,
         peer: Peer,
         state: ServerState,
         writer: Writer,
-        options: &Options,
+        max_frame: usize,
     ) -> Self {
         let tx = Tx {
             state,
             writer,
-            max_frame: options.limits.max_frame_payload as usize,
-            stall_bytes: options.stall_bytes,
+            max_frame,
             streams: HashMap::new(),
             replies: VecDeque::new(),
             room_waiters: Vec::new(),
@@ -128,7 +121,6 @@ impl Session {
             requests: AtomicU64::new(0),
             live: AtomicU64::new(0),
             attention: AtomicBool::new(false),
-            mailbox,
             token,
             tx: Mutex::new(tx),
         }
@@ -139,31 +131,24 @@ impl Session {
         self.tx.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the connection's reactor to look after it: to watch for room, or to notice that it broke.
-    pub(crate) fn call_reactor(&self) {
-        if !self.attention.swap(true, Ordering::AcqRel) {
-            self.mailbox
-                .post(|letters| letters.attention.push(self.token));
-        }
-    }
-
     /// Notes how many requests are under way, for those who look without the lock.
     pub(crate) fn note_live(&self, tx: &Tx) {
         self.live.store(tx.state.live() as u64, Ordering::Relaxed);
     }
 
     /// Makes what a task wrote visible. A connection that broke is left to the reactor, which sees it too.
-    fn settle(&self, tx: &mut Tx) {
+    fn settle(&self, tx: &mut Tx, shared: &Shared) {
         let result = tx.pump();
         self.note_live(tx);
         if result.is_err() || tx.blocked_since.is_some() || tx.writer.wants_writable() {
-            self.call_reactor();
+            shared.call_reactor(self);
         }
     }
 
     /// Sends an item, or with `last` the response's last item, from `offset` on.
     pub(crate) fn poll_send(
         &self,
+        shared: &Shared,
         id: u64,
         item: &[u8],
         offset: &mut usize,
@@ -188,7 +173,7 @@ impl Session {
                 }
                 Ok(None) => return Poll::Ready(Err(Gone)),
                 Err(_) => {
-                    self.call_reactor();
+                    shared.call_reactor(self);
                     return Poll::Ready(Err(Gone));
                 }
             }
@@ -196,18 +181,23 @@ impl Session {
         if last && outcome.is_ready() {
             tx.streams.remove(&id);
         }
-        self.settle(&mut tx);
+        self.settle(&mut tx, shared);
         outcome
     }
 
     /// Ends a response without a further item.
-    pub(crate) fn poll_end(&self, id: u64, context: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+    pub(crate) fn poll_end(
+        &self,
+        shared: &Shared,
+        id: u64,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), Gone>> {
         let mut tx = self.lock();
         if tx.closed || tx.state.credit(id).is_none() {
             return Poll::Ready(Err(Gone));
         }
         let Ok(written) = tx.writer.frame(Kind::End, 0, 0, id, &[], &[]) else {
-            self.call_reactor();
+            shared.call_reactor(self);
             return Poll::Ready(Err(Gone));
         };
         if written {
@@ -216,7 +206,7 @@ impl Session {
         } else {
             tx.wait_for_room(id, context);
         }
-        self.settle(&mut tx);
+        self.settle(&mut tx, shared);
         if written {
             Poll::Ready(Ok(()))
         } else {
@@ -233,7 +223,7 @@ impl Session {
         shared.counters.failed.fetch_add(1, Ordering::Relaxed);
         tx.state.fail(id, body);
         tx.streams.remove(&id);
-        self.settle(&mut tx);
+        self.settle(&mut tx, shared);
     }
 }
 
@@ -331,7 +321,7 @@ impl Tx {
             id,
             bytes,
             offset: 0,
-            pace: Pace::new(Instant::now()),
+            last_progress: Instant::now(),
         });
     }
 
@@ -340,11 +330,11 @@ impl Tx {
         !self.replies.is_empty()
     }
 
-    /// Those of them of which too little was read in the last `limit`.
-    pub(crate) fn unread_replies(&self, now: Instant, limit: Duration) -> Vec<u64> {
+    /// Those of them that have waited since a time that is too `late`.
+    pub(crate) fn unread_replies(&self, late: impl Fn(Instant) -> bool) -> Vec<u64> {
         self.replies
             .iter()
-            .filter(|reply| reply.pace.is_late(now, limit))
+            .filter(|reply| late(reply.last_progress))
             .map(|reply| reply.id)
             .collect()
     }
@@ -390,24 +380,9 @@ impl Tx {
         self.writer.has_room(self.max_frame + ITEM_PREFIX_LEN)
     }
 
-    /// [`pump_awake`](Self::pump_awake), and asks for a bell if there was no room for the rest.
-    pub(crate) fn pump(&mut self) -> Result<(), TransportError> {
-        loop {
-            self.pump_awake()?;
-            if self.blocked_since.is_none()
-                || self
-                    .writer
-                    .wait_for_room(self.max_frame + ITEM_PREFIX_LEN)?
-            {
-                return Ok(());
-            }
-        }
-    }
-
     /// Writes what waits to be written: control frames first, then the sync handlers' answers in turn. Makes it all
-    /// visible. If there is no room for the rest, the caller looks for it again, or sees to it that somebody asks for a
-    /// bell.
-    pub(crate) fn pump_awake(&mut self) -> Result<(), TransportError> {
+    /// visible, and asks for a bell if there was no room for the rest.
+    pub(crate) fn pump(&mut self) -> Result<(), TransportError> {
         loop {
             let stuck = !self.write_control()? || !self.write_replies()?;
             self.writer.flush()?;
@@ -415,7 +390,10 @@ impl Tx {
                 self.blocked_since = None;
                 return Ok(());
             }
-            if !self.has_room()? {
+            if self
+                .writer
+                .wait_for_room(self.max_frame + ITEM_PREFIX_LEN)?
+            {
                 self.blocked_since.get_or_insert_with(Instant::now);
                 return Ok(());
             }
@@ -457,7 +435,7 @@ impl Tx {
                 Some(Written::Some(bytes)) => {
                     without_credit = 0;
                     reply.offset += bytes;
-                    reply.pace.moved(bytes, self.stall_bytes, Instant::now);
+                    reply.last_progress = Instant::now();
                     self.replies.push_back(reply);
                 }
                 Some(Written::NoCredit) => {

@@ -184,7 +184,6 @@ fn a_message_allocates_nothing() {
             },
             response_window: 1 << 16,
             timeout: PATIENCE,
-            server_uids: Vec::new(),
         };
         let (mut connection, _) = connect(&daemon.path, &options).unwrap();
         let mut scratch = vec![0; connection.reader.scratch_len()];

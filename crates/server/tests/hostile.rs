@@ -6,7 +6,7 @@ mod support;
 use std::io::Write;
 use std::time::Duration;
 
-use lapce_ai_proto::{Codec, ErrorBody, ErrorCode, FIN, Fault, Features, Hello, Kind};
+use lapce_ai_proto::{Codec, ErrorCode, FIN, Fault, Features, Hello, Kind};
 use lapce_ai_server::Options;
 use lapce_ai_shm::Bell;
 use support::{
@@ -15,14 +15,10 @@ use support::{
 };
 
 const SHORT: Duration = Duration::from_millis(50);
-/// So long that a client which does its best is not taken for one that stalls, however busy the machine is.
-const BEARABLE: Duration = Duration::from_secs(1);
 
 fn stalling() -> Options {
     Options {
         stall_timeout: SHORT,
-        // Only those who stop are meant; see the tests about those who trickle.
-        stall_bytes: 1,
         ..options()
     }
 }
@@ -230,74 +226,12 @@ fn an_upload_that_stalls_is_told_so_and_gives_its_memory_back() {
     }
 }
 
-/// Bytes that must move within a time-out in which a client that sends one at a time cannot move so many.
-fn trickling() -> Options {
-    Options {
-        stall_timeout: BEARABLE,
-        stall_bytes: 200_000,
-        ..options()
-    }
-}
-
-/// Has a client do something again and again, with pauses, until its stream ends with an error.
-fn trickle(client: &mut Client, id: u64, mut step: impl FnMut(&mut Client)) -> ErrorBody {
-    for _ in 0..100_000 {
-        step(client);
-        if let Some(frame) = client.poll_of(id, Kind::Error) {
-            return frame.error();
-        }
-        let _ = Bell::new(&client.socket).wait(Some(Duration::from_millis(1)));
-    }
-    panic!("a trickle goes on for ever");
-}
-
-#[test]
-fn an_upload_that_trickles_does_not_hold_the_budget() {
-    let daemon = Daemon::start(trickling());
-    for carrier in Carrier::ALL {
-        let mut client = Client::new(&daemon, carrier);
-        let ids: Vec<u64> = (0..4)
-            .map(|_| {
-                let id = client.begin(LENGTH, 1 << 20, &[]);
-                client.await_credit(id);
-                id
-            })
-            .collect();
-        // Somebody else waits for memory, which this one holds all of.
-        let mut other = Client::new(&daemon, carrier);
-        let waiting = other.begin(LENGTH, 1 << 20, &[]);
-        let error = trickle(&mut client, ids[3], |client| {
-            for id in &ids {
-                client.send(Kind::Data, 0, 0, *id, b"x");
-            }
-        });
-        assert_eq!(error.code, ErrorCode::Stalled);
-        assert!(error.message.contains("fewer than 200000"), "{error}");
-        other.await_credit(waiting);
-        other.send(Kind::Cancel, 0, 0, waiting, &[]);
-        client.echo(100);
-    }
-}
-
-#[test]
-fn an_answer_that_is_read_in_a_trickle_does_not_hold_the_budget() {
-    let daemon = Daemon::start(trickling());
-    for carrier in Carrier::ALL {
-        let mut client = Client::with_window(&daemon, carrier, 1);
-        let body = pattern(3, 1 << 20);
-        let id = client.upload(ECHO, &body);
-        let error = trickle(&mut client, id, |client| client.credit(id, 1));
-        assert_eq!(error.code, ErrorCode::Stalled);
-        eventually("its memory is back", || daemon.handle.pool().held == 0);
-        client.echo(1);
-    }
-}
-
 #[test]
 fn an_answer_without_credit_does_not_hold_memory_for_ever() {
+    // The uploads must get through: on a busy machine this thread itself may stand still for longer than SHORT.
     let daemon = Daemon::start(Options {
-        stall_timeout: BEARABLE,
-        ..stalling()
+        stall_timeout: Duration::from_secs(1),
+        ..options()
     });
     for carrier in Carrier::ALL {
         let witness = Witness::new(&daemon, carrier);

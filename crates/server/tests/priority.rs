@@ -27,12 +27,9 @@ impl Stage {
         let served = Arc::new(Mutex::new(Vec::new()));
         let (tell, closed) = mpsc::channel();
         let (open, gate) = mpsc::sync_channel(1);
-        let gate = Mutex::new(gate);
         let order = Arc::clone(&served);
         let patient = Options {
             spin: Duration::from_secs(60),
-            // Each has a schedule of its own.
-            reactors: 1,
             ..options()
         };
         let daemon = Daemon::with(patient, move |server| {
@@ -42,7 +39,7 @@ impl Stage {
             });
             server.handle(MessageType(GATE), move |_, reply| {
                 tell.send(()).unwrap();
-                gate.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                gate.recv_timeout(PATIENCE).unwrap();
                 reply.send(&[]);
             });
         });

@@ -20,7 +20,6 @@ fn options(shared_memory: bool) -> ConnectOptions {
         },
         response_window: 1 << 18,
         timeout: Duration::from_secs(5),
-        server_uids: Vec::new(),
     }
 }
 

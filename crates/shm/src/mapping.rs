@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use rustix::fs::{self, FileType, MemfdFlags, SealFlags};
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 
-use crate::copy::{copy_bytes, copy_past_caches};
+use crate::copy::step;
 use crate::layout::PAGE_SIZE;
 
 /// Seals without which no file is mapped: without them a peer could shorten the file under the
@@ -236,20 +236,6 @@ impl Mapping {
         unsafe { copy_bytes(src.as_ptr(), to, src.len()) };
     }
 
-    /// [`write`](Self::write) past the caches, for many bytes that another processor reads next and
-    /// this one does not: its caches need not fetch lines that the other has, nor give them up again.
-    /// Slower than `write` below some 8 KiB. Other threads see the bytes like any that were written
-    /// before.
-    ///
-    /// # Panics
-    /// If the bytes are not all inside.
-    #[inline]
-    pub fn write_past_caches(&self, offset: usize, src: &[u8]) {
-        let to = self.range(offset, src.len());
-        // SAFETY: as in `write`.
-        unsafe { copy_past_caches(src.as_ptr(), to, src.len()) };
-    }
-
     /// Copies the bytes at `offset` to `dst`. A peer may be writing them: then `dst` holds any
     /// mixture, which the caller must check like anything else from a peer.
     ///
@@ -261,25 +247,6 @@ impl Mapping {
         // SAFETY: `range` checked that all bytes of `from` are mapped; `dst` is a live slice of
         // our own; the two cannot overlap, since no slice into the mapping exists.
         unsafe { copy_bytes(from, dst.as_mut_ptr(), dst.len()) };
-    }
-
-    /// Copies the `len` bytes at `offset` behind what `dst` holds. A peer may be writing them: as in
-    /// [`read`](Self::read).
-    ///
-    /// # Panics
-    /// If the bytes are not all inside.
-    #[inline]
-    pub fn append_to(&self, offset: usize, len: usize, dst: &mut Vec<u8>) {
-        let from = self.range(offset, len);
-        dst.reserve(len);
-        let spare = dst.spare_capacity_mut();
-        // SAFETY: `range` checked that all bytes of `from` are mapped; `reserve` made sure that
-        // `spare` has `len` bytes, which are the vector's own; the two cannot overlap, since no
-        // slice into the mapping exists.
-        unsafe { copy_bytes(from, spare.as_mut_ptr().cast::<u8>(), len) };
-        // SAFETY: the copy has just initialised `len` bytes behind the vector's length, and they
-        // are within its capacity.
-        unsafe { dst.set_len(dst.len() + len) };
     }
 
     /// Gives the memory of whole pages back to the system, for everyone who shares them. They read
@@ -359,5 +326,37 @@ fn create_memfd() -> rustix::io::Result<OwnedFd> {
     match fs::memfd_create("lapce-ai", flags | MemfdFlags::NOEXEC_SEAL) {
         Err(rustix::io::Errno::INVAL) => fs::memfd_create("lapce-ai", flags),
         result => result,
+    }
+}
+
+/// Copies `len` bytes between private memory and memory that a peer may be changing.
+///
+/// It is one opaque step for the optimiser: never inlined, and behind an assembly barrier that may,
+/// for all the compiler knows, have written any memory. So a copy is made exactly where it is
+/// called, is never merged with another, and no later check can be answered by a second look at
+/// the shared bytes instead of the private copy.
+///
+/// # Safety
+/// Both ranges must be mapped and writable or readable as their side needs, for the whole call, and
+/// must not overlap. One of them is shared: bytes written there at the same time by a peer are
+/// copied as any mixture of old and new. Rust's memory model has no name yet for such a copy (a
+/// bytewise atomic memcpy); what makes it harmless is that no reference to the shared bytes exists,
+/// that any byte is a valid `u8`, and that this function is opaque.
+#[inline(never)]
+unsafe fn copy_bytes(from: *const u8, to: *mut u8, len: usize) {
+    #[cfg(not(miri))]
+    // SAFETY: no instruction; without `nomem` and `readonly` it stands for any change of memory
+    // reachable from the two pointers.
+    unsafe {
+        std::arch::asm!("/* {} {} */", in(reg) from, in(reg) to, options(nostack, preserves_flags));
+    }
+    let step = step(from.addr(), to.addr(), len);
+    let mut done = 0;
+    while done < len {
+        let n = step.min(len - done);
+        let (from, to) = (from.wrapping_add(done), to.wrapping_add(done));
+        // SAFETY: the caller promises both ranges, and `done + n` is at most `len`.
+        unsafe { ptr::copy_nonoverlapping(from, to, n) };
+        done += n;
     }
 }

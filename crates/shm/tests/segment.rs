@@ -247,26 +247,6 @@ fn capacities_are_checked() {
 }
 
 #[test]
-fn copies_past_the_caches_write_what_they_should_and_no_more() {
-    let (mapping, file) = Mapping::create(10_000).unwrap();
-    let other = Mapping::open(file, 10_000).unwrap();
-    let source: Vec<u8> = (0..1000_u32).map(|n| (n * 7 + 1) as u8).collect();
-    for offset in 0..70 {
-        for len in [0, 1, 63, 64, 65, 127, 128, 200, 900] {
-            mapping.write(0, &[0xEE; 1100]);
-            mapping.write_past_caches(offset, &source[offset..offset + len]);
-            let mut found = vec![7];
-            other.append_to(0, 1100, &mut found);
-            assert_eq!(found[0], 7);
-            let found = &found[1..];
-            assert!(found[..offset].iter().all(|byte| *byte == 0xEE));
-            assert_eq!(found[offset..offset + len], source[offset..offset + len]);
-            assert!(found[offset + len..].iter().all(|byte| *byte == 0xEE));
-        }
-    }
-}
-
-#[test]
 fn mapping_is_shared_and_bounded() {
     let (mapping, file) = Mapping::create(10_000).unwrap();
     let other = Mapping::open(file, 10_000).unwrap();
@@ -282,14 +262,6 @@ fn mapping_is_shared_and_bounded() {
         let copied = std::panic::catch_unwind(|| mapping.read(outside.0, &mut vec![0; outside.1]));
         assert!(copied.is_err(), "{outside:?}");
         let copied = std::panic::catch_unwind(|| mapping.write(outside.0, &vec![0; outside.1]));
-        assert!(copied.is_err(), "{outside:?}");
-        let copied = std::panic::catch_unwind(|| {
-            mapping.write_past_caches(outside.0, &vec![0; outside.1]);
-        });
-        assert!(copied.is_err(), "{outside:?}");
-        let copied = std::panic::catch_unwind(|| {
-            mapping.append_to(outside.0, outside.1, &mut Vec::new());
-        });
         assert!(copied.is_err(), "{outside:?}");
     }
     for outside in [4, 9_996, 10_000, usize::MAX] {

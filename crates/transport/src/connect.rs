@@ -29,8 +29,6 @@ pub struct ConnectOptions {
     pub response_window: u32,
     /// Longest wait for the daemon's answer.
     pub timeout: Duration,
-    /// Users whose daemon is trusted with requests, beside this user and root.
-    pub server_uids: Vec<u32>,
 }
 
 /// Why there is no connection.
@@ -42,9 +40,9 @@ pub enum ConnectError {
         /// The socket.
         path: PathBuf,
     },
-    /// The socket's owner is neither this user nor root, and not trusted otherwise.
+    /// The socket's owner is neither this user nor root.
     #[error(
-        "the socket {path} is held by uid {uid}, which is neither yours nor root: nothing was sent to it; if that user's daemon is to be trusted, add the uid to ipc.server_uids",
+        "the socket {path} is held by uid {uid}, which is neither yours nor root: nothing was sent to it",
         path = .path.display()
     )]
     Untrusted {
@@ -83,7 +81,7 @@ pub enum ConnectError {
 /// Connects to the daemon's socket and shakes hands. Blocks for at most the options' time-out.
 ///
 /// # Errors
-/// See [`ConnectError`]. Nothing but HELLO has been sent, and that only to a daemon of this user, of root or of a trusted one.
+/// See [`ConnectError`]. Nothing but HELLO has been sent, and that only to a daemon of this user or root.
 pub fn connect(
     path: &Path,
     options: &ConnectOptions,
@@ -115,11 +113,10 @@ pub fn connect(
         }
     }
     let credentials = peer_credentials(&socket).map_err(io_error)?;
-    let uid = credentials.uid;
-    if uid != geteuid().as_raw() && uid != 0 && !options.server_uids.contains(&uid) {
+    if credentials.uid != geteuid().as_raw() && credentials.uid != 0 {
         return Err(ConnectError::Untrusted {
             path: path.to_owned(),
-            uid,
+            uid: credentials.uid,
         });
     }
     let hello = Hello::new(

@@ -20,7 +20,7 @@ mod pool;
 mod runtime_dir;
 
 pub use connect::{ConnectError, ConnectOptions, connect};
-pub use connection::{Batch, CONTROL_ROOM, Connection, PIECE, Peer, Reader, Rest, Writer, flush};
+pub use connection::{Batch, CONTROL_ROOM, Connection, PIECE, Peer, Reader, Writer, flush};
 pub use error::TransportError;
 pub use handshake::{Handshake, Progress, ServerTerms};
 pub use listener::{BindError, Listener};

@@ -1,9 +1,9 @@
 //! The listening socket and the lock beside it.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
@@ -103,11 +103,6 @@ impl Listener {
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(|errno| failed("make a socket for")(errno.into()))?;
         bind(&socket, &address).map_err(|errno| failed("bind")(errno.into()))?;
-        if dir.is_open_to_others() {
-            // To connect is to write. Nobody else can change names in the directory, so it is still the same socket.
-            let everybody = Permissions::from_mode(0o666);
-            fs::set_permissions(path, everybody).map_err(failed("open to others"))?;
-        }
         listen(&socket, BACKLOG).map_err(|errno| failed("listen on")(errno.into()))?;
         Ok(Self {
             dir: dir.clone(),
@@ -196,10 +191,11 @@ fn take_lock(dir: &RuntimeDir) -> Result<File, BindError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn dir() -> (tempfile::TempDir, RuntimeDir) {
         let base = tempfile::tempdir().unwrap();
-        fs::set_permissions(base.path(), Permissions::from_mode(0o700)).unwrap();
+        fs::set_permissions(base.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let dir = RuntimeDir::for_socket(base.path().join("daemon.sock"));
         (base, dir)
     }
@@ -230,17 +226,6 @@ mod tests {
         let error = Listener::bind(&dir).unwrap_err();
         assert!(matches!(error, BindError::NotASocket { .. }), "{error}");
         assert_eq!(fs::read_to_string(dir.socket()).unwrap(), "precious");
-    }
-
-    #[test]
-    fn others_may_connect_and_not_lock() {
-        let base = tempfile::tempdir().unwrap();
-        fs::set_permissions(base.path(), Permissions::from_mode(0o711)).unwrap();
-        let dir = RuntimeDir::for_socket(base.path().join("daemon.sock")).open_to_others();
-        let listener = Listener::bind(&dir).unwrap();
-        let mode = |path: &std::path::Path| fs::metadata(path).unwrap().mode() & 0o777;
-        assert_eq!((mode(dir.socket()), mode(&dir.lock())), (0o666, 0o600));
-        listener.remove().unwrap();
     }
 
     #[test]

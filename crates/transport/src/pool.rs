@@ -3,10 +3,9 @@
 use lapce_ai_proto::status::{PoolStatus, TierStatus};
 use lapce_ai_shm::append;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-
-use crate::Rest;
 
 /// Tiers and budget of a [`BufferPool`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +26,8 @@ impl Default for PoolOptions {
     }
 }
 
-/// What a [`BufferPool`] holds and did, at one moment.
+/// What a [`BufferPool`] holds and did. Read one by one while the pool goes on, so sums may be off by what happened
+/// meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolStats {
     /// Payload bytes that may be held at once.
@@ -122,38 +122,29 @@ pub struct BufferPool {
 
 struct Shared {
     options: PoolOptions,
-    /// One short lock for all of it: what is held, what is kept and who is to be told can then not disagree, whichever
-    /// threads reserve and release.
-    state: Mutex<State>,
+    free: Mutex<[Vec<Vec<u8>>; 3]>,
+    held: AtomicU64,
+    peak: AtomicU64,
+    kept: AtomicU64,
+    refused: AtomicU64,
+    tiers: [Tier; LARGER + 1],
+    waits: Waits,
     on_release: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
-struct State {
-    free: [Vec<Vec<u8>>; LARGER],
-    held: u64,
-    peak: u64,
-    kept: u64,
-    refused: u64,
-    tiers: [Tier; LARGER + 1],
-    waits: Waits,
-    /// Somebody was refused since the hook was last called.
-    wanted: bool,
-}
-
-#[derive(Default)]
 struct Tier {
-    in_use: u64,
-    hits: u64,
-    misses: u64,
+    in_use: AtomicU64,
+    hits: AtomicU64,
+    misses: AtomicU64,
 }
 
 #[derive(Default)]
 struct Waits {
-    began: u64,
-    ended: u64,
-    time: Duration,
-    longest: Duration,
+    began: AtomicU64,
+    ended: AtomicU64,
+    nanos: AtomicU64,
+    longest_nanos: AtomicU64,
 }
 
 impl BufferPool {
@@ -161,7 +152,13 @@ impl BufferPool {
     pub fn new(options: PoolOptions) -> Self {
         let shared = Shared {
             options,
-            state: Mutex::default(),
+            free: Mutex::default(),
+            held: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            tiers: Default::default(),
+            waits: Waits::default(),
             on_release: OnceLock::new(),
         };
         Self {
@@ -174,8 +171,7 @@ impl BufferPool {
         self.shared.options.budget
     }
 
-    /// Calls `hook` when bytes come back to the budget after a reservation was refused: once, until the next is. It runs
-    /// in whatever thread gave the bytes back, and may reserve. Only the first hook counts.
+    /// Calls `hook` whenever bytes come back to the budget. Only the first hook counts.
     pub fn on_release(&self, hook: impl Fn() + Send + Sync + 'static) {
         let _ = self.shared.on_release.set(Box::new(hook));
     }
@@ -183,24 +179,21 @@ impl BufferPool {
     /// An empty buffer that may take `len` bytes, or `None` while the budget does not allow it.
     pub fn reserve(&self, len: usize) -> Option<Buffer> {
         let shared = &self.shared;
-        let tier = tier_of(len);
-        let (bytes, surplus) = {
-            let mut state = shared.lock();
-            let fits = |sum: &u64| *sum <= shared.options.budget;
-            let Some(held) = state.held.checked_add(len as u64).filter(fits) else {
-                state.refused += 1;
-                state.wanted = true;
-                return None;
-            };
-            state.held = held;
-            state.peak = state.peak.max(held);
-            let bytes = state.take(tier);
-            (bytes, state.make_way(shared.options.budget))
+        let taken = shared
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+                held.checked_add(len as u64)
+                    .filter(|sum| *sum <= shared.options.budget)
+            });
+        let Ok(before) = taken else {
+            shared.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
         };
-        // Memory comes from the system, and goes there, without the lock.
-        drop(surplus);
-        let bytes =
-            bytes.unwrap_or_else(|| Vec::with_capacity(TIERS.get(tier).copied().unwrap_or(len)));
+        shared
+            .peak
+            .fetch_max(before + len as u64, Ordering::Relaxed);
+        let bytes = shared.take_memory(len);
+        shared.trim();
         Some(Buffer {
             bytes,
             reserved: len,
@@ -208,48 +201,52 @@ impl BufferPool {
         })
     }
 
-    /// Whoever keeps the line notes that so many more requests wait from now on.
+    /// Whoever keeps the line notes that so many more requests were refused and wait from now on.
     pub fn note_waiting(&self, requests: u64) {
-        self.shared.lock().waits.began += requests;
+        let began = &self.shared.waits.began;
+        began.fetch_add(requests, Ordering::Relaxed);
     }
 
     /// One of them waits no longer, served or given up: it waited so long.
     pub fn note_waited(&self, time: Duration) {
-        let waits = &mut self.shared.lock().waits;
-        waits.ended += 1;
-        waits.time += time;
-        waits.longest = waits.longest.max(time);
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let waits = &self.shared.waits;
+        waits.ended.fetch_add(1, Ordering::Relaxed);
+        waits.nanos.fetch_add(nanos, Ordering::Relaxed);
+        waits.longest_nanos.fetch_max(nanos, Ordering::Relaxed);
     }
 
     /// Figures for metrics and for whoever looks at the daemon.
     pub fn stats(&self) -> PoolStats {
-        let options = &self.shared.options;
-        let state = self.shared.lock();
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let shared = &self.shared;
+        let kept = {
+            let free = shared.free.lock().unwrap_or_else(PoisonError::into_inner);
+            free.each_ref().map(Vec::len)
+        };
         let tier = |at: usize| {
-            let Tier {
-                in_use,
-                hits,
-                misses,
-            } = state.tiers[at];
+            let counters = &shared.tiers[at];
             TierStats {
                 size: TIERS.get(at).copied(),
-                in_use,
-                kept: state.free.get(at).map_or(0, |free| free.len() as u64),
-                cap: options.keep.get(at).map_or(0, |cap| *cap as u64),
-                hits,
-                misses,
+                in_use: load(&counters.in_use),
+                kept: kept.get(at).map_or(0, |kept| *kept as u64),
+                cap: shared.options.keep.get(at).map_or(0, |cap| *cap as u64),
+                hits: load(&counters.hits),
+                misses: load(&counters.misses),
             }
         };
+        let ended = load(&shared.waits.ended);
+        let waits = load(&shared.waits.began);
         PoolStats {
-            budget: options.budget,
-            held: state.held,
-            peak: state.peak,
-            refused: state.refused,
-            kept: state.kept,
-            waiting: state.waits.began - state.waits.ended,
-            waits: state.waits.began,
-            waited: state.waits.time,
-            longest_wait: state.waits.longest,
+            budget: shared.options.budget,
+            held: load(&shared.held),
+            peak: load(&shared.peak),
+            refused: load(&shared.refused),
+            kept: load(&shared.kept),
+            waiting: waits.saturating_sub(ended),
+            waits,
+            waited: Duration::from_nanos(load(&shared.waits.nanos)),
+            longest_wait: Duration::from_nanos(load(&shared.waits.longest_nanos)),
             tiers: std::array::from_fn(tier),
         }
     }
@@ -264,65 +261,58 @@ impl fmt::Debug for BufferPool {
     }
 }
 
-impl State {
-    /// A kept buffer of this tier, if there is one.
-    fn take(&mut self, tier: usize) -> Option<Vec<u8>> {
-        let bytes = self.free.get_mut(tier).and_then(Vec::pop);
-        let counters = &mut self.tiers[tier];
-        counters.in_use += 1;
-        if bytes.is_some() {
-            counters.hits += 1;
-            self.kept -= TIERS[tier] as u64;
-        } else {
-            counters.misses += 1;
-        }
-        bytes
-    }
-
-    /// Takes kept buffers out, large ones first, until the rest fits the budget beside the held bytes.
-    fn make_way(&mut self, budget: u64) -> Vec<Vec<u8>> {
-        let mut surplus = Vec::new();
-        for (tier, size) in TIERS.iter().enumerate().rev() {
-            while self.kept + self.held > budget
-                && let Some(bytes) = self.free[tier].pop()
-            {
-                self.kept -= *size as u64;
-                surplus.push(bytes);
+impl Shared {
+    fn take_memory(&self, len: usize) -> Vec<u8> {
+        let tier = tier_of(len);
+        let counters = &self.tiers[tier];
+        counters.in_use.fetch_add(1, Ordering::Relaxed);
+        let size = TIERS.get(tier).copied();
+        if let Some(size) = size {
+            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(bytes) = free[tier].pop() {
+                counters.hits.fetch_add(1, Ordering::Relaxed);
+                // Under the lock, as every change of it.
+                self.kept.fetch_sub(size as u64, Ordering::Relaxed);
+                return bytes;
             }
         }
-        surplus
+        counters.misses.fetch_add(1, Ordering::Relaxed);
+        Vec::with_capacity(size.unwrap_or(len))
     }
-}
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics under it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Frees kept buffers, large ones first, until they fit the budget beside the held bytes.
+    fn trim(&self) {
+        let over = || {
+            let (kept, held) = (&self.kept, &self.held);
+            kept.load(Ordering::Relaxed) + held.load(Ordering::Relaxed) > self.options.budget
+        };
+        if self.kept.load(Ordering::Relaxed) == 0 || !over() {
+            return;
+        }
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        for (tier, size) in TIERS.iter().enumerate().rev() {
+            while over() && free[tier].pop().is_some() {
+                self.kept.fetch_sub(*size as u64, Ordering::Relaxed);
+            }
+        }
     }
 
     fn give_back(&self, mut bytes: Vec<u8>, reserved: usize) {
-        bytes.clear();
+        self.held.fetch_sub(reserved as u64, Ordering::Relaxed);
         let tier = tier_of(reserved);
-        let (surplus, wanted) = {
-            let mut state = self.lock();
-            state.held -= reserved as u64;
-            state.tiers[tier].in_use -= 1;
-            let keeps = tier < LARGER && {
-                let kept = state.kept + TIERS[tier] as u64;
-                state.free[tier].len() < self.options.keep[tier]
-                    && kept + state.held <= self.options.budget
-            };
-            let surplus = if keeps {
-                state.kept += TIERS[tier] as u64;
-                state.free[tier].push(bytes);
-                None
-            } else {
-                Some(bytes)
-            };
-            (surplus, std::mem::take(&mut state.wanted))
-        };
-        drop(surplus);
-        if wanted && let Some(hook) = self.on_release.get() {
+        self.tiers[tier].in_use.fetch_sub(1, Ordering::Relaxed);
+        if tier < LARGER {
+            let size = TIERS[tier] as u64;
+            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = self.kept.load(Ordering::Relaxed) + size;
+            let fits = kept + self.held.load(Ordering::Relaxed) <= self.options.budget;
+            if free[tier].len() < self.options.keep[tier] && fits {
+                bytes.clear();
+                free[tier].push(bytes);
+                self.kept.store(kept, Ordering::Relaxed);
+            }
+        }
+        if let Some(hook) = self.on_release.get() {
             hook();
         }
     }
@@ -346,18 +336,6 @@ impl Buffer {
             "more bytes than were reserved"
         );
         append(&mut self.bytes, bytes);
-    }
-
-    /// Appends the rest of a long frame, straight from the ring.
-    ///
-    /// # Panics
-    /// As [`extend`](Self::extend).
-    pub fn extend_from_ring(&mut self, rest: Rest<'_>) {
-        assert!(
-            self.bytes.len() + rest.len() <= self.reserved,
-            "more bytes than were reserved"
-        );
-        rest.append_to(&mut self.bytes);
     }
 }
 
@@ -385,7 +363,7 @@ impl fmt::Debug for Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn memory_is_reused_and_the_budget_holds() {
@@ -474,29 +452,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_release_after_a_refusal_is_told() {
-        let pool = BufferPool::new(PoolOptions {
-            budget: 10,
-            ..PoolOptions::default()
-        });
+    fn a_release_is_told() {
+        let pool = BufferPool::new(PoolOptions::default());
         let told = Arc::new(AtomicUsize::new(0));
-        let (counter, again) = (Arc::clone(&told), pool.clone());
+        let counter = Arc::clone(&told);
         pool.on_release(move || {
             counter.fetch_add(1, Ordering::Relaxed);
-            // The hook may reserve: the bytes are back by then.
-            drop(again.reserve(10));
         });
-        let told = || told.load(Ordering::Relaxed);
         drop(pool.reserve(1));
-        assert_eq!(told(), 0, "nobody wanted it");
-        let (small, large) = (pool.reserve(2), pool.reserve(8));
-        assert!(pool.reserve(1).is_none());
-        drop(large);
-        assert_eq!(told(), 1);
-        drop(small);
-        assert_eq!(told(), 2, "since the hook itself was refused");
-        drop(pool.reserve(10));
-        assert_eq!(told(), 2);
-        assert_eq!(pool.stats().held, 0);
+        assert_eq!(told.load(Ordering::Relaxed), 1);
     }
 }

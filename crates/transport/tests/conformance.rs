@@ -14,7 +14,6 @@ use lapce_ai_proto::{
 use lapce_ai_shm::{Segment, send_with_fd};
 use lapce_ai_transport::{
     CONTROL_ROOM, ConnectError, ConnectOptions, Connection, Listener, TransportError, connect,
-    flush,
 };
 use rustix::event::PollFlags;
 use support::{
@@ -29,7 +28,6 @@ const SCENARIOS: &[Scenario] = &[
     ("frames of every size, both ways", every_size_both_ways),
     ("frames of mixed sizes keep their order", order_of_sizes),
     ("a prefix and its payload are one", prefix_and_payload),
-    ("a long frame in two parts", long_frames_in_parts),
     ("many frames, both ways", many_frames),
     ("a full carrier says so and wakes", full_and_woken),
     ("control finds room where data does not", control_finds_room),
@@ -164,66 +162,6 @@ fn prefix_and_payload(carrier: Carrier) {
         payload: [&prefix[..], b"and so on"].concat(),
     };
     assert_eq!(await_frames(&mut pair.client).unwrap(), [expected]);
-}
-
-fn long_frames_in_parts(carrier: Carrier) {
-    const MOST: usize = 1024;
-    let mut pair = Pair::new(carrier);
-    let mut scratch = vec![0; pair.daemon.reader.scratch_len()];
-    let frame = |kind, flags, id, len| Received {
-        kind,
-        flags,
-        ..data(id, len)
-    };
-    let mut in_parts = 0;
-    // Often enough that every part of a frame once runs over the ring's end.
-    for round in 0..40 {
-        let frames = [
-            data(1, 4096 - round),
-            data(2, 10),
-            frame(Kind::Data, MORE | PREFIX, 3, 4096),
-            frame(Kind::End, FIN, 4, 2000 + round),
-            frame(Kind::Open, FIN, 5, 3000),
-            data(6, 0),
-        ];
-        let mut expected = frames.iter();
-        for sent in &frames {
-            write(&mut pair.client, sent).unwrap();
-            pair.client.writer.flush().unwrap();
-        }
-        while expected.len() > 0 {
-            let reader = &mut pair.daemon.reader;
-            let batch = reader.receive(&mut scratch, MOST, |frame, rest| {
-                let expected = expected.next().unwrap();
-                assert_eq!(
-                    (frame.kind, frame.flags, frame.id),
-                    (expected.kind, expected.flags, expected.id)
-                );
-                assert_eq!(frame.payload_len(), expected.payload.len());
-                assert_eq!(frame.rest as usize, rest.len());
-                if rest.len() > 0 {
-                    assert!(matches!(frame.kind, Kind::Data | Kind::End));
-                    in_parts += 1;
-                }
-                // What nobody takes is skipped.
-                if frame.id != 4 || round % 2 == 0 {
-                    let mut payload = frame.payload.to_vec();
-                    rest.append_to(&mut payload);
-                    assert_eq!(payload, expected.payload);
-                }
-                Ok::<_, TransportError>(())
-            });
-            let batch = batch.unwrap();
-            flush(&mut pair.daemon.reader, &mut pair.daemon.writer).unwrap();
-            if batch.frames == 0 && pair.daemon.reader.prepare_to_sleep().unwrap() {
-                await_events(pair.daemon.reader.socket(), PollFlags::IN);
-                pair.daemon.reader.drain_bell().unwrap();
-                pair.daemon.reader.awake();
-            }
-        }
-    }
-    let straight = carrier.shared_memory && !carrier.crc;
-    assert_eq!(in_parts, if straight { 40 * 3 } else { 0 });
 }
 
 /// Lengths that differ from one frame to the next, over all places of a ring.

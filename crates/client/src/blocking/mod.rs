@@ -13,9 +13,9 @@ use lapce_ai_proto::{MessageType, Welcome};
 
 pub use self::typed::ChatItems;
 use self::wait::{park, passed, with_waker};
-use crate::link::{Lent, Link, Outgoing, Stream, Tx};
+use crate::link::{Link, Outgoing, Stream, Tx};
 use crate::session::{Plan, Session, Step, Wait};
-use crate::{Body, ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
+use crate::{ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
 
 /// A client of the daemon for programs without a runtime. Any number of threads may use it at once, over one connection.
 ///
@@ -59,11 +59,7 @@ impl BlockingClient {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn call<'a>(
-        &'a self,
-        ty: MessageType,
-        body: impl Into<Body<'a>>,
-    ) -> Result<Vec<u8>, ClientError> {
+    pub fn call(&self, ty: MessageType, body: &[u8]) -> Result<Vec<u8>, ClientError> {
         self.call_with(ty, body, &RequestOptions::default())
     }
 
@@ -71,13 +67,16 @@ impl BlockingClient {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn call_with<'a>(
-        &'a self,
+    pub fn call_with(
+        &self,
         ty: MessageType,
-        body: impl Into<Body<'a>>,
+        body: &[u8],
         options: &RequestOptions,
     ) -> Result<Vec<u8>, ClientError> {
-        self.request(ty, body.into(), options, true)?.wait()
+        let mut answer = Vec::new();
+        self.submit_with(ty, body, options)?
+            .wait_into(&mut answer)?;
+        Ok(answer)
     }
 
     /// [`call`](Self::call) into memory that is used again: what `answer` held is gone, and its memory may be another
@@ -85,13 +84,13 @@ impl BlockingClient {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn call_into<'a>(
-        &'a self,
+    pub fn call_into(
+        &self,
         ty: MessageType,
-        body: impl Into<Body<'a>>,
+        body: &[u8],
         answer: &mut Vec<u8>,
     ) -> Result<(), ClientError> {
-        self.plain_request(ty, body.into(), true)?.wait_into(answer)
+        self.submit(ty, body)?.wait_into(answer)
     }
 
     /// Sends a request whose answer is one item, and does not wait for it: so one thread keeps many in flight. Waits
@@ -103,9 +102,21 @@ impl BlockingClient {
     pub fn submit<'a>(
         &'a self,
         ty: MessageType,
-        body: impl Into<Body<'a>>,
+        body: &'a [u8],
     ) -> Result<Pending<'a>, ClientError> {
-        self.plain_request(ty, body.into(), false)
+        // The way that nearly every request goes: a link, room, nothing to remember beside the stream.
+        if let Some(link) = self.session.open_link()
+            && let Some(index) = link.begin_plain(ty, body)
+        {
+            return Ok(Pending {
+                client: self,
+                plan: None,
+                ty,
+                body,
+                stream: Stream::new(link, index),
+            });
+        }
+        self.submit_with(ty, body, &RequestOptions::default())
     }
 
     /// [`submit`](Self::submit) with options.
@@ -115,56 +126,16 @@ impl BlockingClient {
     pub fn submit_with<'a>(
         &'a self,
         ty: MessageType,
-        body: impl Into<Body<'a>>,
+        body: &'a [u8],
         options: &RequestOptions,
-    ) -> Result<Pending<'a>, ClientError> {
-        self.request(ty, body.into(), options, false)
-    }
-
-    /// Begins a request without options. `lent`: its answer is waited for at once, by this thread.
-    #[inline]
-    fn plain_request<'a>(
-        &'a self,
-        ty: MessageType,
-        body: Body<'a>,
-        lent: bool,
-    ) -> Result<Pending<'a>, ClientError> {
-        // The way that nearly every request goes: a link, room, nothing to remember beside the stream.
-        if let Some(link) = self.session.open_link()
-            && let Some(index) = link.begin_plain(ty, &body)
-        {
-            return Ok(Pending {
-                client: self,
-                plan: None,
-                ty,
-                body,
-                lent: false,
-                stream: Stream::new(link, index),
-            });
-        }
-        self.request(ty, body, &RequestOptions::default(), lent)
-    }
-
-    fn request<'a>(
-        &'a self,
-        ty: MessageType,
-        body: Body<'a>,
-        options: &RequestOptions,
-        lent: bool,
     ) -> Result<Pending<'a>, ClientError> {
         let plan = self.session.plan(ty, options, true);
-        let how = Outgoing {
-            may_lag: true,
-            lent,
-            ..plan.outgoing(&body)
-        };
-        let stream = self.begin(&plan, how)?;
+        let stream = self.begin(&plan, body, true)?;
         Ok(Pending {
             client: self,
             plan: (!plan.is_plain()).then(|| Box::new(plan)),
             ty,
             body,
-            lent,
             stream,
         })
     }
@@ -173,20 +144,18 @@ impl BlockingClient {
     ///
     /// # Errors
     /// See [`ClientError`]; the daemon's errors come from the iterator.
-    pub fn stream<'a>(
+    pub fn stream(
         &self,
         ty: MessageType,
-        body: impl Into<Body<'a>>,
+        body: &[u8],
         options: &RequestOptions,
     ) -> Result<Items<'_>, ClientError> {
-        // It is kept while it may have to be sent again, and sent from there.
-        let body = body.into().into_owned();
         let plan = self.session.plan(ty, options, false);
-        let stream = self.begin(&plan, plan.outgoing(&body))?;
+        let stream = self.begin(&plan, body, false)?;
         Ok(Items {
             client: self,
             plan,
-            body,
+            body: body.to_vec(),
             stream: Some(stream),
         })
     }
@@ -260,13 +229,12 @@ impl BlockingClient {
         }
     }
 
-    fn begin(&self, plan: &Plan, request: Outgoing<'_>) -> Result<Stream, ClientError> {
+    fn begin(&self, plan: &Plan, body: &[u8], may_lag: bool) -> Result<Stream, ClientError> {
         loop {
             let link = self.link(plan.deadline())?;
             let request = Outgoing {
-                // Its deadline may have come closer.
-                prefix: plan.prefix(),
-                ..request
+                may_lag,
+                ..plan.outgoing(body)
             };
             let mut ticket = None;
             let mut begun = with_waker(|waker| link.begin(&request, &mut ticket, waker));
@@ -300,9 +268,7 @@ pub struct Pending<'a> {
     /// What its options ask for, if they ask for anything.
     plan: Option<Box<Plan>>,
     ty: MessageType,
-    body: Body<'a>,
-    /// What of the body goes in pieces is sent while it waits.
-    lent: bool,
+    body: &'a [u8],
     stream: Stream,
 }
 
@@ -339,13 +305,7 @@ impl Pending<'_> {
             let take = |tx: &mut Tx, waker: Option<&Waker>, _: &mut Vec<Waker>| {
                 tx.take_answer(stream.index, answer, waker)
             };
-            let lent = self.lent.then_some(Lent {
-                index: stream.index,
-                body: &self.body,
-            });
-            let waited = self
-                .client
-                .wait_further(&stream.link, last_moment, lent, take);
+            let waited = self.client.wait_further(&stream.link, last_moment, take);
             let outcome = match waited.ok_or(ClientError::DeadlineExceeded)? {
                 Ok(()) => {
                     self.stream.taken();
@@ -359,11 +319,7 @@ impl Pending<'_> {
                 Box::new(self.client.session.plan(self.ty, &options, true))
             });
             plan.after(outcome)?;
-            let again = Outgoing {
-                lent: self.lent,
-                ..plan.outgoing(&self.body)
-            };
-            self.stream = self.client.begin(plan, again)?;
+            self.stream = self.client.begin(plan, self.body, false)?;
         }
     }
 }
@@ -374,7 +330,7 @@ pub struct Items<'a> {
     client: &'a BlockingClient,
     plan: Plan,
     /// The request, while it may have to be sent again.
-    body: Body<'static>,
+    body: Vec<u8>,
     stream: Option<Stream>,
 }
 
@@ -406,15 +362,14 @@ impl Items<'_> {
             match next {
                 Ok(taken) => {
                     if !may_repeat {
-                        self.body = Body::Lent(&[]);
+                        self.body = Vec::new();
                     }
                     return Ok(taken);
                 }
                 Err(outcome) => {
                     self.client.session.note(&stream.link);
                     self.plan.after(outcome)?;
-                    let again = self.plan.outgoing(&self.body);
-                    self.stream = Some(self.client.begin(&self.plan, again)?);
+                    self.stream = Some(self.client.begin(&self.plan, &self.body, false)?);
                 }
             }
         }

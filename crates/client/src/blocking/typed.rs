@@ -62,7 +62,7 @@ impl BlockingClient {
             ..request.clone()
         };
         let body = serde_json::to_vec(&request)?;
-        single(self.stream(MessageType::CHAT, body, options)?.next())
+        single(self.stream(MessageType::CHAT, &body, options)?.next())
     }
 
     /// Asks for code at the cursor.
@@ -143,7 +143,7 @@ impl BlockingClient {
     /// # Errors
     /// See [`ClientError`].
     pub fn shutdown(&self, drain: Option<Duration>) -> Result<(), ClientError> {
-        self.call(MessageType::SHUTDOWN, shutdown_body(drain))
+        self.call(MessageType::SHUTDOWN, &shutdown_body(drain))
             .map(drop)
     }
 
@@ -159,7 +159,7 @@ impl BlockingClient {
     ) -> Result<ChatItems<'_>, ClientError> {
         let body = serde_json::to_vec(request)?;
         Ok(ChatItems {
-            items: self.stream(ty, body, options)?,
+            items: self.stream(ty, &body, options)?,
             item: Vec::new(),
         })
     }

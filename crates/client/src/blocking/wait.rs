@@ -11,11 +11,7 @@ use lapce_ai_transport::Spin;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::BlockingClient;
-use crate::link::{Lent, Link, QUIET, Rx, Tx};
-
-/// How long a thread looks for more at least, in the middle of a long message: the daemon is at the other end of the ring,
-/// and a sleep for each half of it would take longer than the copy.
-const MIDWAY: Duration = Duration::from_micros(50);
+use crate::link::{Link, QUIET, Rx, Tx};
 
 /// Longest sleep of a thread that waits for its answer and for a full socket at once.
 const WRITABLE_SLICE: Duration = Duration::from_millis(10);
@@ -36,29 +32,24 @@ impl BlockingClient {
         // With many requests in flight, one pump brings the answers of several.
         match link.look(|tx, wakes| look(tx, None, wakes)) {
             Poll::Ready(found) => Some(found),
-            Poll::Pending => self.wait_further(link, until, None, look),
+            Poll::Pending => self.wait_further(link, until, look),
         }
     }
 
-    /// [`wait`](Self::wait) for those who have just looked, and found nothing. `lent`: the bytes of their own request, if
-    /// they lend them.
+    /// [`wait`](Self::wait) for those who have just looked, and found nothing.
     pub(super) fn wait_further<T>(
         &self,
         link: &Link,
         until: Option<Instant>,
-        mut lent: Option<Lent<'_>>,
         mut look: impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
     ) -> Option<T> {
         loop {
             if let Some(rx) = link.try_rx() {
-                return self.lead(link, rx, until, lent, &mut look);
+                return self.lead(link, rx, until, &mut look);
             }
             let turn = with_waker(|waker| {
                 let mut wakes = Vec::new();
                 let mut tx = link.tx();
-                if let Some(lent) = lent.take() {
-                    link.keep(&mut tx, &lent, &mut wakes);
-                }
                 let found = look(&mut tx, Some(waker), &mut wakes);
                 let writable = tx.wants_writable();
                 if found.is_pending() {
@@ -106,14 +97,13 @@ impl BlockingClient {
         link: &Link,
         mut rx: MutexGuard<'_, Rx>,
         until: Option<Instant>,
-        lent: Option<Lent<'_>>,
         look: &mut impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
     ) -> Option<T> {
         let mut wakes = Vec::new();
         loop {
             // The answer cannot be there at once: a look at the ring costs less than a pump for nothing.
             let ready = rx.has_data() || self.spin(link, &mut rx);
-            let pumped = link.pump_for(rx, lent, |tx| look(tx, None, &mut wakes));
+            let pumped = link.pump_for(rx, |tx| look(tx, None, &mut wakes));
             if !wakes.is_empty() {
                 wakes.drain(..).for_each(Waker::wake);
             }
@@ -157,13 +147,9 @@ impl BlockingClient {
         if !link.shares_memory() {
             return false;
         }
+        let mut spin = Spin::new(self.session.options.spin);
         // A request that found no room in the ring waits for that too.
         let blocked = link.is_blocked();
-        let mut time = self.session.options.spin;
-        if blocked || rx.is_midway() {
-            time = time.max(MIDWAY);
-        }
-        let mut spin = Spin::new(time);
         while spin.turn() {
             if rx.has_data() || (blocked && link.has_room()) {
                 return true;

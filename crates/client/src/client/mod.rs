@@ -16,7 +16,7 @@ use self::drive::{attempt, drive, supervise};
 pub use self::typed::ChatStream;
 use crate::link::{Link, Outgoing, Refused, Stream, Tx};
 use crate::session::{Plan, Session, Wait};
-use crate::{Body, ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
+use crate::{ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
 
 /// A client of the daemon. Cheap to clone; all clones share one connection, which is made again when it is lost.
 ///
@@ -68,11 +68,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn call<'a>(
-        &self,
-        ty: MessageType,
-        body: impl Into<Body<'a>>,
-    ) -> Result<Vec<u8>, ClientError> {
+    pub async fn call(&self, ty: MessageType, body: &[u8]) -> Result<Vec<u8>, ClientError> {
         self.call_with(ty, body, &RequestOptions::default()).await
     }
 
@@ -80,10 +76,10 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn call_with<'a>(
+    pub async fn call_with(
         &self,
         ty: MessageType,
-        body: impl Into<Body<'a>>,
+        body: &[u8],
         options: &RequestOptions,
     ) -> Result<Vec<u8>, ClientError> {
         let mut answer = Vec::new();
@@ -96,17 +92,16 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn call_into<'a>(
+    pub async fn call_into(
         &self,
         ty: MessageType,
-        body: impl Into<Body<'a>>,
+        body: &[u8],
         options: &RequestOptions,
         answer: &mut Vec<u8>,
     ) -> Result<(), ClientError> {
-        let body = body.into();
         let mut plan = self.session().plan(ty, options, true);
         loop {
-            let stream = begin(self.session(), &plan, &body).await?;
+            let stream = begin(self.session(), &plan, body).await?;
             let answered = poll_fn(|cx| {
                 poll_stream(&stream, cx, self.session().options.spin, |tx, waker| {
                     tx.take_answer(stream.index, answer, waker)
@@ -128,16 +123,15 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`]; the daemon's errors come from the stream.
-    pub async fn stream<'a>(
+    pub async fn stream(
         &self,
         ty: MessageType,
-        body: impl Into<Body<'a>>,
+        body: &[u8],
         options: &RequestOptions,
     ) -> Result<ItemStream, ClientError> {
-        // It is kept while it may have to be sent again, and sent from there.
-        let body = body.into().into_owned();
         let plan = self.session().plan(ty, options, false);
-        let stream = begin(self.session(), &plan, &body).await?;
+        let stream = begin(self.session(), &plan, body).await?;
+        let body = body.to_vec();
         Ok(ItemStream {
             shared: Arc::clone(&self.shared),
             plan,
@@ -185,7 +179,7 @@ pub struct ItemStream {
     shared: Arc<Shared>,
     plan: Plan,
     /// The request, while it may have to be sent again.
-    body: Body<'static>,
+    body: Vec<u8>,
     stream: Option<Stream>,
 }
 
@@ -235,7 +229,7 @@ impl ItemStream {
             match next {
                 Ok(taken) => {
                     if !may_repeat {
-                        self.body = Body::Lent(&[]);
+                        self.body = Vec::new();
                     }
                     return Ok(taken);
                 }
@@ -282,7 +276,7 @@ impl Drop for Place<'_> {
 }
 
 /// Sends the request on the present link, once there is one and it takes it.
-async fn begin(session: &Session, plan: &Plan, body: &Body<'_>) -> Result<Stream, ClientError> {
+async fn begin(session: &Session, plan: &Plan, body: &[u8]) -> Result<Stream, ClientError> {
     let begun = async {
         loop {
             let link = link(session).await?;

@@ -64,7 +64,7 @@ impl Client {
         };
         let body = serde_json::to_vec(&request)?;
         // Its answer takes a while: the prefix has the key that recognises a repetition.
-        let mut items = self.stream(MessageType::CHAT, body, options).await?;
+        let mut items = self.stream(MessageType::CHAT, &body, options).await?;
         single(items.next().await)
     }
 
@@ -150,7 +150,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn shutdown(&self, drain: Option<Duration>) -> Result<(), ClientError> {
-        self.call(MessageType::SHUTDOWN, shutdown_body(drain))
+        self.call(MessageType::SHUTDOWN, &shutdown_body(drain))
             .await
             .map(drop)
     }
@@ -170,7 +170,7 @@ impl Client {
         options: &RequestOptions,
     ) -> Result<ChatStream, ClientError> {
         let body = serde_json::to_vec(request)?;
-        let items = self.stream(ty, body, options).await?;
+        let items = self.stream(ty, &body, options).await?;
         Ok(ChatStream {
             items,
             item: Vec::new(),

@@ -9,7 +9,6 @@
 //! | the link, its locks and its phases; beginning a request, and letting go of one | `mod.rs` |
 //! | `rx`: reading, sleeping, and who does it | `pump.rs` |
 //! | `tx`: requests and control frames out, the daemon's frames to their slots | `tx.rs` |
-//! | requests that go in pieces | `upload.rs` |
 //! | where one answer gathers, and how it is taken | `slot.rs` |
 //! | how far a link is and how it ends, in words | `end.rs` |
 
@@ -17,7 +16,6 @@ mod end;
 mod pump;
 mod slot;
 mod tx;
-mod upload;
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -33,16 +31,12 @@ pub(crate) use self::pump::{QUIET, Rx};
 use self::slot::SlotEnd;
 pub(crate) use self::slot::Stream;
 pub(crate) use self::tx::Tx;
-pub(crate) use self::upload::Lent;
-use crate::Body;
 
 /// A request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Outgoing<'a> {
     pub(crate) ty: MessageType,
-    pub(crate) body: &'a Body<'a>,
-    /// If the body has to go in pieces, whoever waits for the answer sends them, as [`Lent`].
-    pub(crate) lent: bool,
+    pub(crate) body: &'a [u8],
     pub(crate) prefix: Option<OpenPrefix>,
     pub(crate) repeatable: bool,
     /// The answer is one item, wanted whole.
@@ -280,16 +274,6 @@ impl Link {
         drop(tx);
         wake_all(&mut wakes);
         found
-    }
-
-    /// Bytes that were lent are copied, since who lent them is about to wait for another who pumps.
-    pub(crate) fn keep(&self, tx: &mut Tx, lent: &Lent<'_>, wakes: &mut Vec<Waker>) {
-        tx.keep(lent);
-        if tx.end.is_none()
-            && let Err(error) = tx.write_on()
-        {
-            self.fail(tx, error.into(), wakes);
-        }
     }
 
     pub(crate) fn leave_queue(&self, ticket: &mut Option<u64>) {

@@ -5,11 +5,9 @@ use std::sync::MutexGuard;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use lapce_ai_proto::MORE;
 use lapce_ai_transport::{Reader, TransportError, flush};
 
 use super::tx::Tx;
-use super::upload::Lent;
 use super::{Link, lock, wake_all};
 
 /// After so long without traffic a link gives back what memory it can.
@@ -23,17 +21,9 @@ pub(crate) struct Rx {
     wakes: Vec<Waker>,
     /// The daemon's end of the socket is closed; what it had published is still read.
     gone: bool,
-    /// The last frame was a piece of an item that goes on.
-    midway: bool,
 }
 
 impl Rx {
-    /// Whether the daemon is writing an item of which more follows at once, unless it waits for room or credit.
-    #[inline]
-    pub(crate) fn is_midway(&self) -> bool {
-        self.midway
-    }
-
     pub(super) fn new(reader: Reader) -> Self {
         let scratch = vec![0; reader.scratch_len()];
         Self {
@@ -41,7 +31,6 @@ impl Rx {
             scratch,
             wakes: Vec::new(),
             gone: false,
-            midway: false,
         }
     }
 
@@ -58,9 +47,7 @@ impl Link {
     #[inline]
     pub(crate) fn pump<T>(&self, rx: &mut Rx, then: impl FnOnce(&mut Tx) -> T) -> (usize, T) {
         let mut tx = lock(&self.tx);
-        let frames = self.take_in(&mut tx, rx, None);
-        // Who pumps so may go away without another look.
-        self.leave_blocked(&mut tx, &mut rx.wakes);
+        let frames = self.take_in(&mut tx, rx);
         let then = then(&mut tx);
         drop(tx);
         if !rx.wakes.is_empty() {
@@ -70,16 +57,15 @@ impl Link {
     }
 
     /// [`pump`](Self::pump), and if `then` is ready, [`leave`](Self::leave) too. Otherwise `rx` comes back, with the
-    /// number of frames. `lent`: the bytes of the caller's own request, if it lends them.
+    /// number of frames.
     #[inline]
     pub(crate) fn pump_for<'a, T>(
         &self,
         mut rx: MutexGuard<'a, Rx>,
-        lent: Option<Lent<'_>>,
         then: impl FnOnce(&mut Tx) -> Poll<T>,
     ) -> Result<T, (usize, MutexGuard<'a, Rx>)> {
         let mut tx = lock(&self.tx);
-        let frames = self.take_in(&mut tx, &mut rx, lent);
+        let frames = self.take_in(&mut tx, &mut rx);
         match then(&mut tx) {
             Poll::Ready(found) => {
                 self.leave_locked(tx, rx);
@@ -94,26 +80,24 @@ impl Link {
     }
 
     #[inline]
-    fn take_in(&self, tx: &mut Tx, rx: &mut Rx, lent: Option<Lent<'_>>) -> usize {
+    fn take_in(&self, tx: &mut Tx, rx: &mut Rx) -> usize {
         let Rx {
             reader,
             scratch,
             wakes,
             gone,
-            midway,
         } = rx;
         if tx.end.is_some() {
             return 0;
         }
         let mut frames = 0;
-        let read = reader.receive(scratch, usize::MAX, |frame, rest| {
+        let read = reader.read(scratch, |frame| {
             frames += 1;
-            *midway = frame.has(MORE);
-            tx.on_frame(&frame, rest, wakes)
+            tx.on_frame(&frame, wakes)
         });
         let pumped = read.and_then(|_| {
             loop {
-                tx.write_out(lent)?;
+                tx.write_out()?;
                 tx.lagging = 0;
                 match flush(reader, &mut tx.writer) {
                     // Whether it left something to read is seen on the next round.
@@ -150,11 +134,7 @@ impl Link {
         if tx.end.is_some() {
             return None;
         }
-        let prepared = rx
-            .reader
-            .prepare_to_sleep()
-            .and_then(|sleeps| Ok(sleeps && tx.ask_for_room()?));
-        match prepared {
+        match rx.reader.prepare_to_sleep() {
             Ok(true) => Some(tx.writer.wants_writable()),
             Ok(false) => None,
             Err(error) => {
@@ -167,30 +147,16 @@ impl Link {
         }
     }
 
-    /// Writes what is blocked, or asks for a bell when it finds room.
-    #[inline]
-    fn leave_blocked(&self, tx: &mut Tx, wakes: &mut Vec<Waker>) {
-        if tx.blocked.is_some()
-            && tx.end.is_none()
-            && let Err(error) = tx.write_on()
-        {
-            self.fail(tx, error.into(), wakes);
-        }
-    }
-
-    /// Whether there is memory that a quiet connection need not hold.
+    /// Whether the request ring holds memory that a quiet connection need not.
     pub(crate) fn may_trim(&self) -> bool {
-        let tx = lock(&self.tx);
-        !tx.writer.is_trimmed() || tx.spare.capacity() > 0
+        !lock(&self.tx).writer.is_trimmed()
     }
 
-    /// Gives the memory of the request ring's further pages back, and what is kept for long answers. For a link on which
-    /// nothing has happened for [`QUIET`].
+    /// Gives the memory of the request ring's further pages back. For a link on which nothing has happened for
+    /// [`QUIET`].
     pub(crate) fn trim(&self) {
-        let mut tx = lock(&self.tx);
-        tx.spare = Vec::new();
         // A ring that is corrupt is found by the next pump.
-        let _ = tx.writer.trim();
+        let _ = lock(&self.tx).writer.trim();
     }
 
     /// After a sleep: takes the bells.

@@ -9,15 +9,10 @@ use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType, OpenPrefix};
 use lapce_ai_transport::append;
 
 use super::tx::Tx;
-use super::upload::Upload;
 use super::{End, Link, Outcome};
 
 /// Longest memory that a free slot keeps in each of its buffers.
 const KEPT: usize = 1 << 20;
-
-/// Most that is set aside for an item on the daemon's word that it will come: addresses, which cost no memory before the
-/// bytes are there. What grows step by step is copied at each.
-const AHEAD: u64 = 16 << 20;
 
 /// Where one answer gathers.
 #[derive(Debug, Default)]
@@ -43,10 +38,8 @@ pub(super) struct Slot {
     pub(super) items: VecDeque<(usize, u32)>,
     pub(super) partial: usize,
     pub(super) partial_credit: u32,
-    /// A request that is sent from here: one whose OPEN found no room, or whose pieces are [kept](Upload::Kept).
+    /// What is still to be sent of the request, from `sent` on.
     pub(super) body: Vec<u8>,
-    /// Where the pieces of a request are, from `sent` on.
-    pub(super) upload: Upload,
     pub(super) sent: usize,
     pub(super) prefix: Option<OpenPrefix>,
     pub(super) ty: Option<MessageType>,
@@ -90,30 +83,20 @@ impl Slot {
         }
     }
 
-    /// Memory for an item of so many bytes, which may come from `spare`.
-    pub(super) fn expect(&mut self, length: u64, spare: &mut Vec<u8>) {
-        let length = length.min(AHEAD) as usize;
-        let longer = spare.capacity() > self.bytes.capacity();
-        if self.bytes.is_empty() && self.bytes.capacity() < length && length > KEPT && longer {
-            std::mem::swap(&mut self.bytes, spare);
-        }
-        self.bytes.reserve(length);
-    }
-
     /// Ready for another stream. `uploading` stays: it says that the slot stands in `uploads`.
     #[inline]
     pub(super) fn reset(&mut self) {
-        self.bytes.clear();
-        self.body.clear();
-        if self.body.capacity() > KEPT {
-            self.body = Vec::new();
+        for buffer in [&mut self.bytes, &mut self.body] {
+            buffer.clear();
+            if buffer.capacity() > KEPT {
+                *buffer = Vec::new();
+            }
         }
         self.items.clear();
         self.head = 0;
         self.partial = 0;
         self.partial_credit = 0;
         self.sent = 0;
-        self.upload = Upload::Kept;
         self.accepted = false;
         self.answered = false;
         self.handed = false;
@@ -125,21 +108,6 @@ impl Slot {
 }
 
 impl Tx {
-    /// Gives a slot back. Of what is too long for it the longest buffer is kept for the next long answer, so that not each of
-    /// them is a thousand page faults.
-    #[inline]
-    pub(super) fn recycle(&mut self, index: u32) {
-        let slot = &mut self.slots[index as usize];
-        slot.reset();
-        if slot.bytes.capacity() > KEPT {
-            let long = std::mem::take(&mut slot.bytes);
-            if long.capacity() > self.spare.capacity() {
-                self.spare = long;
-            }
-        }
-        self.free.push(index);
-    }
-
     /// Takes the answer of a one-item request if it is there and right, and gives the slot back.
     #[inline]
     pub(super) fn take_ready(&mut self, index: u32, answer: &mut Vec<u8>) -> bool {
@@ -164,11 +132,6 @@ impl Tx {
         let slot = &mut self.slots[index as usize];
         match &slot.end {
             None => {
-                if slot.bytes.is_empty() && slot.bytes.capacity() < answer.capacity() {
-                    // The answer comes to where it is wanted.
-                    answer.clear();
-                    std::mem::swap(answer, &mut slot.bytes);
-                }
                 slot.wait(waker);
                 Poll::Pending
             }
@@ -216,7 +179,7 @@ impl Tx {
                 let id = slot.id;
                 self.state.taken(id, credit);
                 // A daemon that is gone, and a ring that is corrupt, are found by the next pump.
-                let _ = self.write_and_leave().and_then(|()| self.flush_now());
+                let _ = self.write_out().and_then(|()| self.flush_now());
             }
             return Poll::Ready(Ok(true));
         }

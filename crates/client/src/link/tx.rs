@@ -9,12 +9,13 @@ use lapce_ai_proto::{
     ClientEvent, ClientState, FIN, Frame, GoAway, HEADER_LEN, Kind, Limits, MessageType,
     OPEN_PREFIX_LEN, OpenPrefix, PREFIX, Refusal, Welcome,
 };
-use lapce_ai_transport::{CONTROL_ROOM, Rest, TransportError, Writer, append};
+use lapce_ai_transport::{CONTROL_ROOM, PIECE, TransportError, Writer, append};
 
 use super::slot::{Slot, SlotEnd};
-use super::upload::{Lent, Upload};
 use super::{End, Outgoing};
-use crate::Body;
+
+/// Most that is set aside for an item on the daemon's word that it will come.
+const AHEAD: u64 = 1 << 20;
 
 /// The writing side and everything that is known.
 #[derive(Debug)]
@@ -22,13 +23,11 @@ pub(crate) struct Tx {
     pub(super) writer: Writer,
     pub(super) state: ClientState,
     pub(super) slots: Vec<Slot>,
-    pub(super) free: Vec<u32>,
-    /// Empty memory for a long answer. Goes back when the link is quiet.
-    pub(super) spare: Vec<u8>,
+    free: Vec<u32>,
     /// The slot of each live stream, by the stream's [place](ClientState::place).
     places: Vec<u32>,
     /// Slots with credit and bytes to send, in turn.
-    pub(super) uploads: VecDeque<u32>,
+    uploads: VecDeque<u32>,
     /// The one request whose OPEN found no room in the ring. No other is begun before it is out: ids rise.
     pub(super) deferred: Option<u32>,
     /// Who waits to begin a request, in order. Only the first may.
@@ -38,14 +37,14 @@ pub(crate) struct Tx {
     pub(super) followers: Vec<Waker>,
     /// The task that pumps when nobody else does.
     pub(super) driver: Option<Waker>,
-    /// Payload of the frame that found no room, if one waits. The bell for that room is asked for by whoever sleeps.
+    /// Payload of the frame that found no room, if one waits.
     pub(super) blocked: Option<usize>,
     /// Requests that were written and not yet published.
     pub(super) lagging: u32,
     /// Over shared memory, until the end: requests may go the short way.
     pub(super) takes_plain: bool,
     /// Longest payload of a request's frame, so that it fits the ring.
-    pub(super) fragment: usize,
+    fragment: usize,
     pub(super) goaway: Option<GoAway>,
     pub(super) end: Option<Arc<End>>,
     pub(super) reason: Arc<str>,
@@ -71,7 +70,6 @@ impl Tx {
             state: ClientState::new(limits, response_window),
             slots: Vec::new(),
             free: Vec::new(),
-            spare: Vec::new(),
             places: Vec::new(),
             uploads: VecDeque::new(),
             deferred: None,
@@ -140,14 +138,7 @@ impl Tx {
         slot.sent = 0;
         slot.body.clear();
         if !opening.whole {
-            slot.upload = match request.body {
-                Body::Owned(bytes) => Upload::Owned(bytes.clone()),
-                Body::Lent(bytes) if request.lent => Upload::Lent(bytes.len()),
-                Body::Lent(bytes) => {
-                    append(&mut slot.body, bytes);
-                    Upload::Kept
-                }
-            };
+            append(&mut slot.body, request.body);
         }
         let opened = self.write_open(index, request.body);
         let written = opened.and_then(|written| match written {
@@ -211,7 +202,7 @@ impl Tx {
             slot.body.extend_from_slice(body);
         }
         self.deferred = Some(index);
-        self.write_and_leave()
+        self.write_out()
     }
 
     fn write_open(&mut self, index: u32, whole_body: &[u8]) -> Result<bool, TransportError> {
@@ -235,45 +226,22 @@ impl Tx {
         }
     }
 
-    /// Writes control frames, the deferred OPEN and pieces of uploads as far as there is room. `lent`: the bytes of the
-    /// caller's own request, if it lends them. What is blocked then is looked after by the caller, or
-    /// [asked to be woken for](Self::ask_for_room).
+    /// Writes control frames, the deferred OPEN and pieces of uploads as far as there is room; where there is not, asks
+    /// to be woken.
     #[inline]
-    pub(super) fn write_out(&mut self, lent: Option<Lent<'_>>) -> Result<(), TransportError> {
+    pub(super) fn write_out(&mut self) -> Result<(), TransportError> {
         self.blocked = None;
-        if let Some(lent) = &lent {
-            self.resume_lent(lent);
-        }
         if !self.state.has_control() && self.deferred.is_none() && self.uploads.is_empty() {
             return Ok(());
         }
-        while let Some(need) = self.write_some(lent)? {
+        while let Some(need) = self.write_some()? {
             self.flush_now()?;
-            if !self.writer.has_room(need)? {
+            if self.writer.wait_for_room(need)? {
                 self.blocked = Some(need);
                 break;
             }
         }
         Ok(())
-    }
-
-    /// [`write_out`](Self::write_out) for those who do not look after the link any further: if anything is blocked, whoever
-    /// sleeps on the socket is woken for it.
-    pub(super) fn write_and_leave(&mut self) -> Result<(), TransportError> {
-        loop {
-            self.write_out(None)?;
-            if self.ask_for_room()? {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Before sleep: asks for a bell when what is blocked finds room. False: there is room now.
-    pub(super) fn ask_for_room(&mut self) -> Result<bool, TransportError> {
-        match self.blocked {
-            Some(need) => self.writer.wait_for_room(need),
-            None => Ok(true),
-        }
     }
 
     /// Whether what was blocked would find room by now: the last flush may have made it, and nobody else would tell.
@@ -288,7 +256,7 @@ impl Tx {
     pub(super) fn write_on(&mut self) -> Result<(), TransportError> {
         self.flush_now()?;
         loop {
-            self.write_and_leave()?;
+            self.write_out()?;
             self.flush_now()?;
             if !self.found_room()? {
                 return Ok(());
@@ -297,7 +265,7 @@ impl Tx {
     }
 
     /// Writes until all is written, or a frame with so many bytes of payload finds no room.
-    fn write_some(&mut self, lent: Option<Lent<'_>>) -> Result<Option<usize>, TransportError> {
+    fn write_some(&mut self) -> Result<Option<usize>, TransportError> {
         while let Some(control) = self.state.next_control() {
             if !self.writer.control(control)? {
                 return Ok(Some(8));
@@ -316,17 +284,49 @@ impl Tx {
             self.deferred = None;
             if slot.abandoned {
                 self.state.cancel(slot.id);
-                return self.write_some(lent);
+                return self.write_some();
             }
         }
-        self.write_uploads(lent)
+        while let Some(&index) = self.uploads.front() {
+            let slot = &mut self.slots[index as usize];
+            let left = slot.body.len() - slot.sent;
+            let sendable = if slot.uploading {
+                self.state.sendable(slot.id)
+            } else {
+                None
+            };
+            let len = match sendable {
+                None | Some(0) => {
+                    slot.uploading = false;
+                    self.uploads.pop_front();
+                    continue;
+                }
+                Some(sendable) => left.min(self.fragment.min(PIECE)).min(sendable as usize),
+            };
+            let last = len == left;
+            let kind = if last { Kind::End } else { Kind::Data };
+            let piece = &slot.body[slot.sent..slot.sent + len];
+            if !self.writer.frame(kind, 0, 0, slot.id, &[], piece)? {
+                return Ok(Some(len));
+            }
+            slot.sent += len;
+            self.state.sent(slot.id, len as u32);
+            self.uploads.pop_front();
+            if last {
+                slot.uploading = false;
+            } else {
+                self.uploads.push_back(index);
+                // The daemon copies it out while we copy the next one in.
+                self.flush_now()?;
+            }
+        }
+        Ok(None)
     }
 
     #[inline]
     pub(super) fn on_frame(
         &mut self,
         frame: &Frame<'_>,
-        rest: Rest<'_>,
         wakes: &mut Vec<Waker>,
     ) -> Result<(), End> {
         match self.state.handle(frame).map_err(TransportError::Fault)? {
@@ -350,13 +350,11 @@ impl Tx {
                 }
                 slot.answered = true;
                 if let Some(length) = item_length {
-                    slot.expect(length, &mut self.spare);
+                    slot.bytes.reserve(length.min(AHEAD) as usize);
                 }
-                let len = bytes.len() + rest.len();
                 append(&mut slot.bytes, bytes);
-                rest.append_to(&mut slot.bytes);
-                slot.partial += len;
-                let credit = len as u32;
+                slot.partial += bytes.len();
+                let credit = bytes.len() as u32;
                 // A call wants its one item whole, and a reader with nothing ahead of an unfinished item waits for it.
                 let at_once = slot.one_item || (slot.items.is_empty() && !item_ends);
                 if !stream_ends && at_once {
@@ -398,7 +396,11 @@ impl Tx {
             }
             ClientEvent::Credit { id } => {
                 if let Some(index) = self.slot_of(id) {
-                    self.resume(index);
+                    let slot = &mut self.slots[index as usize];
+                    if !slot.uploading && slot.sent < slot.body.len() {
+                        slot.uploading = true;
+                        self.uploads.push_back(index);
+                    }
                 }
             }
             ClientEvent::GoAway(goaway) => self.goaway = Some(goaway),
@@ -430,6 +432,11 @@ impl Tx {
         }
     }
 
+    pub(super) fn recycle(&mut self, index: u32) {
+        self.slots[index as usize].reset();
+        self.free.push(index);
+    }
+
     pub(super) fn release(&mut self, index: u32) -> Result<(), TransportError> {
         let slot = &mut self.slots[index as usize];
         if slot.end.is_some() {
@@ -441,7 +448,7 @@ impl Tx {
         // Before its OPEN is out, there is nothing that could be cancelled.
         if self.deferred != Some(index) {
             self.state.cancel(slot.id);
-            self.write_and_leave()?;
+            self.write_out()?;
             self.flush_now()?;
         }
         Ok(())

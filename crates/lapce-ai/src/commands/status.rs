@@ -1,6 +1,6 @@
 //! `lapce-ai status`.
 
-use lapce_ai_proto::status::{PoolStatus, ReactorStatus, Status};
+use lapce_ai_proto::status::{PoolStatus, Status};
 
 use super::or_interrupted;
 use crate::config::Config;
@@ -59,12 +59,11 @@ fn lines(status: &Status) -> Vec<String> {
     ]);
     if counters.overruns > 0 {
         let text_of = format!(
-            "{} times sync handlers held their reactor up: the log says which",
+            "{} times sync handlers held everybody up: the log says which",
             counters.overruns
         );
         facts.push(vec![text("overruns"), text_of]);
     }
-    facts.extend(reactors(&status.reactors));
     facts.extend(budget(&status.pool));
     lines.extend(table(&facts));
 
@@ -90,7 +89,6 @@ fn lines(status: &Status) -> Vec<String> {
     lines.push(String::new());
     let header = [
         "CONNECTION",
-        "REACTOR",
         "NAME",
         "PROCESS",
         "USER",
@@ -103,7 +101,6 @@ fn lines(status: &Status) -> Vec<String> {
     for connection in &status.connections {
         connections.push(vec![
             connection.id.to_string(),
-            connection.reactor.to_string(),
             // A client may call itself what it likes, in one line.
             connection.name.replace(['\n', '\t'], " "),
             connection.pid.to_string(),
@@ -116,19 +113,6 @@ fn lines(status: &Status) -> Vec<String> {
     }
     lines.extend(table(&connections));
     lines
-}
-
-/// How the connections lie on the threads that serve them.
-fn reactors(reactors: &[ReactorStatus]) -> Option<Vec<String>> {
-    let counts = reactors.iter().map(|reactor| reactor.connections);
-    let counts: Vec<String> = counts.map(|count| count.to_string()).collect();
-    let what = match counts.len() {
-        // A daemon of an earlier version does not say.
-        0 => return None,
-        1 => format!("1, with {} connections", counts[0]),
-        all => format!("{all}, with {} connections", counts.join(", ")),
-    };
-    Some(vec!["reactors".to_owned(), what])
 }
 
 /// What is held of the budget, and who has to wait for it.
@@ -216,16 +200,9 @@ mod tests {
             default_model: Some("local/local".into()),
             connections: vec![ConnectionStatus {
                 id: 3,
-                reactor: 1,
                 name: "evil\nname".into(),
                 ..Default::default()
             }],
-            reactors: [7, 6]
-                .map(|connections| ReactorStatus {
-                    connections,
-                    ..Default::default()
-                })
-                .to_vec(),
             providers: vec![ProviderStatus {
                 name: "local".into(),
                 source: "built in".into(),
@@ -260,8 +237,7 @@ mod tests {
             "/run/x.sock",
             "after 5 min 0 s",
             "local     built in",
-            "3           1        evil name",
-            "reactors         2, with 7, 6 connections",
+            "evil name",
             "4.9 KiB of 64 MiB held, 3 MiB at most so far; 4 KiB kept free",
             "2 requests wait for memory, 7 ever did: 1.5 ms together, 900 µs at most",
             "4 KiB    1       1     100  11    12",

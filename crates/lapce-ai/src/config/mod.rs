@@ -17,8 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lapce_ai_proto::{Limits, OPEN_PREFIX_LEN};
-use lapce_ai_server::Options;
-use lapce_ai_transport::{CONTROL_ROOM, PoolOptions, RuntimeDir, usable_cpus};
+use lapce_ai_transport::{CONTROL_ROOM, PoolOptions, RuntimeDir};
 use serde_json::Value;
 
 pub use layers::{Origin, Problem};
@@ -130,24 +129,18 @@ pub struct Ipc {
     pub handshake_timeout: Duration,
     /// Longest time without progress.
     pub stall_timeout: Duration,
-    /// Bytes that are progress.
-    pub stall_bytes: u32,
     /// How long running requests have when the daemon stops.
     pub drain_timeout: Duration,
     /// How long the sync handlers of one batch may take before that is counted and logged.
     pub handler_limit: Duration,
     /// How long the daemon looks for more before it sleeps.
     pub spin: Duration,
-    /// Threads that read from connections.
-    pub reactor_threads: u32,
     /// A CRC on every frame.
     pub require_crc: bool,
     /// Whether clients may use shared memory.
     pub shared_memory: bool,
     /// Users that are served beside the daemon's own and root.
     pub allowed_uids: Vec<u32>,
-    /// Users whose daemon the client commands trust beside this user's and root's.
-    pub server_uids: Vec<u32>,
 }
 
 /// Section `[requests]`.
@@ -364,24 +357,16 @@ fn read_ipc(tree: &mut layers::Table, findings: &mut Findings) -> Ipc {
         Duration::from_secs(30),
         &seconds(1..=DAY),
     );
-    let stall_bytes = ipc.get("stall_bytes", 64 << 10, &size(1..=1 << 30));
     let drain_timeout = ipc.get(
         "drain_timeout_secs",
         Duration::from_secs(10),
         &seconds(0..=DAY),
     );
-    let handler_limit_millis = ipc.get("handler_limit_millis", 10, &integer(1u32..=60_000));
     let spin_micros = ipc.get("spin_micros", 50, &integer(0u32..=100_000));
-    let threads = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let reactor_threads = ipc.get(
-        "reactor_threads",
-        threads(Options::reactors_for(usable_cpus())),
-        &integer(1..=threads(Options::MOST_REACTORS)),
-    );
+    let handler_limit_millis = ipc.get("handler_limit_millis", 10, &integer(1u32..=60_000));
     let require_crc = ipc.get("require_crc", false, &switch());
     let shared_memory = ipc.get("shared_memory", true, &switch());
     let allowed_uids = ipc.get("allowed_uids", Vec::new(), &uids());
-    let server_uids = ipc.get("server_uids", Vec::new(), &uids());
     ipc.finish();
     // The kinds above keep these within 30 bits.
     let small = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
@@ -399,15 +384,12 @@ fn read_ipc(tree: &mut layers::Table, findings: &mut Findings) -> Ipc {
         ring_size: small(ring_size),
         handshake_timeout,
         stall_timeout,
-        stall_bytes: small(stall_bytes),
         drain_timeout,
         handler_limit: Duration::from_millis(handler_limit_millis.into()),
         spin: Duration::from_micros(spin_micros.into()),
-        reactor_threads,
         require_crc,
         shared_memory,
         allowed_uids,
-        server_uids,
     }
 }
 

@@ -128,7 +128,6 @@ impl App {
                 .map(|file| file.display().to_string()),
             stops_when_idle_secs: self.stops_when_idle.map(|idle| idle.as_secs()),
             connections,
-            reactors: self.server.reactors(),
             providers: self.providers.about().to_vec(),
             default_model: self.providers.default_model().map(str::to_owned),
             counters,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use lapce_ai_server::{Options, Server, ServerHandle};
 use lapce_ai_transport::{BindError, Listener, PoolOptions, RuntimeDir, usable_cpus};
-use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -30,11 +30,7 @@ const RUNTIME_GRACE: Duration = Duration::from_secs(1);
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(config: Config, args: &ServeArgs) -> Result<(), Failure> {
     log::init(&config.log)?;
-    let mut directory = RuntimeDir::for_socket(&config.ipc.socket_path);
-    let us = [0, geteuid().as_raw()];
-    if config.ipc.allowed_uids.iter().any(|uid| !us.contains(uid)) {
-        directory = directory.open_to_others();
-    }
+    let directory = RuntimeDir::for_socket(&config.ipc.socket_path);
     let listener = match Listener::bind(&directory) {
         Err(BindError::AlreadyRunning { .. }) if args.if_needed => return Ok(()),
         bound => bound?,
@@ -108,21 +104,18 @@ fn options(config: &Config, args: &ServeArgs) -> Options {
         ..
     } = config.ipc;
     let ipc = &config.ipc;
-    let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     Options {
         limits,
         request_capacity: ring_size,
         response_capacity: ring_size,
-        max_connections: size(max_connections),
+        max_connections: usize::try_from(max_connections).unwrap_or(usize::MAX),
         allowed_uids: ipc.allowed_uids.clone(),
         handshake_timeout: ipc.handshake_timeout,
         stall_timeout: ipc.stall_timeout,
-        stall_bytes: size(ipc.stall_bytes),
         idle_timeout: ipc.idle_timeout,
         default_deadline: config.requests.default_deadline,
         handler_limit: ipc.handler_limit,
         spin: ipc.spin,
-        reactors: size(ipc.reactor_threads),
         pool: PoolOptions {
             budget: ipc.buffer_pool_size,
             ..PoolOptions::default()

@@ -7,27 +7,20 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::{Class, ErrorBody, ErrorCode, Frame, MessageType, OpenPrefix, ServerEvent};
-use lapce_ai_transport::{Buffer, Reader, Rest, TransportError, flush};
+use lapce_ai_transport::{Buffer, Reader, TransportError, flush};
 use rustix::event::epoll;
 
+use super::waiting::{Granted, Waiter};
 use super::{Tools, fault_body, is_over};
 use crate::handler::{Body, Handler, OwnedRequest, Reply, Request, Responder, take_fault};
-use crate::line::{Granted, Waiter};
-use crate::mailbox::Mailbox;
-use crate::occupancy::Place;
-use crate::pace::Pace;
 use crate::server::Shared;
 use crate::session::{Session, Tx};
 
 pub(super) struct Connection {
     pub(super) reader: Reader,
     pub(super) session: Arc<Session>,
-    /// Its place among all connections; `None` once it is given up.
-    pub(super) place: Option<Place>,
     /// Requests that are arriving in pieces.
     uploads: HashMap<u64, Upload>,
-    /// Requests whose first piece was the whole of them, before they got their memory.
-    ended_early: Vec<u64>,
     /// What its latest request was.
     pub(super) latest: Option<MessageType>,
     /// How urgent that was.
@@ -64,25 +57,16 @@ struct Upload {
     ty: MessageType,
     prefix: OpenPrefix,
     buffer: Buffer,
-    pace: Pace,
+    last_progress: Instant,
     deadline: Option<Instant>,
 }
 
-impl Upload {
-    fn extend(&mut self, bytes: &[u8], rest: Rest<'_>) {
-        self.buffer.extend(bytes);
-        self.buffer.extend_from_ring(rest);
-    }
-}
-
 impl Connection {
-    pub(super) fn new(reader: Reader, session: Arc<Session>, place: Place) -> Self {
+    pub(super) fn new(reader: Reader, session: Arc<Session>) -> Self {
         Self {
             reader,
             session,
-            place: Some(place),
             uploads: HashMap::new(),
-            ended_early: Vec::new(),
             latest: None,
             class: Class::Normal,
             hot: false,
@@ -115,28 +99,17 @@ impl Connection {
         // A client that does not read its answers is not read either, beyond a bound; one that keeps to the
         // protocol's first rule never gets here (docs/protocol.md, section 5).
         if tools.is_over(&tx) {
-            tx.pump_awake()?;
+            tx.pump()?;
             // Where credit is missing, it is read for.
             if tools.is_over(&tx) && tx.blocked_since.is_some() {
                 self.watched = true;
                 return Ok(Progress::None);
             }
         }
-        let mut arriving = Arriving {
-            uploads: &mut self.uploads,
-            ended_early: &mut self.ended_early,
-        };
+        let uploads = &mut self.uploads;
         let mut latest = None;
-        let batch = self.reader.receive(scratch, most, |frame, rest| {
-            on_frame(
-                session,
-                &mut tx,
-                &mut arriving,
-                &mut latest,
-                &frame,
-                rest,
-                tools,
-            )
+        let batch = self.reader.read_some(scratch, most, |frame| {
+            on_frame(session, &mut tx, uploads, &mut latest, &frame, tools)
         })?;
         if let Some((ty, class)) = latest {
             (self.latest, self.class) = (Some(ty), class);
@@ -145,29 +118,34 @@ impl Connection {
             return Ok(Progress::None);
         }
         if tx.state.has_control() || tx.state.live() > 0 {
-            tx.pump_awake()?;
+            tx.pump()?;
             self.watched = may_stall(&self.uploads, &tx);
         }
         session.note_live(&tx);
         flush(&mut self.reader, &mut tx.writer)?;
-        self.watch_for_writable(&tx);
+        // The flush may have made the room that the pump did not find, and nobody would tell.
+        if tx.blocked_since.is_some() && tx.has_room()? {
+            tx.pump()?;
+        }
+        self.watch_for_writable(&tx, tools.shared);
         Ok(Progress::Some { bytes: batch.bytes })
     }
 
-    /// Goes on with answers that found no room, if there is some by now: while the reactor is awake, no bell is asked for.
+    /// Goes on with answers that found no room, if there is some by now: while the reactor is awake, that is seen
+    /// sooner than the bell that was asked for.
     fn write_more(&self) -> Result<Progress, TransportError> {
         let mut tx = self.session.lock();
         if tx.blocked_since.is_none() || !tx.has_room()? {
             return Ok(Progress::None);
         }
-        tx.pump_awake()?;
+        tx.pump()?;
         Ok(Progress::Some { bytes: 0 })
     }
 
     /// Over a plain socket: has the reactor wait until the socket takes the rest of what was written.
-    fn watch_for_writable(&self, tx: &Tx) {
+    fn watch_for_writable(&self, tx: &Tx, shared: &Shared) {
         if tx.writer.wants_writable() && !self.writable_wanted {
-            self.session.call_reactor();
+            shared.call_reactor(&self.session);
         }
     }
 
@@ -176,9 +154,7 @@ impl Connection {
         self.last_activity = Instant::now();
         self.paused = self.watched && {
             let mut tx = self.session.lock();
-            // Asks for a bell if there is no room for what waits.
-            tx.pump()?;
-            is_over(&tx, shared) && tx.blocked_since.is_some()
+            is_over(&tx, shared) && tx.pump().map(|()| tx.blocked_since.is_some())?
         };
         // A client that is not read because it does not read is woken for by its room, and by the next tick, not by
         // its data.
@@ -238,17 +214,17 @@ impl Connection {
         granted: Granted,
         tools: &mut Tools<'_>,
     ) -> Result<(), TransportError> {
-        let Granted { waiter, mut buffer } = granted;
+        let Granted {
+            waiter, mut buffer, ..
+        } = granted;
         let session = Arc::clone(&self.session);
         let mut tx = session.lock();
         tx.parked -= waiter.first.len();
-        let early = self.ended_early.iter().position(|id| *id == waiter.id);
-        let ended = early.map(|at| self.ended_early.swap_remove(at)).is_some();
         if tx.state.credit(waiter.id).is_none() {
             return Ok(());
         }
         buffer.extend(&waiter.first);
-        if waiter.whole || ended {
+        if waiter.whole {
             let Waiter {
                 id,
                 ty,
@@ -273,7 +249,7 @@ impl Connection {
                 ty: waiter.ty,
                 prefix: waiter.prefix,
                 buffer,
-                pace: Pace::new(Instant::now()),
+                last_progress: Instant::now(),
                 deadline: waiter.deadline,
             };
             self.uploads.insert(waiter.id, upload);
@@ -283,7 +259,7 @@ impl Connection {
         tx.pump()?;
         session.note_live(&tx);
         self.watched |= may_stall(&self.uploads, &tx);
-        self.watch_for_writable(&tx);
+        self.watch_for_writable(&tx, tools.shared);
         Ok(())
     }
 
@@ -294,11 +270,10 @@ impl Connection {
         shared: &Shared,
     ) -> Result<(), TransportError> {
         let limit = shared.options.stall_timeout;
-        let least = shared.options.stall_bytes;
         let mut tx = self.session.lock();
         let late = |since: Instant| now.saturating_duration_since(since) >= limit;
         self.uploads.retain(|id, upload| {
-            let stalled = upload.pace.is_late(now, limit);
+            let stalled = late(upload.last_progress);
             let expired = upload.deadline.is_some_and(|deadline| deadline <= now);
             if stalled || expired {
                 tracing::warn!(
@@ -308,10 +283,9 @@ impl Connection {
                 );
                 shared.counters.failed.fetch_add(1, Ordering::Relaxed);
                 let message = format!(
-                    "{} of {} bytes had come, fewer than {least} of them in the last {} s",
+                    "{} of {} bytes had come when nothing came any more",
                     upload.buffer.len(),
-                    upload.prefix.total_length,
-                    limit.as_secs_f64()
+                    upload.prefix.total_length
                 );
                 let code = if expired {
                     ErrorCode::DeadlineExceeded
@@ -322,14 +296,14 @@ impl Connection {
             }
             !(stalled || expired)
         });
-        for id in tx.unread_replies(now, limit) {
+        for id in tx.unread_replies(late) {
             tracing::warn!(
                 connection = self.session.id,
                 id,
                 "a client does not read an answer"
             );
             shared.counters.failed.fetch_add(1, Ordering::Relaxed);
-            let message = "too little credit came for the rest of the answer";
+            let message = "no credit came for the rest of the answer";
             tx.state
                 .fail(id, ErrorBody::new(ErrorCode::Stalled, message));
         }
@@ -343,7 +317,7 @@ impl Connection {
             return Err(TransportError::PeerGone);
         }
         self.watched = may_stall(&self.uploads, &tx);
-        self.watch_for_writable(&tx);
+        self.watch_for_writable(&tx, shared);
         Ok(())
     }
 
@@ -354,7 +328,6 @@ impl Connection {
         parked: usize,
         shared: &Shared,
     ) -> Result<(), TransportError> {
-        self.ended_early.retain(|early| *early != id);
         let mut tx = self.session.lock();
         tx.parked -= parked;
         shared.counters.failed.fetch_add(1, Ordering::Relaxed);
@@ -363,7 +336,7 @@ impl Connection {
             .fail(id, ErrorBody::new(ErrorCode::DeadlineExceeded, message));
         tx.pump()?;
         self.session.note_live(&tx);
-        self.watch_for_writable(&tx);
+        self.watch_for_writable(&tx, shared);
         Ok(())
     }
 
@@ -405,20 +378,13 @@ fn may_stall(uploads: &HashMap<u64, Upload>, tx: &Tx) -> bool {
     !uploads.is_empty() || tx.blocked_since.is_some() || tx.owes_replies()
 }
 
-/// What frames change of a connection beside its session.
-struct Arriving<'a> {
-    uploads: &'a mut HashMap<u64, Upload>,
-    ended_early: &'a mut Vec<u64>,
-}
-
 /// What one frame makes happen.
 fn on_frame(
     session: &Arc<Session>,
     tx: &mut Tx,
-    arriving: &mut Arriving<'_>,
+    uploads: &mut HashMap<u64, Upload>,
     latest: &mut Option<(MessageType, Class)>,
     frame: &Frame<'_>,
-    rest: Rest<'_>,
     tools: &mut Tools<'_>,
 ) -> Result<(), TransportError> {
     match tx.state.handle(frame)? {
@@ -429,7 +395,7 @@ fn on_frame(
             body,
         } => {
             *latest = Some((ty, class_of(ty, &prefix)));
-            count_request(session, tools.mailbox);
+            count_request(session, tools.shared);
             match tools.router.get(ty) {
                 Some(Handler::Sync(_)) if tools.is_over(tx) => {
                     tx.track(id, &prefix, body.len())?;
@@ -460,7 +426,13 @@ fn on_frame(
                 }
                 Some(Handler::Async(_)) => {
                     tx.track(id, &prefix, body.len())?;
-                    match tools.shared.at_once(body.len()) {
+                    // Those who came before go first.
+                    let buffer = if tools.waiting.is_empty() {
+                        tools.shared.pool.reserve(body.len())
+                    } else {
+                        None
+                    };
+                    match buffer {
                         Some(mut buffer) => {
                             buffer.extend(body);
                             let deadline = deadline_of(&prefix, tools.shared);
@@ -478,7 +450,7 @@ fn on_frame(
                             )
                         }
                         None => {
-                            wait(session, tx, id, ty, prefix, body, true, tools.shared);
+                            wait(session, tx, id, ty, prefix, body, true, tools);
                             Ok(())
                         }
                     }
@@ -497,30 +469,26 @@ fn on_frame(
             first,
         } => {
             *latest = Some((ty, class_of(ty, &prefix)));
-            count_request(session, tools.mailbox);
+            count_request(session, tools.shared);
             if tools.router.get(ty).is_none() {
                 refuse_type(tx, id, ty, tools.shared);
-            } else if let Some(mut buffer) = tools.shared.at_once(prefix.total_length as usize) {
-                buffer.extend(first);
-                let waiter = waiter(session, id, ty, prefix, Vec::new(), false, tools.shared);
-                // Its credit counts from the end of this batch: what has come by then was sent without any.
-                tools.granted.push_back(Granted { waiter, buffer });
             } else {
-                wait(session, tx, id, ty, prefix, first, false, tools.shared);
+                wait(session, tx, id, ty, prefix, first, false, tools);
             }
             Ok(())
         }
         ServerEvent::Data { id, bytes } => {
-            if let Some(upload) = arriving.uploads.get_mut(&id) {
-                upload.extend(bytes, rest);
-                let least = tools.shared.options.stall_bytes;
-                upload.pace.moved(frame.payload_len(), least, Instant::now);
+            if let Some(upload) = uploads.get_mut(&id) {
+                upload.buffer.extend(bytes);
+                if !bytes.is_empty() {
+                    upload.last_progress = Instant::now();
+                }
             }
             Ok(())
         }
         ServerEvent::Complete { id, bytes } => {
-            if let Some(mut upload) = arriving.uploads.remove(&id) {
-                upload.extend(bytes, rest);
+            if let Some(mut upload) = uploads.remove(&id) {
+                upload.buffer.extend(bytes);
                 let Upload {
                     ty,
                     prefix,
@@ -541,8 +509,8 @@ fn on_frame(
                     tools,
                 )?;
             } else {
-                // Its first piece was all of it, and it has no memory yet.
-                arriving.ended_early.push(id);
+                // Its first piece was all of it, and it still waits for memory.
+                tools.waiting.complete(session.token, id);
             }
             Ok(())
         }
@@ -552,9 +520,8 @@ fn on_frame(
                 .counters
                 .cancelled
                 .fetch_add(1, Ordering::Relaxed);
-            arriving.uploads.remove(&id);
-            arriving.ended_early.retain(|early| *early != id);
-            tx.parked -= tools.shared.forget(session.id, Some(id));
+            uploads.remove(&id);
+            tx.parked -= tools.waiting.forget(session.token, Some(id), tools.shared);
             tx.cut(
                 id,
                 ErrorBody::new(ErrorCode::Cancelled, "cancelled by the client"),
@@ -577,9 +544,9 @@ fn class_of(ty: MessageType, prefix: &OpenPrefix) -> Class {
     }
 }
 
-fn count_request(session: &Session, mailbox: &Mailbox) {
+fn count_request(session: &Session, shared: &Shared) {
     // The reactor is the only one that writes these two, and a locked addition would cost more than the rest.
-    for counter in [&session.requests, &mailbox.requests] {
+    for counter in [&session.requests, &shared.counters.requests] {
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 }
@@ -604,41 +571,26 @@ fn wait(
     prefix: OpenPrefix,
     first: &[u8],
     whole: bool,
-    shared: &Shared,
+    tools: &mut Tools<'_>,
 ) {
     tx.parked += first.len();
-    let waiter = waiter(session, id, ty, prefix, first.to_vec(), whole, shared);
-    shared.enter(waiter);
-}
-
-fn waiter(
-    session: &Session,
-    id: u64,
-    ty: MessageType,
-    prefix: OpenPrefix,
-    first: Vec<u8>,
-    whole: bool,
-    shared: &Shared,
-) -> Waiter {
-    Waiter {
-        connection: session.id,
-        reactor: session.mailbox.number,
+    let deadline = deadline_of(&prefix, tools.shared);
+    let first = first.to_vec();
+    let waiter = Waiter {
         token: session.token,
         id,
         ty,
         prefix,
         first,
         whole,
-        deadline: deadline_of(&prefix, shared),
-    }
+        deadline,
+        refused_at: None,
+    };
+    tools.waiting.push(waiter, tools.shared);
 }
 
 /// Runs a sync handler; its panic is its request's error and nobody else's.
-fn call(
-    handler: &(dyn Fn(Request<'_>, Reply<'_>) + Send + Sync),
-    request: Request<'_>,
-    reply: Reply<'_>,
-) {
+fn call(handler: &(dyn Fn(Request<'_>, Reply<'_>) + Send), request: Request<'_>, reply: Reply<'_>) {
     let ty = request.ty;
     // What the handler may have left half done is its own; the reply answers in its drop.
     if catch_unwind(AssertUnwindSafe(|| handler(request, reply))).is_err() {

@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 use lapce_ai_proto::MessageType;
 use rustix::time::{ClockId, clock_getres, clock_gettime};
 
-use super::seldom::Seldom;
+/// The least time between two lines in the log.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Watches for batches that take longer than they may.
 #[derive(Debug)]
 pub(super) struct Overruns {
     limit: Duration,
-    told: Seldom,
+    told: Option<Instant>,
+    untold: u64,
 }
 
 /// When a batch began.
@@ -29,7 +31,8 @@ impl Overruns {
         let tick = Duration::try_from(tick).unwrap_or_default();
         Self {
             limit: limit.max(2 * tick),
-            told: Seldom::default(),
+            told: None,
+            untold: 0,
         }
     }
 
@@ -56,16 +59,22 @@ impl Overruns {
 
     #[cold]
     fn tell(&mut self, took: Duration, connection: u64, latest: Option<MessageType>) {
-        let Some(others) = self.told.turn(Instant::now()) else {
+        let now = Instant::now();
+        if self
+            .told
+            .is_some_and(|told| now.duration_since(told) < TELL_EVERY)
+        {
+            self.untold += 1;
             return;
-        };
+        }
+        self.told = Some(now);
         let latest = latest.map(tracing::field::display);
         tracing::warn!(
             connection,
             latest,
             milliseconds = took.as_millis(),
-            others_since_the_last_line = others,
-            "sync handlers of one batch of requests held up every connection of their reactor"
+            others_since_the_last_line = std::mem::take(&mut self.untold),
+            "sync handlers of one batch of requests held every connection up"
         );
     }
 }
@@ -91,10 +100,10 @@ mod tests {
         assert!(!tick.is_zero());
         let long_ago = Began(began.0.saturating_sub(3 * tick));
         assert!(overruns.end(long_ago, 1, Some(MessageType::ECHO)));
+        assert!(overruns.told.is_some());
+        // The second in a second is only counted.
         assert!(overruns.end(long_ago, 1, None));
-        // The second in a second was counted and not told.
-        let later = Instant::now() + Duration::from_secs(2);
-        assert_eq!(overruns.told.turn(later), Some(1));
+        assert_eq!(overruns.untold, 1);
         // A clock that stands still, as it mostly does, is no overrun, and one tick is not enough for one.
         let mut patient = Overruns::new(Duration::from_secs(3600));
         assert!(!patient.end(began, 1, None));

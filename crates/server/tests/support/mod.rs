@@ -45,12 +45,6 @@ pub const FAIL: u16 = 0x8007;
 /// For handlers of a test's own.
 pub const OWN: u16 = 0x8010;
 
-/// How many reactors the daemons have: every test of `several.rs` runs with more than one.
-pub const REACTORS: usize = match env!("CARGO_CRATE_NAME").as_bytes() {
-    b"several" => 3,
-    _ => 1,
-};
-
 /// How frames travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Carrier {
@@ -78,7 +72,6 @@ pub fn options() -> Options {
     let mut options = Options {
         request_capacity: 16 << 10,
         response_capacity: 16 << 10,
-        reactors: REACTORS,
         ..Options::default()
     };
     options.limits.max_message_size = 1 << 20;
@@ -320,23 +313,7 @@ impl Client {
 
     /// Shakes hands, or says how the daemon refused.
     pub fn try_new(path: &Path, carrier: Carrier, window: u32) -> Result<Self, ErrorBody> {
-        Self::shake_hands(socket(path), carrier, window)
-            .map_err(|why| why.expect("the daemon closed without a word"))
-    }
-
-    /// Shakes hands with a daemon that may be going away.
-    pub fn if_taken(path: &Path, carrier: Carrier) -> Option<Self> {
-        let socket = UnixStream::connect(path).ok()?;
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self::shake_hands(socket, carrier, 1 << 16).ok()
-    }
-
-    /// `None` as the error: the daemon has hung up.
-    fn shake_hands(
-        socket: UnixStream,
-        carrier: Carrier,
-        window: u32,
-    ) -> Result<Self, Option<ErrorBody>> {
+        let socket = socket(path);
         let features = Features {
             shared_memory: carrier.shared_memory,
             crc: carrier.crc,
@@ -349,21 +326,13 @@ impl Client {
         let mut descriptor = None;
         let welcome = loop {
             let mut chunk = [0; 512];
-            let (n, file) = match lapce_ai_shm::recv_with_fd(&socket, &mut chunk) {
-                Ok((0, _)) => return Err(None),
-                Ok(received) => received,
-                Err(lapce_ai_shm::FdError::System { source, .. })
-                    if source.kind() == ErrorKind::ConnectionReset =>
-                {
-                    return Err(None);
-                }
-                Err(error) => panic!("{error}"),
-            };
+            let (n, file) = lapce_ai_shm::recv_with_fd(&socket, &mut chunk).unwrap();
+            assert_ne!(n, 0, "the daemon closed without a word");
             received.extend_from_slice(&chunk[..n]);
             descriptor = descriptor.or(file);
             if let Some((frame, taken)) = Codec::HANDSHAKE.decode(&received).unwrap() {
                 if frame.kind == Kind::Error {
-                    return Err(Some(ErrorBody::read(frame.ty, frame.payload)));
+                    return Err(ErrorBody::read(frame.ty, frame.payload));
                 }
                 assert_eq!(frame.kind, Kind::Welcome);
                 let welcome = Welcome::decode(frame.payload).unwrap();
@@ -639,14 +608,6 @@ impl Client {
         others.append(&mut self.frames);
         self.frames = others;
         found
-    }
-
-    /// The next frame of this kind of a stream, if it has come; other frames are dropped.
-    pub fn poll_of(&mut self, id: u64, kind: Kind) -> Option<Received> {
-        assert!(self.receive(), "the daemon is gone");
-        self.frames
-            .drain(..)
-            .find(|frame| (frame.id, frame.kind) == (id, kind))
     }
 
     /// The error that ends a stream.

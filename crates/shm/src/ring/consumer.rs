@@ -67,7 +67,10 @@ impl<S: Storage> Consumer<S> {
         }
         let len = dst.len().min(readable - offset);
         let dst = &mut dst[..len];
-        let (start, until_end) = self.place(offset);
+        let capacity = self.capacity as usize;
+        // `offset` is below the capacity, and the mask hides any carry.
+        let start = (self.head as usize).wrapping_add(offset) & (capacity - 1);
+        let until_end = capacity - start;
         if len <= until_end {
             self.storage.read(start, dst);
         } else {
@@ -76,35 +79,6 @@ impl<S: Storage> Consumer<S> {
             self.storage.read(0, second);
         }
         len
-    }
-
-    /// [`peek`](Self::peek) into memory that has no bytes yet: copies `len` bytes behind those that `dst` holds.
-    ///
-    /// # Panics
-    /// If they are more than the last [`readable`](Self::readable) counted.
-    #[inline]
-    pub fn append_to(&self, offset: usize, len: usize, dst: &mut Vec<u8>) {
-        let readable = (self.tail - self.head) as usize;
-        assert!(
-            offset <= readable && len <= readable - offset,
-            "appending more than is readable"
-        );
-        let (start, until_end) = self.place(offset);
-        if len <= until_end {
-            self.storage.append_to(start, len, dst);
-        } else {
-            self.storage.append_to(start, until_end, dst);
-            self.storage.append_to(0, len - until_end, dst);
-        }
-    }
-
-    /// Where the byte `offset` behind the first unconsumed one lies, and how many there are from it to the ring's end.
-    #[inline]
-    fn place(&self, offset: usize) -> (usize, usize) {
-        let capacity = self.capacity as usize;
-        // `offset` is at most the capacity, and the mask hides any carry.
-        let start = (self.head as usize).wrapping_add(offset) & (capacity - 1);
-        (start, capacity - start)
     }
 
     /// Moves on by `n` bytes. The producer learns of it with [`release`](Self::release).

@@ -102,13 +102,6 @@ pub trait Storage {
     /// `dst` holds garbage.
     fn read(&self, offset: usize, dst: &mut [u8]);
 
-    /// Copies the `len` bytes at `offset` behind what `dst` holds; else as [`read`](Self::read).
-    fn append_to(&self, offset: usize, len: usize, dst: &mut Vec<u8>) {
-        let start = dst.len();
-        dst.resize(start + len, 0);
-        self.read(offset, &mut dst[start..]);
-    }
-
     /// Gives the memory of whole pages back; afterwards they read as zeros.
     ///
     /// # Errors
@@ -272,9 +265,6 @@ mod mapped {
         assert!(offset_of!(RingControl, space.wanted) == layout::SPACE_WANTED_OFFSET);
     };
 
-    /// From so many bytes on a copy into the ring goes past the caches: shorter ones would be slower.
-    const PAST_CACHES: usize = 8 * 1024;
-
     /// One ring of a mapped segment.
     pub struct MappedRing {
         /// Points into `mapping`; kept so that a word is one load away.
@@ -337,24 +327,13 @@ mod mapped {
         #[inline]
         fn write(&self, offset: usize, src: &[u8]) {
             assert!(offset <= self.capacity && src.len() <= self.capacity - offset);
-            if src.len() < PAST_CACHES {
-                self.mapping.write(self.bytes_offset + offset, src);
-            } else {
-                self.mapping
-                    .write_past_caches(self.bytes_offset + offset, src);
-            }
+            self.mapping.write(self.bytes_offset + offset, src);
         }
 
         #[inline]
         fn read(&self, offset: usize, dst: &mut [u8]) {
             assert!(offset <= self.capacity && dst.len() <= self.capacity - offset);
             self.mapping.read(self.bytes_offset + offset, dst);
-        }
-
-        #[inline]
-        fn append_to(&self, offset: usize, len: usize, dst: &mut Vec<u8>) {
-            assert!(offset <= self.capacity && len <= self.capacity - offset);
-            self.mapping.append_to(self.bytes_offset + offset, len, dst);
         }
 
         fn release_pages(&self, pages: Range<usize>) -> io::Result<()> {

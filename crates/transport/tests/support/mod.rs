@@ -70,7 +70,6 @@ pub fn options(carrier: Carrier) -> ConnectOptions {
         },
         response_window: 1 << 16,
         timeout: PATIENCE,
-        server_uids: Vec::new(),
     }
 }
 

@@ -2,87 +2,76 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
-use lapce_ai_proto::{ErrorBody, ErrorCode, Hello};
+use lapce_ai_proto::{ErrorBody, ErrorCode, Hello, ServerState};
 use lapce_ai_transport::{Handshake, Listener, Progress, ServerTerms};
 use rustix::event::epoll;
-use rustix::io::{self, Errno};
+use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::seldom::Seldom;
-use super::{LISTENER, Reactor};
-use crate::mailbox::Newcomer;
-use crate::occupancy::Place;
+use super::Reactor;
+use super::connection::Connection;
+use crate::session::Session;
 
-/// Handshakes that may be under way at once, at all reactors together; later clients wait in the listener's backlog.
+/// Handshakes that may be under way at once; later clients wait in the listener's backlog.
 const MAX_HANDSHAKES: usize = 256;
 /// Clients that are taken at a time; the others wait for the next turn, so that a crowd at the door stops nobody inside.
 const ACCEPTS: usize = 64;
 /// Tokens of handshakes have this bit, which a connection's generation never reaches.
 const HANDSHAKE: u64 = 1 << 63;
 
-/// The listener, which all reactors share, and those who stand before this one.
-pub(crate) struct Door {
-    listener: Arc<Listener>,
+/// The listener and those who stand before it.
+pub(super) struct Door {
+    listener: Listener,
     terms: ServerTerms,
-    handshakes: BTreeMap<u64, Entering>,
-    most_handshakes: usize,
+    handshakes: BTreeMap<u64, (Handshake, Instant)>,
     next_handshake: u64,
+    next_connection: u64,
     /// Given up for a moment to refuse a client politely when descriptors have run out.
     spare: Option<File>,
+    exit_when_idle: Option<Duration>,
     /// The listener is not watched.
     full: bool,
-    /// Refusals are told of seldom: anybody who can connect can cause them.
-    refusals: Seldom,
-}
-
-/// A client in its handshake.
-struct Entering {
-    handshake: Handshake,
-    deadline: Instant,
-    place: Place,
+    pub(super) nobody_since: Option<Instant>,
 }
 
 impl Door {
-    /// One of so many reactors' doors.
-    pub(crate) fn new(listener: Arc<Listener>, terms: ServerTerms, reactors: usize) -> Self {
+    pub(super) fn new(
+        listener: Listener,
+        terms: ServerTerms,
+        exit_when_idle: Option<Duration>,
+    ) -> Self {
         Self {
             listener,
             terms,
             handshakes: BTreeMap::new(),
-            most_handshakes: MAX_HANDSHAKES.div_ceil(reactors),
             next_handshake: 0,
+            next_connection: 0,
             spare: File::open("/dev/null").ok(),
+            exit_when_idle,
             full: false,
-            refusals: Seldom::default(),
+            nobody_since: Some(Instant::now()),
         }
     }
 
-    /// Has this epoll tell of newcomers. Of several that wait the kernel wakes one for each, and never one that is held up
-    /// by a handler, since that does not wait.
-    pub(super) fn watch(&self, epoll: &impl std::os::fd::AsFd) -> io::Result<()> {
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
-        epoll::add(
-            epoll,
-            &self.listener,
-            epoll::EventData::new_u64(LISTENER),
-            flags,
-        )
+    pub(super) fn listener(&self) -> &Listener {
+        &self.listener
     }
 
-    pub(super) fn into_listener(self) -> Arc<Listener> {
+    pub(super) fn into_listener(self) -> Listener {
         self.listener
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.handshakes.is_empty()
+    pub(super) fn handshakes(&self) -> usize {
+        self.handshakes.len()
     }
 
-    fn is_full(&self) -> bool {
-        self.handshakes.len() >= self.most_handshakes
+    /// When the server stops if nobody comes.
+    pub(super) fn exit_at(&self) -> Option<Instant> {
+        Some(self.nobody_since? + self.exit_when_idle?)
     }
 }
 
@@ -90,7 +79,7 @@ impl Reactor {
     /// Takes those who wait.
     pub(super) fn accept(&mut self) {
         for _ in 0..ACCEPTS {
-            if self.door.is_full() {
+            if self.door.handshakes.len() >= MAX_HANDSHAKES {
                 return;
             }
             let socket = match self.door.listener.accept() {
@@ -133,18 +122,15 @@ impl Reactor {
         self.door.spare.is_some()
     }
 
-    fn refuse(&mut self, handshake: &Handshake, code: ErrorCode, message: &str) {
+    fn refuse(&self, handshake: &Handshake, code: ErrorCode, message: &str) {
         let who = handshake.credentials();
-        if let Some(others) = self.door.refusals.turn(Instant::now()) {
-            tracing::warn!(
-                pid = who.pid,
-                uid = who.uid,
-                code = code.name(),
-                message,
-                others_since_the_last_line = others,
-                "refused a client"
-            );
-        }
+        tracing::warn!(
+            pid = who.pid,
+            uid = who.uid,
+            code = code.name(),
+            message,
+            "refused a client"
+        );
         self.shared.counters.refused.fetch_add(1, Ordering::Relaxed);
         handshake.refuse(&ErrorBody::new(code, message));
     }
@@ -163,14 +149,14 @@ impl Reactor {
             self.refuse(&handshake, ErrorCode::PermissionDenied, &message);
             return;
         }
-        let place = match self.shared.occupancy.enter(options.max_connections) {
-            Ok(place) => place,
-            Err(connections) => {
-                let message = format!("{connections} connections are open, as many as may be");
-                self.refuse(&handshake, ErrorCode::TooManyConnections, &message);
-                return;
-            }
-        };
+        if self.connections.live + self.door.handshakes.len() >= options.max_connections {
+            let message = format!(
+                "{} connections are open, as many as may be",
+                self.connections.live
+            );
+            self.refuse(&handshake, ErrorCode::TooManyConnections, &message);
+            return;
+        }
         let token = HANDSHAKE | self.door.next_handshake;
         self.door.next_handshake += 1;
         let data = epoll::EventData::new_u64(token);
@@ -180,37 +166,22 @@ impl Reactor {
             return;
         }
         let deadline = Instant::now() + options.handshake_timeout;
-        let entering = Entering {
-            handshake,
-            deadline,
-            place,
-        };
-        self.door.handshakes.insert(token, entering);
+        self.door.handshakes.insert(token, (handshake, deadline));
         self.advance_handshake(token);
     }
 
     pub(super) fn advance_handshake(&mut self, token: u64) {
-        let Some(entering) = self.door.handshakes.remove(&token) else {
+        let Some((handshake, deadline)) = self.door.handshakes.remove(&token) else {
             return;
         };
-        let Entering {
-            handshake,
-            deadline,
-            place,
-        } = entering;
         let who = handshake.credentials();
         match handshake.advance() {
             Ok(Progress::Pending(handshake)) => {
-                let entering = Entering {
-                    handshake,
-                    deadline,
-                    place,
-                };
-                self.door.handshakes.insert(token, entering);
+                self.door.handshakes.insert(token, (handshake, deadline));
             }
             Ok(Progress::Hello(handshake, hello)) => {
                 let _ = epoll::delete(&self.epoll, handshake.socket());
-                self.welcome(handshake, hello, place);
+                self.welcome(handshake, hello);
             }
             Err(error) => {
                 if error.fault().is_some() {
@@ -224,21 +195,22 @@ impl Reactor {
     /// Stops watching the listener while as many handshakes are under way as may be: those who wait in the backlog
     /// would keep the reactor from sleeping.
     pub(super) fn mind_the_door(&mut self) {
-        let full = self.door.is_full();
+        let full = self.door.handshakes.len() >= MAX_HANDSHAKES;
         if full != self.door.full {
             self.door.full = full;
-            let changed = if full {
-                epoll::delete(&self.epoll, &self.door.listener)
+            let flags = if full {
+                epoll::EventFlags::empty()
             } else {
-                self.door.watch(&self.epoll)
+                epoll::EventFlags::IN
             };
-            if let Err(errno) = changed {
+            let data = epoll::EventData::new_u64(super::LISTENER);
+            if let Err(errno) = epoll::modify(&self.epoll, &self.door.listener, data, flags) {
                 tracing::error!(%errno, "cannot watch the listener");
             }
         }
     }
 
-    fn welcome(&mut self, handshake: Handshake, hello: Hello, mut place: Place) {
+    fn welcome(&mut self, handshake: Handshake, hello: Hello) {
         if !hello.speaks_our_version() {
             let message = format!(
                 "this daemon speaks version {}, the client {} to {}",
@@ -249,32 +221,59 @@ impl Reactor {
             self.refuse(&handshake, ErrorCode::UnsupportedVersion, &message);
             return;
         }
-        let id = 1 + self.shared.accepted.fetch_add(1, Ordering::Relaxed);
+        self.door.next_connection += 1;
+        let id = self.door.next_connection;
         let window = hello.response_window;
         let pid = handshake.credentials().pid;
-        let connection = match handshake.accept(hello, &self.door.terms, id) {
-            Ok(connection) => connection,
+        let accepted = match handshake.accept(hello, &self.door.terms, id) {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(pid, %error, "a handshake failed");
                 return;
             }
         };
+        let limits = self.shared.options.limits;
+        let (index, token) = self.connections.next();
+        let state = ServerState::new(limits, window);
+        let max_frame = limits.max_frame_payload as usize;
+        let session = Arc::new(Session::new(
+            id,
+            token,
+            accepted.peer,
+            state,
+            accepted.writer,
+            max_frame,
+        ));
+        let data = epoll::EventData::new_u64(token);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+        if let Err(errno) = epoll::add(&self.epoll, accepted.reader.socket(), data, flags) {
+            tracing::warn!(%errno, "cannot watch a connection");
+            return;
+        }
+        if self.scratch.is_empty() {
+            self.scratch.resize(accepted.reader.scratch_len(), 0);
+        }
+        tracing::debug!(
+            connection = id,
+            name = session.peer.name,
+            pid,
+            shared_memory = session.peer.shared_memory,
+            "connected"
+        );
         self.shared
             .counters
             .connections
             .fetch_add(1, Ordering::Relaxed);
-        let reactor = place.settle();
-        let newcomer = Newcomer {
-            id,
-            connection,
-            window,
-            place,
-        };
-        if reactor == self.mailbox.number {
-            self.admit(newcomer);
-        } else {
-            self.shared.mailboxes[reactor].hand_over(newcomer);
-        }
+        self.shared
+            .sessions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, Arc::clone(&session));
+        self.connections
+            .insert(Box::new(Connection::new(accepted.reader, session)));
+        self.door.nobody_since = None;
+        self.note_idle_deadline();
+        self.heat(index);
     }
 
     pub(super) fn expire_handshakes(&mut self, now: Instant) {
@@ -282,13 +281,13 @@ impl Reactor {
             .door
             .handshakes
             .iter()
-            .filter(|(_, entering)| entering.deadline <= now)
+            .filter(|(_, (_, deadline))| *deadline <= now)
             .map(|(token, _)| *token)
             .collect();
         for token in late {
-            if let Some(late) = self.door.handshakes.remove(&token) {
+            if let Some((handshake, _)) = self.door.handshakes.remove(&token) {
                 self.refuse(
-                    &late.handshake,
+                    &handshake,
                     ErrorCode::DeadlineExceeded,
                     "no HELLO came in time",
                 );
@@ -297,9 +296,9 @@ impl Reactor {
     }
 
     pub(super) fn refuse_handshakes(&mut self) {
-        for entering in std::mem::take(&mut self.door.handshakes).into_values() {
+        for (handshake, _) in std::mem::take(&mut self.door.handshakes).into_values() {
             self.refuse(
-                &entering.handshake,
+                &handshake,
                 ErrorCode::ServerRestarting,
                 "the daemon is stopping",
             );
