@@ -84,5 +84,6 @@ pub use provider::{BoxFuture, ChatResponse, ChatStream, EventStream, Provider, S
 /// Keys are given in this type, which never shows them.
 pub use secrecy::SecretString;
 pub use sse::{DEFAULT_MAX_EVENT_LEN, SseError, SseEvent, SseParser};
+pub use wire::gemini::GeminiService;
 pub use wire::openai::Dialect;
 pub use wire::{Credentials, Decoder, Decoding, Wire};

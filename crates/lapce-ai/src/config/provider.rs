@@ -45,6 +45,8 @@ pub struct OpenAiSettings {
     pub region: Option<String>,
     /// The profile in the AWS files, for AWS.
     pub aws_profile: Option<String>,
+    /// The project, for Google's cloud.
+    pub project: Option<String>,
     /// Where its keys are; they are used in turn.
     pub keys: Vec<ApiKey>,
     /// Further headers of every request. Their values are taken for secrets.
@@ -228,6 +230,7 @@ fn read_openai(
         true => section.maybe("aws_profile", &kinds::text("a profile's name")),
         false => None,
     };
+    let project = section.maybe("project", &kinds::text("a project's name"));
     let beside = |path| super::beside(file, path);
     let keys = read_keys(section, beside);
     let headers = section
@@ -242,6 +245,7 @@ fn read_openai(
         base_url,
         region,
         aws_profile,
+        project,
         keys,
         headers: headers
             .into_iter()

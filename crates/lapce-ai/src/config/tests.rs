@@ -85,7 +85,10 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         .iter()
         .map(|provider| provider.name.as_str())
         .collect();
-    assert_eq!(names, ["openai", "office", "groq", "bedrock", "local"]);
+    assert_eq!(
+        names,
+        ["openai", "office", "groq", "bedrock", "vertex", "local"]
+    );
     let ProviderKind::OpenAi(office) = &config.providers[1].kind else {
         panic!()
     };
@@ -111,7 +114,14 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
     assert_eq!(bedrock.aws_profile.as_deref(), Some("work"));
     // A profile of AWS is nothing that others have.
     assert!(error("[providers.groq]\naws_profile = 'x'\n").contains("unknown key"));
-    let ProviderKind::Local(local) = &config.providers[4].kind else {
+    let ProviderKind::OpenAi(vertex) = &config.providers[4].kind else {
+        panic!()
+    };
+    assert_eq!(
+        (vertex.project.as_deref(), vertex.region.as_deref()),
+        (Some("my-project"), Some("europe-west4"))
+    );
+    let ProviderKind::Local(local) = &config.providers[5].kind else {
         panic!()
     };
     assert_eq!(local.tokens_per_second, Some(50.0));

@@ -428,10 +428,12 @@ fn connect(
     })?;
     let one = |key| {
         let account = Settings {
-            base_url: Some(settings.base_url.clone()),
+            // The profile's own may depend on the region.
+            base_url: Some(settings.base_url.clone()).filter(|url| url != profile.base_url),
             key,
             headers: settings.headers.clone(),
             region: settings.region.clone(),
+            project: settings.project.clone(),
             aws_profile: settings.aws_profile.clone(),
             ..Settings::default()
         };
@@ -652,6 +654,35 @@ mod tests {
                     providers.problems()
                 ),
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn vertex_needs_a_project() {
+        let problems =
+            |settings: &'static str, environment: &'static [(&'static str, &'static str)]| async move {
+                let text = format!("[providers.vertex]\napi_key = 'ya29.token'\n{settings}");
+                gather(&text, environment).await.problems().to_vec()
+            };
+        let none = Vec::<String>::new();
+        assert_eq!(problems("project = 'p1'", &[]).await, none);
+        let place = "project = 'p1'\nregion = 'europe-west4'";
+        assert_eq!(problems(place, &[]).await, none);
+        assert_eq!(problems("", &[("GOOGLE_CLOUD_PROJECT", "p1")]).await, none);
+        for (settings, environment, sign) in [
+            ("", &[][..], "project is missing"),
+            ("project = 'p1'\nregion = 'a/b'", &[], "region"),
+            (
+                "project = 'p1'",
+                &[("GOOGLE_CLOUD_LOCATION", "a/b")],
+                "region",
+            ),
+        ] {
+            let problems = problems(settings, environment).await;
+            assert!(
+                problems.len() == 1 && problems[0].contains("vertex") && problems[0].contains(sign),
+                "{settings}: {problems:?}"
+            );
         }
     }
 
