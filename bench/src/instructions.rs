@@ -2,7 +2,8 @@
 //!
 //! Time on a shared machine says little about a change of a few percent; the count of what is executed says it on any.
 //! Server and client are the real ones, in one process, since callgrind counts one; neither spins, so that nothing is counted
-//! that depends on how long something took. Each case runs twice, with few messages and with many: the difference is what
+//! that depends on how long something took; and all is on one processor, since on two it depends on what else the machine
+//! does how often both are awake at once: a fifth of the count of a round trip. Each case runs twice, with few messages and with many: the difference is what
 //! the further messages cost, without start and end.
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use lapce_ai_server::{Options, Server};
 use lapce_ai_transport::{Listener, RuntimeDir};
 use serde::{Deserialize, Serialize};
 
+use crate::machine::{Cpus, Side};
 use crate::measure::median;
 use crate::message::{Flow, Messages};
 
@@ -86,6 +88,8 @@ struct Counts {
 
 /// Counts and prints, and compares where that is asked for.
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
+    // What this process starts stays there too.
+    Cpus::allowed()?.pin(Side::Parent)?;
     let mut found = Counts {
         compiler: version("rustc")?,
         valgrind: version("valgrind")?,

@@ -104,6 +104,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show how the daemon's providers do: requests, times to the first token, circuit breakers, keys
+    Providers {
+        /// Now, as the running daemon knows it
+        #[arg(long, required = true)]
+        live: bool,
+        /// For programs: one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Show or check the configuration
     #[command(after_help = CONFIG_EXAMPLES)]
     Config {
@@ -223,6 +232,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Models { provider, json } => {
             commands::models::run(&config, &cli.global, provider.as_deref(), *json)
         }
+        Command::Providers { json, .. } => commands::live::run(&config, *json),
         Command::Config {
             check: true, json, ..
         } => commands::config::check(&config, *json),

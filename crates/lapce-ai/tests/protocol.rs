@@ -47,7 +47,8 @@ async fn every_type_of_request_has_its_answer() {
     assert_eq!(
         last,
         Some(ai::StreamEvent::Finish {
-            reason: ai::FinishReason::Stop
+            reason: ai::FinishReason::Stop,
+            attempts: Vec::new(),
         })
     );
 

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::Attempt;
+
 /// A conversation, and how to answer it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -389,6 +391,9 @@ pub struct AIResponse {
     pub usage: Option<Usage>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// Who was asked, in order. Empty where the first one answered at once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<Attempt>,
 }
 
 /// A source of an answer.
@@ -484,6 +489,9 @@ pub enum StreamEvent {
     Finish {
         /// Why.
         reason: FinishReason,
+        /// Who was asked, in order. Empty where the first one answered at once.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        attempts: Vec<Attempt>,
     },
     /// An event that this version does not know.
     #[serde(other)]
@@ -538,7 +546,8 @@ mod tests {
         assert_eq!(
             serde_json::from_str::<StreamEvent>(r#"{"type":"finish","reason":"boredom"}"#).unwrap(),
             StreamEvent::Finish {
-                reason: FinishReason::Other
+                reason: FinishReason::Other,
+                attempts: Vec::new(),
             }
         );
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Fault;
+use crate::{Attempt, Fault};
 
 /// At whose door an error lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -135,6 +135,8 @@ pub struct ErrorBody {
     pub status: Option<u16>,
     /// The [`Fault::name`] behind a `protocol_error`.
     pub fault: Option<String>,
+    /// Who was asked, in order; the last ones, where there is no room for all. Empty where nobody but `provider` was.
+    pub attempts: Box<[Attempt]>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -152,6 +154,8 @@ struct Json {
     status: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fault: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    attempts: Vec<Attempt>,
 }
 
 impl ErrorBody {
@@ -170,6 +174,7 @@ impl ErrorBody {
             provider: None,
             status: None,
             fault: None,
+            attempts: Box::default(),
         }
     }
 
@@ -191,18 +196,26 @@ impl ErrorBody {
             provider: self.provider.as_deref().map(|p| cut(p, 64)),
             status: self.status,
             fault: self.fault.as_deref().map(|f| cut(f, 64)),
+            attempts: self.attempts.to_vec(),
         };
         let start = buffer.len();
         loop {
             // A struct of strings and numbers always serializes, and a vector always takes the bytes.
             let _ = serde_json::to_writer(&mut *buffer, &json);
-            if buffer.len() - start <= Self::MAX_LEN || json.message.is_empty() {
+            if buffer.len() - start <= Self::MAX_LEN {
                 return;
             }
-            // Escapes make up to six bytes of one.
-            let most = json.message.len() / 2;
-            json.message
-                .truncate(json.message.floor_char_boundary(most));
+            if !json.attempts.is_empty() {
+                // What was tried first matters least.
+                json.attempts.remove(0);
+            } else if !json.message.is_empty() {
+                // Escapes make up to six bytes of one.
+                let most = json.message.len() / 2;
+                json.message
+                    .truncate(json.message.floor_char_boundary(most));
+            } else {
+                return;
+            }
             buffer.truncate(start);
         }
     }
@@ -217,6 +230,7 @@ impl ErrorBody {
             provider: None,
             status: None,
             fault: None,
+            attempts: Vec::new(),
         });
         Self {
             code: ErrorCode::from_number(number),
@@ -225,6 +239,7 @@ impl ErrorBody {
             provider: json.provider,
             status: json.status,
             fault: json.fault,
+            attempts: json.attempts.into(),
         }
     }
 }
@@ -239,6 +254,12 @@ mod tests {
             retry_after_ms: Some(1500),
             provider: Some("openai".to_owned()),
             status: Some(429),
+            attempts: Box::new([Attempt {
+                provider: "groq".to_owned(),
+                outcome: "failed".to_owned(),
+                why: Some("overloaded".to_owned()),
+                ..Attempt::default()
+            }]),
             ..ErrorBody::new(ErrorCode::RateLimited, "slow \"down\"\n")
         };
         let mut bytes = Vec::new();
@@ -260,6 +281,35 @@ mod tests {
         assert!(bytes.len() <= ErrorBody::MAX_LEN, "{}", bytes.len());
         let read = ErrorBody::read(body.code.number(), &bytes);
         assert_eq!(read.status, body.status, "still JSON");
+    }
+
+    #[test]
+    fn the_last_attempts_are_kept_where_there_is_no_room_for_all() {
+        let attempt = |at: u64| Attempt {
+            provider: "openrouter".to_owned(),
+            model: "anthropic/claude-sonnet-4".to_owned(),
+            took_ms: at,
+            ..Attempt::default()
+        };
+        let body = ErrorBody {
+            attempts: (0..64).map(attempt).collect(),
+            ..ErrorBody::new(ErrorCode::ProviderFailed, "it failed")
+        };
+        let mut bytes = Vec::new();
+        body.write(&mut bytes);
+        assert!(bytes.len() <= ErrorBody::MAX_LEN);
+        let read = ErrorBody::read(body.code.number(), &bytes);
+        assert_eq!(read.message, body.message);
+        let kept: Vec<u64> = read
+            .attempts
+            .iter()
+            .map(|attempt| attempt.took_ms)
+            .collect();
+        assert!(kept.len() > 4, "{kept:?}");
+        assert!(
+            kept.iter().copied().eq(64 - kept.len() as u64..64),
+            "{kept:?}"
+        );
     }
 
     #[test]

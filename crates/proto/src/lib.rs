@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ai;
+mod attempt;
 mod client;
 mod error;
 mod fault;
@@ -26,6 +27,7 @@ mod server;
 mod slots;
 pub mod status;
 
+pub use attempt::Attempt;
 pub use client::{ClientEvent, ClientState, Opening, Refusal};
 pub use error::{ErrorBody, ErrorCode, Whose};
 pub use fault::Fault;

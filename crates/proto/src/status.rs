@@ -83,6 +83,57 @@ pub struct ProviderStatus {
     /// Its default model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_model: Option<String>,
+    /// How it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+}
+
+/// How a provider does, from its traffic since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Health {
+    /// Requests under way.
+    pub in_flight: u64,
+    /// Requests that were sent to it, retries included.
+    pub asked: u64,
+    /// Those that ended with a whole answer.
+    pub answered: u64,
+    /// Those that failed.
+    pub failed: u64,
+    /// Those that were given up by whoever asked: cancelled, gone, or over their deadline.
+    pub cancelled: u64,
+    /// Milliseconds to the first token that half of the last 256 answers did not exceed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_token_p50_ms: Option<u64>,
+    /// The same of 95 in 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_token_p95_ms: Option<u64>,
+    /// The same of 99 in 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_token_p99_ms: Option<u64>,
+    /// The circuit breakers that are not closed.
+    pub breakers: Vec<Breaker>,
+    /// How many keys it has.
+    pub keys: u64,
+    /// How many of them rest after they were refused.
+    pub resting_keys: u64,
+    /// Milliseconds until the first of those is used again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rest_ms: Option<u64>,
+}
+
+/// A circuit breaker that is not closed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Breaker {
+    /// The model; absent: the way to the provider.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// `open` or `half_open`.
+    pub state: String,
+    /// Milliseconds until it lets a request through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_ms: Option<u64>,
 }
 
 /// What happened since the start.

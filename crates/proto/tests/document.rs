@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lapce_ai_proto::ai::{Citation, FinishReason, StreamEvent, Usage};
 use lapce_ai_proto::{
-    CRC, ClientState, Codec, ErrorBody, ErrorCode, FIN, Fault, Features, GoAway, HEADER_LEN, Hello,
-    ITEM_PREFIX_LEN, Kind, Limits, MAGIC, MAX_NAME_LEN, MORE, MessageType, OPEN_PREFIX_LEN,
-    OpenPrefix, PREFIX, ServerState, VERSION, Welcome,
+    Attempt, CRC, ClientState, Codec, ErrorBody, ErrorCode, FIN, Fault, Features, GoAway,
+    HEADER_LEN, Hello, ITEM_PREFIX_LEN, Kind, Limits, MAGIC, MAX_NAME_LEN, MORE, MessageType,
+    OPEN_PREFIX_LEN, OpenPrefix, PREFIX, ServerState, VERSION, Welcome,
 };
 use support::document::{cells, names, number, quoted, table, text};
 
@@ -496,8 +496,9 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
         output_tokens: 1,
         ..Usage::default()
     };
-    let finish = || StreamEvent::Finish {
+    let finish = |attempts| StreamEvent::Finish {
         reason: FinishReason::Stop,
+        attempts,
     };
     let samples = vec![
         (
@@ -558,7 +559,7 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
                 ..usage
             }),
         ),
-        (finish(), finish()),
+        (finish(Vec::new()), finish(vec![Attempt::default()])),
     ];
     for (event, _) in &samples {
         match event {
@@ -679,6 +680,7 @@ fn the_error_payload_has_the_fields_that_the_document_names() {
         provider: Some("p".to_owned()),
         status: Some(500),
         fault: Some("f".to_owned()),
+        attempts: Box::new([Attempt::default()]),
         ..ErrorBody::new(ErrorCode::Internal, "m")
     };
     let mut payload = Vec::new();
@@ -730,7 +732,8 @@ fn described(value: &serde_json::Value) -> String {
 #[test]
 fn status() {
     use lapce_ai_proto::status::{
-        ConnectionStatus, Counters, PoolStatus, ProviderStatus, ReactorStatus, Status, TierStatus,
+        Breaker, ConnectionStatus, Counters, Health, PoolStatus, ProviderStatus, ReactorStatus,
+        Status, TierStatus,
     };
     use serde_json::to_value;
     let text = || Some(String::new());
@@ -758,7 +761,24 @@ fn status() {
             to_value(ProviderStatus {
                 base_url: text(),
                 default_model: text(),
+                health: Some(Health::default()),
                 ..ProviderStatus::default()
+            })
+        }),
+        ("Health", to_value(Health::default()), {
+            to_value(Health {
+                first_token_p50_ms: Some(1),
+                first_token_p95_ms: Some(1),
+                first_token_p99_ms: Some(1),
+                rest_ms: Some(1),
+                ..Health::default()
+            })
+        }),
+        ("Breaker", to_value(Breaker::default()), {
+            to_value(Breaker {
+                model: text(),
+                open_ms: Some(1),
+                ..Breaker::default()
             })
         }),
         (
@@ -788,7 +808,7 @@ fn status() {
             .map(|field| {
                 let (name, of) = field.split_once(": ").unwrap();
                 let of = match of {
-                    "Counters" | "Pool" => "{}",
+                    "Counters" | "Pool" | "Health" => "{}",
                     _ if of.ends_with("[]") => "[]",
                     _ => of,
                 };

@@ -67,6 +67,8 @@ pub enum ErrorKind {
     /// The provider's address could not be resolved or connected to, TLS failed, or the connection broke before
     /// an answer came.
     ConnectionFailed,
+    /// The provider was not asked: it failed too often just now, and its circuit breaker is open.
+    CircuitOpen,
     /// A time-out; which one.
     TimedOut(Phase),
     /// The answer ended without its end mark.
@@ -90,6 +92,10 @@ pub enum Phase {
     NextToken,
     /// The provider, or a proxy before it, gave up waiting itself (HTTP 408, 504, 522, 524).
     Upstream,
+    /// The whole answer, by the limit set for the provider.
+    Whole,
+    /// The answer, by the request's own deadline. No fault of the provider's.
+    Deadline,
 }
 
 /// Who has to act.
@@ -127,15 +133,16 @@ impl ErrorKind {
 
     /// Whether the same request to the same provider may succeed later.
     pub fn is_retryable(self) -> bool {
-        matches!(
-            self,
+        match self {
+            Self::TimedOut(phase) => phase != Phase::Deadline,
             Self::RateLimited
-                | Self::Overloaded
-                | Self::ProviderInternal
-                | Self::ConnectionFailed
-                | Self::TimedOut(_)
-                | Self::StreamCut
-        )
+            | Self::Overloaded
+            | Self::ProviderInternal
+            | Self::ConnectionFailed
+            | Self::CircuitOpen
+            | Self::StreamCut => true,
+            _ => false,
+        }
     }
 
     /// Who has to act.
@@ -146,14 +153,16 @@ impl ErrorKind {
             | Self::ContextLengthExceeded
             | Self::RequestTooLarge
             | Self::ContentFiltered
+            | Self::TimedOut(Phase::Deadline)
             | Self::Unsupported => Fault::Caller,
             Self::Overloaded
             | Self::ProviderInternal
+            | Self::CircuitOpen
             | Self::StreamCut
             | Self::MalformedResponse => Fault::Provider,
-            Self::TimedOut(Phase::FirstToken | Phase::NextToken | Phase::Upstream) => {
-                Fault::Provider
-            }
+            Self::TimedOut(
+                Phase::FirstToken | Phase::NextToken | Phase::Upstream | Phase::Whole,
+            ) => Fault::Provider,
             Self::ConnectionFailed | Self::TimedOut(Phase::Connect) => Fault::Network,
             Self::Authentication
             | Self::Permission
@@ -180,10 +189,13 @@ impl ErrorKind {
             Self::ProviderInternal => "provider_internal",
             Self::ContentFiltered => "content_filtered",
             Self::ConnectionFailed => "connection_failed",
+            Self::CircuitOpen => "circuit_open",
             Self::TimedOut(Phase::Connect) => "connect_timed_out",
             Self::TimedOut(Phase::FirstToken) => "first_token_timed_out",
             Self::TimedOut(Phase::NextToken) => "next_token_timed_out",
             Self::TimedOut(Phase::Upstream) => "upstream_timed_out",
+            Self::TimedOut(Phase::Whole) => "whole_timed_out",
+            Self::TimedOut(Phase::Deadline) => "deadline_exceeded",
             Self::StreamCut => "stream_cut",
             Self::MalformedResponse => "malformed_response",
             Self::Unsupported => "unsupported",
@@ -206,10 +218,13 @@ impl ErrorKind {
             Self::ProviderInternal => "the provider failed",
             Self::ContentFiltered => "refused by the provider's content filter",
             Self::ConnectionFailed => "no connection",
+            Self::CircuitOpen => "not asked",
             Self::TimedOut(Phase::Connect) => "connecting took too long",
             Self::TimedOut(Phase::FirstToken) => "the first token took too long",
             Self::TimedOut(Phase::NextToken) => "the next token took too long",
             Self::TimedOut(Phase::Upstream) => "the provider's side gave up waiting",
+            Self::TimedOut(Phase::Whole) => "the whole answer took too long",
+            Self::TimedOut(Phase::Deadline) => "the request's deadline came first",
             Self::StreamCut => "the answer was cut off",
             Self::MalformedResponse => "the answer could not be understood",
             Self::Unsupported => "not supported",

@@ -56,6 +56,7 @@ mod event;
 mod event_stream;
 mod http;
 mod local;
+mod pool;
 mod profile;
 mod provider;
 mod sse;
@@ -74,10 +75,15 @@ pub use event::{Citation, Event, EventQueue, FinishReason, ToolCallDelta, Usage}
 pub use event_stream::{EventStreamError, EventStreamMessage, EventStreamParser, HeaderValue};
 pub use http::{HttpClient, HttpConfig, HttpProvider, Timeouts};
 pub use local::{FailureMode, Local, LocalConfig, LocalFailure};
+pub use pool::{
+    Answer, Attempt, Balance, BreakerConfig, BreakerState, Counts, Member, MemberStatus, NoAnswer,
+    Outcome, Plan, Pool, PoolConfig, RetryConfig, Skip, Target, Trail,
+};
 pub use profile::{Auth, Feature, Features, Format, PROFILES, Profile, Settings};
 pub use provider::{BoxFuture, ChatResponse, ChatStream, EventStream, Provider, Source};
 /// Keys are given in this type, which never shows them.
 pub use secrecy::SecretString;
 pub use sse::{DEFAULT_MAX_EVENT_LEN, SseError, SseEvent, SseParser};
+pub use wire::gemini::GeminiService;
 pub use wire::openai::Dialect;
 pub use wire::{Credentials, Decoder, Decoding, Wire};

@@ -78,19 +78,21 @@ impl ChatStream {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Event<'_>, ProviderError>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        task::ready!(self.inner.poll_ready(cx));
+        task::ready!(self.poll_ready(cx));
         Poll::Ready(self.take())
+    }
+
+    /// Waits until [`take`](Self::take) has something to give.
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.ended {
+            return Poll::Ready(());
+        }
+        self.inner.poll_ready(cx)
     }
 
     /// The next event, which borrows from the stream; `None` at the end. Safe to cancel.
     pub async fn next(&mut self) -> Option<Result<Event<'_>, ProviderError>> {
-        if self.ended {
-            return None;
-        }
-        poll_fn(|cx| self.inner.poll_ready(cx)).await;
+        poll_fn(|cx| self.poll_ready(cx)).await;
         self.take()
     }
 
@@ -107,7 +109,11 @@ impl ChatStream {
         Ok(response)
     }
 
-    fn take(&mut self) -> Option<Result<Event<'_>, ProviderError>> {
+    /// Takes what [`poll_ready`](Self::poll_ready) found.
+    pub(crate) fn take(&mut self) -> Option<Result<Event<'_>, ProviderError>> {
+        if self.ended {
+            return None;
+        }
         let taken = self.inner.take();
         self.ended = !matches!(taken, Some(Ok(_)));
         taken

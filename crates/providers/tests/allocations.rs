@@ -175,3 +175,42 @@ fn nor_does_a_message_of_awss_event_stream() {
         assert_eq!(counted.count_total, 0, "{delta}: {counted:?}");
     }
 }
+
+#[test]
+fn nor_does_a_piece_of_geminis() {
+    for part in [
+        r#"{"text":TOKEN}"#,
+        r#"{"text":TOKEN,"thought":true}"#,
+        r#"{"functionCall":{"partialArgs":[{"jsonPath":"$.a[0].b","stringValue":TOKEN,"willContinue":true}],"willContinue":true}}"#,
+    ] {
+        // With what each chunk has besides.
+        let piece = |part: &str| {
+            format!(
+                r#"data: {{"candidates":[{{"content":{{"parts":[{part}],"role":"model"}},"index":0,"safetyRatings":[{{"category":"C","probability":"LOW"}}]}}],"usageMetadata":{{"promptTokenCount":2,"promptTokensDetails":[{{"modality":"TEXT","tokenCount":2}}],"candidatesTokensDetails":[{{"modality":"TEXT","tokenCount":2}}]}},"modelVersion":"m","responseId":"r"}}"#
+            ) + "\r\n\r\n"
+        };
+        let stream: String = (0..400)
+            .map(|number| serde_json::to_string(&token(number)).unwrap())
+            .map(|token| piece(&part.replace("TOKEN", &token)))
+            .collect();
+        let mut decoding = decoding_of("gemini", "text/event-stream", 1 << 20);
+        let call = r#"{"functionCall":{"name":"f","willContinue":true}}"#;
+        decoding.push(piece(call).as_bytes());
+        let mut events = 0;
+        let mut feed = |bytes: &[u8]| {
+            decoding.push(bytes);
+            while let Some(event) = decoding.next() {
+                events += usize::from(event.is_ok());
+            }
+        };
+        let (warm_up, rest) = stream.as_bytes().split_at(stream.len() / 2);
+        warm_up.chunks(700).for_each(&mut feed);
+        let counted = measure(|| {
+            let (company, pieces) = rest.split_at(rest.len() / 2);
+            company.chunks(700).for_each(&mut feed);
+            pieces.chunks(7).for_each(&mut feed);
+        });
+        assert!(events >= 400, "{part}: {events}");
+        assert_eq!(counted.count_total, 0, "{part}: {counted:?}");
+    }
+}

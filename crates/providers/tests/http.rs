@@ -10,8 +10,8 @@ use lapce_ai_providers::{
     ChatRequest, Discovered, ErrorKind, Event, Fault, FinishReason, HttpClient, HttpConfig,
     HttpProvider, LoopbackServer, Phase, Provider, ProviderError, Timeouts, probe,
 };
-use serde_json::Value;
-use support::{FINISH, KEY, USAGE, Upstream, client, request, sse, text_chunk, wire};
+use serde_json::{Value, json};
+use support::{FINISH, KEY, USAGE, Upstream, client, request, sse, text_chunk, wire, wire_of};
 
 /// Long enough for a server in the same process, short enough to wait for.
 const SHORT: Duration = Duration::from_millis(500);
@@ -331,6 +331,44 @@ async fn dropping_the_request_before_its_answer_closes_the_connection() {
         exchange = upstream.accept() => exchange,
     };
     exchange.closed().await;
+}
+
+#[tokio::test]
+async fn the_list_of_geminis_models_in_pages() {
+    let upstream = Upstream::start().await;
+    for (profile, path, list) in [
+        ("gemini", "/v1/models?pagesize=1000", "models"),
+        (
+            "vertex",
+            "/v1/publishers/google/models?pagesize=100",
+            "publisherModels",
+        ),
+    ] {
+        let wire = wire_of(profile, &upstream.base_url());
+        let provider = HttpProvider::new("tested", wire, client());
+        let page = |name: &str, next: &str| {
+            let entry = json!({"name": format!("models/{name}")});
+            json!({list: [entry], "nextPageToken": next}).to_string()
+        };
+        let serve = async {
+            let mut exchange = upstream.accept().await;
+            for (page, mark) in [
+                (page("a", "x/1+="), ""),
+                (page("b", "2"), "&pagetoken=x%2f1%2b%3d"),
+                (page("c", ""), "&pagetoken=2"),
+            ] {
+                let expected = format!("get {path}{mark} http/1.1\r\n");
+                assert!(exchange.head.starts_with(&expected), "{}", exchange.head);
+                exchange.answer("200 OK", "", &page).await;
+                if mark != "&pagetoken=2" {
+                    exchange.read_request().await;
+                }
+            }
+        };
+        let (models, ()) = tokio::join!(provider.models(), serve);
+        let ids: Vec<_> = models.unwrap().into_iter().map(|model| model.id).collect();
+        assert_eq!(ids, ["a", "b", "c"], "{profile}");
+    }
 }
 
 #[tokio::test]

@@ -137,7 +137,7 @@ impl<W: Write> Printer<W> {
                 joined.push_str(&arguments.unwrap_or_default());
             }
             StreamEvent::Citation(citation) => self.citations.push(citation),
-            StreamEvent::Finish { reason } => self.finish(reason)?,
+            StreamEvent::Finish { reason, .. } => self.finish(reason)?,
             StreamEvent::Start { .. } | StreamEvent::Usage(_) | StreamEvent::Unknown => {}
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 pub(crate) mod chat;
 pub(crate) mod config;
+pub(crate) mod live;
 pub(crate) mod models;
 pub(crate) mod status;
 pub(crate) mod stop;
@@ -44,11 +45,13 @@ async fn leave_in_the_end() {
 /// Runs `work` until it ends or somebody presses Ctrl-C.
 async fn or_interrupted<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::select! {
-        outcome = work => outcome,
+        // It listens before the work begins: whoever sees something of the work may press Ctrl-C.
+        biased;
         heard = tokio::signal::ctrl_c() => Err(match heard {
             Ok(()) => Failure::Interrupted,
             Err(error) => Failure::Failed(format!("cannot wait for Ctrl-C: {error}")),
         }),
+        outcome = work => outcome,
     }
 }
 

@@ -170,6 +170,28 @@ pub(super) fn texts() -> Kind<Vec<String>> {
     })
 }
 
+/// A list of whole numbers.
+pub(super) fn integers(range: RangeInclusive<u32>) -> Kind<Vec<u32>> {
+    let allowed = format!(
+        "a list of whole numbers from {} to {}",
+        range.start(),
+        range.end()
+    );
+    let one = move |number: i64| {
+        let number = u32::try_from(number).ok();
+        number.filter(|number| range.contains(number))
+    };
+    let read = move |raw: &Raw| match raw {
+        Raw::List(items) => items.iter().map(|item| one(whole(item)?)).collect(),
+        Raw::Untyped(text) => {
+            let items = text.trim_matches(['[', ']']).split(',');
+            items.map(|item| one(item.trim().parse().ok()?)).collect()
+        }
+        _ => None,
+    };
+    Kind::new(allowed, read, |numbers| Value::from(numbers.as_slice()))
+}
+
 /// Names with values that may be secret, such as HTTP headers.
 pub(super) fn secret_map() -> Kind<Vec<(String, String)>> {
     let read = |raw: &Raw| match raw {

@@ -5,9 +5,11 @@
 
 mod kinds;
 mod layers;
+mod pool;
 mod provider;
 mod section;
 mod show;
+mod waits;
 
 use std::env;
 use std::fmt;
@@ -17,12 +19,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lapce_ai_proto::{Limits, OPEN_PREFIX_LEN};
+use lapce_ai_providers::PoolConfig;
 use lapce_ai_server::Options;
 use lapce_ai_transport::{CONTROL_ROOM, PoolOptions, RuntimeDir, usable_cpus};
 use serde_json::Value;
 
 pub use layers::{Origin, Problem};
+pub use pool::RouteSettings;
 pub use provider::{ApiKey, LocalSettings, OpenAiSettings, ProviderKind, ProviderSettings};
+pub use waits::Waits;
 
 use kinds::written_size;
 use section::{Findings, Section, Setting};
@@ -32,13 +37,16 @@ pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// What stands where a key stood.
 const REDACTED: &str = "[redacted]";
-const SECTIONS: [&str; 6] = [
+const SECTIONS: [&str; 9] = [
     "ipc",
     "requests",
+    "retries",
+    "breaker",
     "log",
     "metrics",
     "discovery",
     "providers",
+    "routes",
 ];
 const DAY: u32 = 86_400;
 
@@ -100,6 +108,8 @@ pub struct Config {
     pub ipc: Ipc,
     /// Requests in general.
     pub requests: Requests,
+    /// What happens when a provider fails.
+    pub pool: PoolConfig,
     /// The log.
     pub log: Log,
     /// Metrics.
@@ -108,6 +118,8 @@ pub struct Config {
     pub discovery: Discovery,
     /// The configured providers, in the file's order.
     pub providers: Vec<ProviderSettings>,
+    /// Names that lead to several models, in the file's order.
+    pub routes: Vec<RouteSettings>,
     settings: Vec<Setting>,
 }
 
@@ -157,6 +169,8 @@ pub struct Requests {
     pub default_model: Option<String>,
     /// Deadline of requests that name none; `None` is no deadline.
     pub default_deadline: Option<Duration>,
+    /// How long to wait for providers that say nothing else.
+    pub waits: Waits,
 }
 
 /// Section `[log]`.
@@ -287,11 +301,17 @@ impl Config {
         let mut findings = Findings::default();
         let ipc = read_ipc(&mut tree, &mut findings);
         let requests = read_requests(&mut tree, &mut findings);
+        let pool = pool::read_pool(&mut tree, &mut findings);
         let log = read_log(&mut tree, file.as_deref(), &mut findings);
         let metrics = read_metrics(&mut tree, &mut findings);
         let discovery = read_discovery(&mut tree, &mut findings);
-        let providers =
-            provider::read_all(tree.remove("providers"), file.as_deref(), &mut findings);
+        let providers = provider::read_all(
+            tree.remove("providers"),
+            file.as_deref(),
+            requests.waits,
+            &mut findings,
+        );
+        let routes = pool::read_routes(tree.remove("routes"), &providers, &mut findings);
         for (name, entry) in tree {
             let hint = match section::nearest(&name, SECTIONS.into_iter()) {
                 Some(near) => format!("did you mean `{near}`?"),
@@ -314,10 +334,12 @@ impl Config {
             file,
             ipc,
             requests,
+            pool,
             log,
             metrics,
             discovery,
             providers,
+            routes,
             settings,
         })
     }
@@ -422,8 +444,10 @@ fn read_requests(tree: &mut layers::Table, findings: &mut Findings) -> Requests 
         Duration::from_secs(600),
         &kinds::seconds(0..=DAY),
     );
+    let waits = waits::read(&mut requests, Waits::default());
     requests.finish();
     Requests {
+        waits,
         default_model,
         default_deadline: Some(deadline).filter(|deadline| !deadline.is_zero()),
     }

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use lapce_ai_providers::{
     ErrorKind, FailureMode, Format, LocalConfig, LocalFailure, Phase, Profile, SecretString,
-    Timeouts,
 };
 use serde_json::Value;
 
 use super::layers::{Entry, Origin, Raw};
 use super::section::{Findings, Section};
-use super::{DAY, kinds, name_of};
+use super::waits::{self, Waits};
+use super::{kinds, name_of};
+
+/// The most keys of one provider.
+const MOST_KEYS: usize = 32;
 
 /// One configured provider.
 #[derive(Debug, Clone)]
@@ -42,16 +45,16 @@ pub struct OpenAiSettings {
     pub region: Option<String>,
     /// The profile in the AWS files, for AWS.
     pub aws_profile: Option<String>,
-    /// Where its key is.
-    pub key: Option<ApiKey>,
+    /// The project, for Google's cloud.
+    pub project: Option<String>,
+    /// Where its keys are; they are used in turn.
+    pub keys: Vec<ApiKey>,
     /// Further headers of every request. Their values are taken for secrets.
     pub headers: Vec<(String, SecretString)>,
     /// The models it is known to offer, where somebody listed them.
     pub models: Vec<String>,
-    /// How long to wait for answers.
-    pub timeouts: Timeouts,
-    /// How long to wait for a connection.
-    pub connect_timeout: Duration,
+    /// How long to wait.
+    pub waits: Waits,
     /// Certificates to trust besides the compiled-in ones.
     pub extra_root_certs: Option<PathBuf>,
 }
@@ -112,6 +115,7 @@ const FAILURES: &[(&str, FailureMode)] = &[
 pub(super) fn read_all(
     entry: Option<Entry>,
     file: Option<&Path>,
+    usual: Waits,
     findings: &mut Findings,
 ) -> Vec<ProviderSettings> {
     let table = match entry {
@@ -136,7 +140,7 @@ pub(super) fn read_all(
     });
     entries
         .into_iter()
-        .filter_map(|(name, entry)| read(name, entry, file, findings))
+        .filter_map(|(name, entry)| read(name, entry, file, usual, findings))
         .collect()
 }
 
@@ -144,6 +148,7 @@ fn read(
     name: String,
     entry: Entry,
     file: Option<&Path>,
+    usual: Waits,
     findings: &mut Findings,
 ) -> Option<ProviderSettings> {
     let place = entry.origin.clone();
@@ -180,9 +185,13 @@ fn read(
     let default_model = section.maybe("default_model", &kinds::text("a model's name"));
     let kind = match ty {
         Type::Local => ProviderKind::Local(read_local(&mut section)),
-        Type::OpenAi => {
-            ProviderKind::OpenAi(Box::new(read_openai(&mut section, &place, known, file)))
-        }
+        Type::OpenAi => ProviderKind::OpenAi(Box::new(read_openai(
+            &mut section,
+            &place,
+            known,
+            file,
+            usual,
+        ))),
     };
     section.finish();
     Some(ProviderSettings {
@@ -197,6 +206,7 @@ fn read_openai(
     place: &Origin,
     known: Option<&Profile>,
     file: Option<&Path>,
+    usual: Waits,
 ) -> OpenAiSettings {
     let url_kind = kinds::text("an address such as \"http://127.0.0.1:8080/v1\"");
     let base_url = match known {
@@ -220,6 +230,57 @@ fn read_openai(
         true => section.maybe("aws_profile", &kinds::text("a profile's name")),
         false => None,
     };
+    let project = section.maybe("project", &kinds::text("a project's name"));
+    let beside = |path| super::beside(file, path);
+    let keys = read_keys(section, beside);
+    let headers = section
+        .maybe("headers", &kinds::secret_map())
+        .unwrap_or_default();
+    let models = section.get("models", Vec::new(), &kinds::texts());
+    let waits = waits::read(section, usual);
+    let extra_root_certs = section
+        .maybe("extra_root_certs", &kinds::path())
+        .map(beside);
+    OpenAiSettings {
+        base_url,
+        region,
+        aws_profile,
+        project,
+        keys,
+        headers: headers
+            .into_iter()
+            .map(|(name, value)| (name, SecretString::from(value)))
+            .collect(),
+        models,
+        waits,
+        extra_root_certs,
+    }
+}
+
+/// The key of `section`, or all of its `api_keys`.
+fn read_keys(section: &mut Section<'_>, beside: impl Fn(PathBuf) -> PathBuf) -> Vec<ApiKey> {
+    let mut keys: Vec<ApiKey> = read_key(section, &beside).into_iter().collect();
+    let several = section.tables(
+        "api_keys",
+        "{ api_key_env = \"A_VARIABLE\" }",
+        |one, place| {
+            let key = read_key(one, &beside);
+            if key.is_none() {
+                one.problem(place, "it says nowhere where the key is");
+            }
+            key
+        },
+    );
+    keys.extend(several);
+    if keys.len() > MOST_KEYS {
+        let origin = section.origin("api_keys");
+        section.problem(origin, format!("there are more than {MOST_KEYS} keys"));
+    }
+    keys
+}
+
+/// The key of `section`.
+fn read_key(section: &mut Section<'_>, beside: impl Fn(PathBuf) -> PathBuf) -> Option<ApiKey> {
     let value = section.secret("api_key");
     let variable = section.maybe(
         "api_key_env",
@@ -240,55 +301,10 @@ fn read_openai(
             "only one of api_key, api_key_env and api_key_file may be set",
         );
     }
-    let beside = |path| super::beside(file, path);
-    let key = value
+    value
         .map(ApiKey::Value)
         .or(variable.map(ApiKey::Environment))
-        .or(key_file.map(|path| ApiKey::File(beside(path))));
-    let headers = section
-        .maybe("headers", &kinds::secret_map())
-        .unwrap_or_default();
-    let models = section.get("models", Vec::new(), &kinds::texts());
-    let usual = Timeouts::default();
-    let timeouts = Timeouts {
-        first_token: section.get(
-            "first_token_timeout_secs",
-            usual.first_token,
-            &kinds::seconds(1..=DAY),
-        ),
-        between_tokens: section.get(
-            "between_tokens_timeout_secs",
-            usual.between_tokens,
-            &kinds::seconds(1..=DAY),
-        ),
-        models: section.get(
-            "models_timeout_secs",
-            usual.models,
-            &kinds::seconds(1..=DAY),
-        ),
-    };
-    let connect_timeout = section.get(
-        "connect_timeout_secs",
-        Duration::from_secs(10),
-        &kinds::seconds(1..=3600),
-    );
-    let extra_root_certs = section
-        .maybe("extra_root_certs", &kinds::path())
-        .map(beside);
-    OpenAiSettings {
-        base_url,
-        region,
-        aws_profile,
-        key,
-        headers: headers
-            .into_iter()
-            .map(|(name, value)| (name, SecretString::from(value)))
-            .collect(),
-        models,
-        timeouts,
-        connect_timeout,
-        extra_root_certs,
-    }
+        .or(key_file.map(|path| ApiKey::File(beside(path))))
 }
 
 fn read_local(section: &mut Section<'_>) -> LocalSettings {

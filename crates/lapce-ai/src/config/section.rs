@@ -152,6 +152,47 @@ impl<'a> Section<'a> {
         value.map(SecretString::from)
     }
 
+    /// Reads the list of tables `key`, each as a section of its own. What stands in them may be secret and is not noted.
+    pub(super) fn tables<T>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        mut read: impl FnMut(&mut Section<'_>, Origin) -> Option<T>,
+    ) -> Vec<T> {
+        self.known.push(key);
+        let Some(Entry { raw, origin }) = self.table.remove(key) else {
+            self.note(key, None, Origin::Default);
+            return Vec::new();
+        };
+        self.note(key, Some(Value::from(REDACTED)), origin.clone());
+        let Raw::List(items) = raw else {
+            let text = format!("{key} must be a list of tables such as [{example}]");
+            self.problem(origin, text);
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        for (at, raw) in items.into_iter().enumerate() {
+            let mut findings = Findings::default();
+            let name = format!("{}.{key}[{at}]", self.name);
+            if matches!(raw, Raw::Table(_)) {
+                let entry = Entry {
+                    raw,
+                    origin: origin.clone(),
+                };
+                let mut section = Section::new(name, Some(entry), &mut findings);
+                found.extend(read(&mut section, origin.clone()));
+                section.finish();
+            } else {
+                findings.problem(
+                    origin.clone(),
+                    format!("{name} must be a table such as {example}"),
+                );
+            }
+            self.findings.problems.append(&mut findings.problems);
+        }
+        found
+    }
+
     /// Reports something about `key`.
     pub(super) fn problem(&mut self, origin: Origin, text: impl Into<String>) {
         self.findings

@@ -94,22 +94,43 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         .iter()
         .map(|provider| provider.name.as_str())
         .collect();
-    assert_eq!(names, ["openai", "office", "bedrock", "local"]);
+    assert_eq!(
+        names,
+        ["openai", "office", "groq", "bedrock", "vertex", "local"]
+    );
     let ProviderKind::OpenAi(office) = &config.providers[1].kind else {
         panic!()
     };
     assert!(
-        matches!(&office.key, Some(ApiKey::File(path)) if path == Path::new("/etc/office.key"))
+        matches!(office.keys.as_slice(), [ApiKey::File(path)] if path == Path::new("/etc/office.key"))
     );
     assert_eq!(office.headers[0].0, "X-Team");
-    let ProviderKind::OpenAi(bedrock) = &config.providers[2].kind else {
+    let ProviderKind::OpenAi(groq) = &config.providers[2].kind else {
+        panic!()
+    };
+    assert!(
+        matches!(groq.keys.as_slice(), [ApiKey::Environment(first), ApiKey::File(second)]
+            if first == "GROQ_KEY_1" && second == Path::new("/etc/groq-2.key"))
+    );
+    assert_eq!(
+        config.routes[0].targets,
+        ["openai/gpt-4o", "office/qwen3-coder"]
+    );
+    let ProviderKind::OpenAi(bedrock) = &config.providers[3].kind else {
         panic!()
     };
     assert_eq!(bedrock.region.as_deref(), Some("us-east-1"));
     assert_eq!(bedrock.aws_profile.as_deref(), Some("work"));
     // A profile of AWS is nothing that others have.
     assert!(error("[providers.groq]\naws_profile = 'x'\n").contains("unknown key"));
-    let ProviderKind::Local(local) = &config.providers[3].kind else {
+    let ProviderKind::OpenAi(vertex) = &config.providers[4].kind else {
+        panic!()
+    };
+    assert_eq!(
+        (vertex.project.as_deref(), vertex.region.as_deref()),
+        (Some("my-project"), Some("europe-west4"))
+    );
+    let ProviderKind::Local(local) = &config.providers[5].kind else {
         panic!()
     };
     assert_eq!(local.tokens_per_second, Some(50.0));
@@ -346,4 +367,90 @@ fn a_named_file_must_be_there_and_the_usual_one_need_not() {
         Config::load(&elsewhere),
         Err(ConfigError::Unreadable { .. })
     ));
+}
+
+#[test]
+fn routes_and_lists_of_keys_are_checked_where_they_stand() {
+    for (text, expected) in [
+        (
+            "[routes.x]\n",
+            "1:9: routes.x: targets must be 1 to 32 models",
+        ),
+        (
+            "[routes.x]\ntargets = []\n",
+            "2:1: routes.x: targets must be 1 to 32",
+        ),
+        (
+            "[routes.'a/b']\ntargets = ['m']\n",
+            "must not be empty or have a `/`",
+        ),
+        (
+            "[providers.groq]\n[routes.Groq]\ntargets = ['m']\n",
+            "2:9: routes.Groq: [providers.groq] has the same name",
+        ),
+        (
+            "[routes.x]\ntargets = ['m']\nbalance = 'best'\n",
+            "3:1: routes.x.balance must be one of \"ordered\", \"weighted\"",
+        ),
+        (
+            "[routes.x]\ntargets = ['m', 'n']\nbalance = 'weighted'\nweights = [1]\n",
+            "4:1: routes.x: there are 1 weights for 2 targets",
+        ),
+        (
+            "[routes.x]\ntargets = ['m']\nweights = [1]\n",
+            "3:1: routes.x: weights belong to balance = \"weighted\"",
+        ),
+        (
+            "[routes.x]\ntargets = ['m']\nbalance = 'weighted'\nweights = [0]\n",
+            "weights must be a list of whole numbers from 1 to 1000",
+        ),
+        (
+            "[routes.x]\ntarget = ['m']\n",
+            "unknown key `routes.x.target`: did you mean `targets`?",
+        ),
+        (
+            "[breaker]\nopen_secs = 500\n",
+            "2:1: breaker.open_secs must not be more than breaker.max_open_secs",
+        ),
+        (
+            "[providers.groq]\napi_keys = 'k'\n",
+            "2:1: providers.groq: api_keys must be a list of tables",
+        ),
+        (
+            "[providers.groq]\napi_keys = ['sk-secret']\n",
+            "providers.groq.api_keys[0] must be a table",
+        ),
+        (
+            "[providers.groq]\napi_keys = [{ api_key = 'sk-secret', api_key_env = 'B' }]\n",
+            "only one of api_key, api_key_env and api_key_file",
+        ),
+        (
+            "[providers.groq]\napi_keys = [{}]\n",
+            "2:1: providers.groq.api_keys[0]: it says nowhere where the key is",
+        ),
+    ] {
+        let error = error(text);
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("sk-secret"), "{error}");
+    }
+    let config = read("[providers.groq]\napi_keys = [{ api_key = 'sk-secret' }]\n").unwrap();
+    assert!(!config.to_toml().contains("sk-secret"));
+    assert!(!config.to_json().to_string().contains("sk-secret"));
+}
+
+#[test]
+fn waits_of_a_provider_are_those_of_all_unless_it_says_otherwise() {
+    let config = read(
+        "[requests]\nfirst_token_timeout_secs = 7\nanswer_timeout_secs = 90\n[providers.groq]\nanswer_timeout_secs = 0\n[providers.openai]\n",
+    )
+    .unwrap();
+    let waits = |at: usize| match &config.providers[at].kind {
+        ProviderKind::OpenAi(settings) => settings.waits,
+        ProviderKind::Local(_) => panic!(),
+    };
+    assert_eq!(waits(0).timeouts.first_token.as_secs(), 7);
+    assert_eq!(
+        (waits(0).answer, waits(1).answer),
+        (None, Some(Duration::from_secs(90)))
+    );
 }

@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::ai::{
-    AIRequest, EmbeddingsRequest, ModelList, ModelListError, ModelsRequest, TokenCount,
+    AIRequest, AIResponse, EmbeddingsRequest, ModelList, ModelListError, ModelsRequest, TokenCount,
 };
 use lapce_ai_proto::status::Status;
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
-use lapce_ai_providers::{ChatRequest, Event};
+use lapce_ai_providers::{Answer, Event};
 use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::providers::Providers;
-use super::wire;
+use super::{attempts, wire};
 use crate::config::Config;
 
 /// Room for an item before it has to grow, in bytes.
@@ -129,7 +129,7 @@ impl App {
             stops_when_idle_secs: self.stops_when_idle.map(|idle| idle.as_secs()),
             connections,
             reactors: self.server.reactors(),
-            providers: self.providers.about().to_vec(),
+            providers: self.providers.status(),
             default_model: self.providers.default_model().map(str::to_owned),
             counters,
             pool: self.server.pool().into(),
@@ -233,31 +233,45 @@ impl App {
             responder.fail(error);
             Err(code)
         };
-        let route = match self.providers.resolve(&request.model) {
-            Ok(route) => route,
-            Err(error) => return failed(responder, wire::catalog_error(&error)),
-        };
-        let chat = match wire::chat_request(request, route.model) {
-            Ok(chat) => chat,
+        let asked = self.providers.plan(&request.model);
+        let asked = asked.map_err(|error| wire::catalog_error(&error));
+        let asked = asked.and_then(|plan| Ok((plan, wire::chat_request(request, String::new())?)));
+        let (plan, chat) = match asked {
+            Ok(asked) => asked,
             Err(error) => return failed(responder, error),
         };
-        let mut stream = match route.provider.chat(&chat).await {
-            Ok(stream) => stream,
-            Err(error) => return failed(responder, wire::provider_error(&error)),
-        };
-        let ChatRequest {
+        let streamed = chat.stream;
+        let deadline = held.deadline.map(Into::into);
+        let Answer {
+            mut stream,
+            provider,
             model,
-            stream: streamed,
-            ..
-        } = chat;
+            trail,
+        } = match self.providers.pool().chat(&plan, chat, deadline).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let trail = error.trail.to_string();
+                // As a quoted text: a client may name a model as it likes.
+                tracing::info!(?trail, "no answer");
+                return failed(responder, attempts::no_answer(&error));
+            }
+        };
         drop(held);
+        if !trail.is_plain() {
+            let trail = trail.to_string();
+            tracing::info!(?trail, "answered by another than the first");
+        }
         if !streamed {
             return match stream.collect().await {
                 Ok(answer) => {
-                    answer_json(responder, &wire::response(answer, route.name, &model)).await;
+                    let answer = AIResponse {
+                        attempts: attempts::list(&trail),
+                        ..wire::response(answer, &provider, &model)
+                    };
+                    answer_json(responder, &answer).await;
                     Ok(())
                 }
-                Err(error) => failed(responder, wire::provider_error(&error)),
+                Err(error) => failed(responder, attempts::broke_off(&error, trail)),
             };
         }
         let mut responder = responder;
@@ -265,13 +279,18 @@ impl App {
         loop {
             let event = match stream.next().await {
                 Some(Ok(event)) => event,
-                Some(Err(error)) => return failed(responder, wire::provider_error(&error)),
-                None => return failed(responder, wire::without_finish(route.name)),
+                Some(Err(error)) => {
+                    let (trail_text, why) = (trail.to_string(), error.kind.name());
+                    tracing::info!(trail = ?trail_text, why, "an answer broke off");
+                    return failed(responder, attempts::broke_off(&error, trail));
+                }
+                None => return failed(responder, wire::without_finish(&provider)),
             };
-            wire::write_item(&mut item, event, route.name, &model);
-            if matches!(event, Event::Finish(_)) {
+            if let Event::Finish(reason) = event {
+                wire::write_finish(&mut item, reason, &attempts::list(&trail));
                 break;
             }
+            wire::write_item(&mut item, event, &provider, &model);
             // Nobody wants the answer any more: dropping the stream ends the provider's work, too.
             responder
                 .send(&item)

@@ -1,5 +1,6 @@
 //! `lapce-ai serve`: the daemon.
 
+mod attempts;
 mod handlers;
 mod log;
 pub(crate) mod providers;

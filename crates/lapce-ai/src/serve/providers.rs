@@ -8,12 +8,16 @@ use std::time::Duration;
 
 use lapce_ai_proto::status::ProviderStatus;
 use lapce_ai_providers::{
-    BoxFuture, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream, Discovered, ErrorKind,
-    Format, HttpClient, HttpConfig, Local, LoopbackServer, ModelInfo, PROFILES, Profile, Provider,
-    ProviderError, Route, SecretString, Settings, from_environment, probe,
+    Balance, BoxFuture, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream, Discovered,
+    ErrorKind, Feature, Features, Format, HttpClient, HttpConfig, Local, LoopbackServer, Member,
+    ModelInfo, PROFILES, Plan, Pool, Profile, Provider, ProviderError, SecretString, Settings,
+    Target, from_environment, probe,
 };
 
-use crate::config::{ApiKey, Config, OpenAiSettings, ProviderKind, ProviderSettings};
+use super::attempts;
+use crate::config::{
+    ApiKey, Config, OpenAiSettings, ProviderKind, ProviderSettings, RouteSettings, Waits,
+};
 
 const LOCAL: &str = "local";
 /// The most time that the daemon's start waits for servers on this machine.
@@ -23,6 +27,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Providers {
     catalog: Catalog,
+    pool: Pool,
+    /// Names that lead to several models.
+    routes: Vec<(String, Plan)>,
     about: Vec<ProviderStatus>,
     default_model: Option<String>,
     /// Those that lead to a model, in order of preference.
@@ -34,28 +41,33 @@ impl Providers {
     /// Finds every provider. `lookup` reads the environment.
     pub(crate) async fn gather(config: &Config, lookup: impl Fn(&str) -> Option<String>) -> Self {
         let mut providers = Self::configured(config, &lookup);
-        let shared = HttpClient::new(&HttpConfig::default());
+        let waits = config.requests.waits;
+        let shared = HttpClient::new(&HttpConfig {
+            connect_timeout: waits.connect,
+            ..HttpConfig::default()
+        });
         if config.discovery.environment {
             for found in from_environment(&lookup) {
-                providers.add_discovered(&found, "environment", &shared);
+                providers.add_discovered(&found, "environment", &shared, waits);
             }
         }
         if config.discovery.loopback
             && let Ok(client) = &shared
         {
             for found in probe(client, &LoopbackServer::usual(), PROBE_TIMEOUT).await {
-                providers.add_discovered(&found, "discovered", &shared);
+                providers.add_discovered(&found, "discovered", &shared, waits);
             }
         }
         if !providers.knows(LOCAL) {
             providers.add(
                 LOCAL,
-                Ok(Arc::new(Local::default())),
+                Ok(Accounts::local(Local::default(), waits)),
                 Some(LOCAL.to_owned()),
                 vec![LOCAL.to_owned()],
                 about("built in"),
             );
         }
+        providers.route(&config.routes);
         providers.choose_default(config.requests.default_model.as_deref());
         for problem in &providers.problems {
             tracing::warn!("{problem}");
@@ -67,6 +79,8 @@ impl Providers {
     pub(crate) fn configured(config: &Config, lookup: impl Fn(&str) -> Option<String>) -> Self {
         let mut providers = Self {
             catalog: Catalog::default(),
+            pool: Pool::new(config.pool),
+            routes: Vec::new(),
             about: Vec::new(),
             default_model: None,
             real: Vec::new(),
@@ -74,12 +88,7 @@ impl Providers {
         };
         let mut clients = HashMap::new();
         for settings in &config.providers {
-            providers.add_configured(
-                settings,
-                config.discovery.environment,
-                &lookup,
-                &mut clients,
-            );
+            providers.add_configured(settings, config, &lookup, &mut clients);
         }
         providers
     }
@@ -89,24 +98,85 @@ impl Providers {
         &self.problems
     }
 
-    /// For `status`.
+    /// What each is.
     pub(crate) fn about(&self) -> &[ProviderStatus] {
         &self.about
+    }
+
+    /// What each is, and how it does now.
+    pub(crate) fn status(&self) -> Vec<ProviderStatus> {
+        let with_health = |about: &ProviderStatus| ProviderStatus {
+            health: self
+                .member(&about.name)
+                .map(|member| attempts::health(&member.status())),
+            ..about.clone()
+        };
+        self.about.iter().map(with_health).collect()
+    }
+
+    /// What has requests answered.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Who may answer a request for `model`, which is a route's name or whatever else names a model.
+    pub(crate) fn plan(&self, model: &str) -> Result<Plan, CatalogError> {
+        let name = match model.trim() {
+            "" => self.default_model().unwrap_or_default(),
+            name => name,
+        };
+        if let Some((_, plan)) = self
+            .routes
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+        {
+            return Ok(plan.clone());
+        }
+        Ok(Plan {
+            targets: vec![self.target(name, 1)?],
+            balance: Balance::Ordered,
+        })
+    }
+
+    fn target(&self, model: &str, weight: u32) -> Result<Target, CatalogError> {
+        let route = self.catalog.resolve(Some(model))?;
+        // Whatever is in the catalog is in the pool.
+        let member = self.member(route.name).ok_or(CatalogError::Empty)?;
+        Ok(Target {
+            member: Arc::clone(member),
+            model: route.model.into(),
+            weight,
+        })
+    }
+
+    fn member(&self, name: &str) -> Option<&Arc<Member>> {
+        let mut members = self.pool.members().iter();
+        members.find(|member| &**member.name() == name)
+    }
+
+    /// Makes a plan of each route. Targets that lead nowhere are told of and left out.
+    fn route(&mut self, routes: &[RouteSettings]) {
+        for route in routes {
+            let mut targets = Vec::new();
+            for (model, weight) in route.targets.iter().zip(&route.weights) {
+                match self.target(model, *weight) {
+                    Ok(target) => targets.push(target),
+                    Err(error) => self
+                        .problems
+                        .push(format!("routes.{}: {error}", route.name)),
+                }
+            }
+            let plan = Plan {
+                targets,
+                balance: route.balance,
+            };
+            self.routes.push((route.name.clone(), plan));
+        }
     }
 
     /// Where requests without a model go.
     pub(crate) fn default_model(&self) -> Option<&str> {
         self.default_model.as_deref()
-    }
-
-    /// The provider and model that a request means.
-    pub(crate) fn resolve(&self, model: &str) -> Result<Route<'_>, CatalogError> {
-        let model = model.trim();
-        if model.is_empty() {
-            self.catalog.resolve(self.default_model())
-        } else {
-            self.catalog.resolve(Some(model))
-        }
     }
 
     /// The providers, or the one of this name.
@@ -125,17 +195,26 @@ impl Providers {
     fn add(
         &mut self,
         name: &str,
-        provider: Result<Arc<dyn Provider>, ProviderError>,
+        accounts: Result<Accounts, ProviderError>,
         default_model: Option<String>,
         models: Vec<String>,
         about: ProviderStatus,
     ) {
-        let usable = provider.is_ok();
-        let provider = provider.unwrap_or_else(|mut error| {
+        let usable = accounts.is_ok();
+        let Accounts {
+            each,
+            features,
+            whole,
+        } = accounts.unwrap_or_else(|mut error| {
             error.provider = name.into();
             self.problems.push(error.to_string());
-            Arc::new(Unusable(error))
+            Accounts {
+                each: vec![Arc::new(Unusable(error))],
+                features: Features::of(Feature::ALL),
+                whole: None,
+            }
         });
+        let provider = self.pool.add(name, each, features, whole);
         let shown = ProviderStatus {
             name: name.to_owned(),
             default_model: default_model.clone(),
@@ -162,7 +241,7 @@ impl Providers {
     fn add_configured(
         &mut self,
         settings: &ProviderSettings,
-        use_environment: bool,
+        config: &Config,
         lookup: impl Fn(&str) -> Option<String>,
         clients: &mut HashMap<(Duration, Option<PathBuf>), Result<HttpClient, ProviderError>>,
     ) {
@@ -175,7 +254,7 @@ impl Providers {
                     .unwrap_or_else(|| LOCAL.to_owned());
                 self.add(
                     name,
-                    Ok(Arc::new(Local::new(*local))),
+                    Ok(Accounts::local(Local::new(*local), config.requests.waits)),
                     Some(model),
                     vec![LOCAL.to_owned()],
                     about("configuration"),
@@ -183,31 +262,35 @@ impl Providers {
             }
             ProviderKind::OpenAi(openai) => {
                 let client = clients
-                    .entry((openai.connect_timeout, openai.extra_root_certs.clone()))
+                    .entry((openai.waits.connect, openai.extra_root_certs.clone()))
                     .or_insert_with(|| {
                         HttpClient::new(&HttpConfig {
-                            connect_timeout: openai.connect_timeout,
+                            connect_timeout: openai.waits.connect,
                             extra_root_certs: openai.extra_root_certs.clone(),
                             ..HttpConfig::default()
                         })
                     });
-                let provider = client.clone().and_then(|client| {
-                    let key = match &openai.key {
-                        None if use_environment => key_of_known(name, &lookup),
-                        None => None,
-                        Some(key) => Some(read_key(key, &lookup)?),
+                let use_environment = config.discovery.environment;
+                let accounts = client.clone().and_then(|client| {
+                    let keys = match openai.keys.as_slice() {
+                        [] if use_environment => vec![key_of_known(name, &lookup)],
+                        [] => vec![None],
+                        keys => keys
+                            .iter()
+                            .map(|key| read_key(key, &lookup).map(Some))
+                            .collect::<Result<_, _>>()?,
                     };
                     // Whoever names a profile of AWS asks for its files, which the environment places.
                     let asked = use_environment || openai.aws_profile.is_some();
                     let lookup = |name: &str| lookup(name).filter(|_| asked);
-                    connect(name, openai, key, lookup, client)
+                    connect(name, openai, keys, lookup, &client)
                 });
                 let model = settings.default_model.clone().or_else(|| usual_model(name));
                 let about = ProviderStatus {
                     base_url: Some(openai.base_url.clone()),
                     ..about("configuration")
                 };
-                self.add(name, provider, model, openai.models.clone(), about);
+                self.add(name, accounts, model, openai.models.clone(), about);
             }
         }
     }
@@ -217,13 +300,18 @@ impl Providers {
         found: &Discovered,
         source: &str,
         client: &Result<HttpClient, ProviderError>,
+        waits: Waits,
     ) {
         if self.knows(&found.name) {
             return;
         }
-        let provider = client.clone().and_then(|client| {
-            let provider: Arc<dyn Provider> = Arc::new(found.connect(client)?);
-            Ok(provider)
+        let accounts = client.clone().and_then(|client| {
+            let provider = found.connect(client)?.with_timeouts(waits.timeouts);
+            Ok(Accounts {
+                each: vec![Arc::new(provider)],
+                features: found.profile.features,
+                whole: waits.answer,
+            })
         });
         let models: Vec<String> = found.models.iter().map(|model| model.id.clone()).collect();
         // A model that makes vectors is no model to talk to.
@@ -237,7 +325,7 @@ impl Providers {
         };
         self.add(
             &found.name,
-            provider,
+            accounts,
             usual_model(&found.name).or(first),
             models,
             about,
@@ -247,7 +335,7 @@ impl Providers {
     /// The configured model, else the default one of the first real provider that has one, else `local`.
     fn choose_default(&mut self, configured: Option<&str>) {
         if let Some(model) = configured {
-            if let Err(error) = self.catalog.resolve(Some(model)) {
+            if let Err(error) = self.plan(model) {
                 self.problems
                     .push(format!("requests.default_model: {error}"));
             }
@@ -325,10 +413,10 @@ fn read_key(
 fn connect(
     name: &str,
     settings: &OpenAiSettings,
-    key: Option<SecretString>,
+    keys: Vec<Option<SecretString>>,
     lookup: impl Fn(&str) -> Option<String>,
-    client: HttpClient,
-) -> Result<Arc<dyn Provider>, ProviderError> {
+    client: &HttpClient,
+) -> Result<Accounts, ProviderError> {
     // Formats of their own are known by name, wherever the server is.
     let other = |profile: &&Profile| !matches!(profile.format, Format::ChatCompletions(_));
     let named = Profile::named(name).filter(other);
@@ -338,17 +426,49 @@ fn connect(
     let profile = profile.ok_or_else(|| {
         ProviderError::new(ErrorKind::Configuration, "no profile fits this server")
     })?;
-    let account = Settings {
-        base_url: Some(settings.base_url.clone()),
-        key,
-        headers: settings.headers.clone(),
-        region: settings.region.clone(),
-        aws_profile: settings.aws_profile.clone(),
-        ..Settings::default()
+    let one = |key| {
+        let account = Settings {
+            // The profile's own may depend on the region.
+            base_url: Some(settings.base_url.clone()).filter(|url| url != profile.base_url),
+            key,
+            headers: settings.headers.clone(),
+            region: settings.region.clone(),
+            project: settings.project.clone(),
+            aws_profile: settings.aws_profile.clone(),
+            ..Settings::default()
+        };
+        let account = profile.in_environment(account, &lookup)?;
+        let provider = profile.connect(name, &account, client.clone())?;
+        let provider: Arc<dyn Provider> = Arc::new(provider.with_timeouts(settings.waits.timeouts));
+        Ok(provider)
     };
-    let account = profile.in_environment(account, lookup)?;
-    let provider = profile.connect(name, &account, client)?;
-    Ok(Arc::new(provider.with_timeouts(settings.timeouts)))
+    Ok(Accounts {
+        each: keys
+            .into_iter()
+            .map(one)
+            .collect::<Result<_, ProviderError>>()?,
+        features: profile.features,
+        whole: settings.waits.answer,
+    })
+}
+
+/// One provider with each of its keys.
+struct Accounts {
+    each: Vec<Arc<dyn Provider>>,
+    features: Features,
+    /// The most time for a whole answer.
+    whole: Option<Duration>,
+}
+
+impl Accounts {
+    /// It repeats what it is told, whatever that is.
+    fn local(local: Local, waits: Waits) -> Self {
+        Self {
+            each: vec![Arc::new(local)],
+            features: Features::of(Feature::ALL),
+            whole: waits.answer,
+        }
+    }
 }
 
 /// A configured provider whose settings will not do. It stays in the catalog, so that whoever asks for it is told why.
@@ -400,6 +520,12 @@ mod tests {
         .await
     }
 
+    /// The first provider and model that are meant.
+    fn first(providers: &Providers, model: &str) -> (String, String) {
+        let target = &providers.plan(model).unwrap().targets[0];
+        (target.member.name().to_string(), target.model.to_string())
+    }
+
     fn names(providers: &Providers) -> Vec<(&str, &str)> {
         providers
             .about()
@@ -413,7 +539,7 @@ mod tests {
         let providers = gather("", &[]).await;
         assert_eq!(names(&providers), [("local", "built in")]);
         assert_eq!(providers.default_model(), Some("local/local"));
-        assert_eq!(providers.resolve("").unwrap().name, "local");
+        assert_eq!(first(&providers, "").0, "local");
         assert!(providers.problems().is_empty());
     }
 
@@ -429,7 +555,7 @@ mod tests {
         ];
         assert_eq!(names(&providers), expected);
         assert_eq!(providers.default_model(), Some("groq/x"));
-        assert_eq!(providers.resolve("openai").unwrap().model, "gpt-4o-mini");
+        assert_eq!(first(&providers, "openai").1, "gpt-4o-mini");
     }
 
     #[tokio::test]
@@ -439,13 +565,13 @@ mod tests {
             &[("OPENAI_API_KEY", "k")],
         )
         .await;
-        assert_eq!(providers.resolve("").unwrap().name, "local");
+        assert_eq!(first(&providers, "").0, "local");
         let providers = gather("[requests]\ndefault_model = 'nobody/x'", &[]).await;
         assert_eq!(
             providers.problems(),
             ["requests.default_model: no provider or model is called `nobody/x`"]
         );
-        assert!(providers.resolve("").is_err());
+        assert!(providers.plan("").is_err());
     }
 
     #[tokio::test]
@@ -454,9 +580,9 @@ mod tests {
         let providers = gather(text, &[]).await;
         assert_eq!(providers.problems().len(), 2, "{:?}", providers.problems());
         assert_eq!(providers.default_model(), Some("local/local"));
-        let route = providers.resolve("groq/x").unwrap();
-        let error = route
-            .provider
+        let plan = providers.plan("groq/x").unwrap();
+        let error = plan.targets[0]
+            .member
             .chat(&ChatRequest::new("x"))
             .await
             .unwrap_err();
@@ -532,6 +658,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn vertex_needs_a_project() {
+        let problems =
+            |settings: &'static str, environment: &'static [(&'static str, &'static str)]| async move {
+                let text = format!("[providers.vertex]\napi_key = 'ya29.token'\n{settings}");
+                gather(&text, environment).await.problems().to_vec()
+            };
+        let none = Vec::<String>::new();
+        assert_eq!(problems("project = 'p1'", &[]).await, none);
+        let place = "project = 'p1'\nregion = 'europe-west4'";
+        assert_eq!(problems(place, &[]).await, none);
+        assert_eq!(problems("", &[("GOOGLE_CLOUD_PROJECT", "p1")]).await, none);
+        for (settings, environment, sign) in [
+            ("", &[][..], "project is missing"),
+            ("project = 'p1'\nregion = 'a/b'", &[], "region"),
+            (
+                "project = 'p1'",
+                &[("GOOGLE_CLOUD_LOCATION", "a/b")],
+                "region",
+            ),
+        ] {
+            let problems = problems(settings, environment).await;
+            assert!(
+                problems.len() == 1 && problems[0].contains("vertex") && problems[0].contains(sign),
+                "{settings}: {problems:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
     async fn a_provider_without_a_default_model_is_told_of() {
         let providers = gather("", &[("TOGETHER_API_KEY", "k")]).await;
         assert_eq!(providers.default_model(), Some("local/local"));
@@ -540,5 +695,20 @@ mod tests {
             "{:?}",
             providers.problems()
         );
+    }
+    #[tokio::test]
+    async fn a_route_is_a_model_s_name_even_the_default_one() {
+        let text = "[requests]\ndefault_model = 'best'\n[providers.groq]\n[providers.openai]\n[routes.best]\ntargets = ['nobody/x', 'groq/a', 'local']";
+        let providers = gather(text, &[]).await;
+        assert_eq!(
+            providers.problems(),
+            ["routes.best: no provider or model is called `nobody/x`"]
+        );
+        for name in ["", "BEST"] {
+            let plan = providers.plan(name).unwrap();
+            let targets = plan.targets.iter();
+            let names = targets.map(|target| format!("{}/{}", target.member.name(), target.model));
+            assert!(names.eq(["groq/a", "local/local"]));
+        }
     }
 }

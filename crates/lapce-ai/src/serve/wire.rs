@@ -6,7 +6,7 @@ use lapce_ai_proto::ai::{
     self, AIRequest, AIResponse, AutocompleteRequest, Content, Effort, FileAnalysisRequest, Part,
     Role,
 };
-use lapce_ai_proto::{ErrorBody, ErrorCode};
+use lapce_ai_proto::{Attempt, ErrorBody, ErrorCode};
 use lapce_ai_providers as domain;
 use lapce_ai_providers::{
     CatalogError, ChatRequest, ChatResponse, ErrorKind, Event, Phase, ProviderError,
@@ -320,6 +320,8 @@ enum Item<'a> {
     Usage(ai::Usage),
     Finish {
         reason: ai::FinishReason,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        attempts: &'a [Attempt],
     },
 }
 
@@ -353,11 +355,22 @@ pub(super) fn write_item(item: &mut Vec<u8>, event: Event<'_>, provider: &str, a
         Event::Usage(tokens) => Item::Usage(usage(tokens)),
         Event::Finish(reason) => Item::Finish {
             reason: finish_reason(reason),
+            attempts: &[],
         },
     };
+    write(item, &json);
+}
+
+/// Writes the last event of a stream, and who was asked for it.
+pub(super) fn write_finish(item: &mut Vec<u8>, reason: domain::FinishReason, attempts: &[Attempt]) {
+    let reason = finish_reason(reason);
+    write(item, &Item::Finish { reason, attempts });
+}
+
+fn write(item: &mut Vec<u8>, json: &Item<'_>) {
     item.clear();
     // Texts and numbers always serialize, and a vector takes all bytes.
-    let _ = serde_json::to_writer(item, &json);
+    let _ = serde_json::to_writer(item, json);
 }
 
 /// The whole answer.
@@ -392,6 +405,7 @@ pub(super) fn response(answer: ChatResponse, provider: &str, asked: &str) -> AIR
         citations: Some(citations).filter(|citations| !citations.is_empty()),
         usage: answer.usage.map(usage),
         finish_reason: answer.finish.map_or(ai::FinishReason::Other, finish_reason),
+        attempts: Vec::new(),
     }
 }
 
@@ -439,6 +453,7 @@ pub(super) fn provider_error(error: &ProviderError) -> ErrorBody {
         ErrorKind::ConnectionFailed | ErrorKind::NotFound | ErrorKind::TimedOut(Phase::Connect) => {
             ErrorCode::ProviderUnreachable
         }
+        ErrorKind::TimedOut(Phase::Deadline) => ErrorCode::DeadlineExceeded,
         ErrorKind::TimedOut(_) => ErrorCode::ProviderTimeout,
         ErrorKind::StreamCut => ErrorCode::StreamCut,
         ErrorKind::MalformedResponse => ErrorCode::ProviderMalformed,
@@ -643,6 +658,7 @@ mod tests {
                 Event::Finish(domain::FinishReason::Refusal),
                 StreamEvent::Finish {
                     reason: ai::FinishReason::Other,
+                    attempts: Vec::new(),
                 },
             ),
         ];

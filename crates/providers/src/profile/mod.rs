@@ -15,6 +15,7 @@ use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
 use crate::wire::anthropic::Anthropic;
 use crate::wire::bedrock::Bedrock;
+use crate::wire::gemini::{Gemini, GeminiService};
 use crate::wire::openai::{Dialect, OpenAi};
 pub use feature::{Feature, Features};
 pub use rows::PROFILES;
@@ -62,6 +63,8 @@ pub enum Format {
     Messages,
     /// AWS Bedrock's Converse.
     Bedrock,
+    /// Google Gemini, towards one of its two services.
+    Gemini(GeminiService),
 }
 
 /// How a request shows its key.
@@ -119,7 +122,7 @@ impl Profile {
     }
 
     /// These settings with what the environment adds to them: of AWS the region and, where there is no key, the
-    /// account. `lookup` reads the environment, usually `|name| std::env::var(name).ok()`; the AWS files are read.
+    /// account; of Google's cloud the project and the location. `lookup` reads the environment, usually `|name| std::env::var(name).ok()`; the AWS files are read.
     ///
     /// # Errors
     ///
@@ -129,12 +132,21 @@ impl Profile {
         mut settings: Settings,
         lookup: impl Fn(&str) -> Option<String>,
     ) -> Result<Settings, ProviderError> {
-        if self.format == Format::Bedrock {
-            let environment = AwsEnvironment::new(settings.aws_profile.as_deref(), lookup);
-            settings.region = settings.region.or_else(|| environment.region());
-            if settings.key.is_none() && settings.aws.is_none() {
-                settings.aws = Some(environment.credentials()?);
+        match self.format {
+            Format::Bedrock => {
+                let environment = AwsEnvironment::new(settings.aws_profile.as_deref(), lookup);
+                settings.region = settings.region.or_else(|| environment.region());
+                if settings.key.is_none() && settings.aws.is_none() {
+                    settings.aws = Some(environment.credentials()?);
+                }
             }
+            Format::Gemini(GeminiService::Vertex) => {
+                let location = || lookup("GOOGLE_CLOUD_LOCATION");
+                settings.region = settings.region.or_else(location);
+                let project = || lookup("GOOGLE_CLOUD_PROJECT");
+                settings.project = settings.project.or_else(project);
+            }
+            _ => {}
         }
         Ok(settings)
     }
@@ -149,6 +161,7 @@ impl Profile {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
             Format::Messages => Arc::new(Anthropic::new(self, settings)?),
             Format::Bedrock => Arc::new(Bedrock::new(self, settings)?),
+            Format::Gemini(service) => Arc::new(Gemini::new(self, settings, service)?),
         })
     }
 

@@ -1,6 +1,7 @@
 //! The table itself. The order is that of preference where nobody names a provider.
 
 use super::{Auth, Feature, Features, Format, Profile};
+use crate::wire::gemini::GeminiService;
 use crate::wire::openai::Dialect;
 
 /// What most rows have in common: a hosted server of chat completions that needs nothing but a key.
@@ -35,6 +36,20 @@ const COMMON: Features = Features::of(&[
     Feature::Errors,
     Feature::StreamErrors,
 ]);
+
+/// Google Gemini, whichever service offers it.
+const GEMINI: Profile = Profile {
+    features: COMMON.and(&[
+        Feature::Images,
+        Feature::Reasoning,
+        Feature::ReasoningBack,
+        Feature::Citations,
+        Feature::Embeddings,
+        Feature::TokenCount,
+    ]),
+    reference: "https://ai.google.dev/api/generate-content",
+    ..HOSTED
+};
 
 /// Every provider that is known by name.
 pub const PROFILES: &[Profile] = &[
@@ -74,6 +89,18 @@ pub const PROFILES: &[Profile] = &[
         quirks: "wants a limit on tokens, so one is chosen; models since 4.7 have no temperature; JSON only by a schema",
         reference: "https://platform.claude.com/docs/en/api/messages",
         ..HOSTED
+    },
+    Profile {
+        name: "gemini",
+        title: "Google Gemini (AI Studio)",
+        format: Format::Gemini(GeminiService::AiStudio),
+        base_url: "https://generativelanguage.googleapis.com/v1beta",
+        auth: Auth::Header("x-goog-api-key"),
+        key_variables: &["GEMINI_API_KEY", "GOOGLE_API_KEY"],
+        usual_model: Some("gemini-flash-latest"),
+        claims: &["gemini-", "gemma-"],
+        quirks: "finds out itself what to cache; cannot be told to call one tool at a time",
+        ..GEMINI
     },
     Profile {
         name: "openrouter",
@@ -182,6 +209,19 @@ pub const PROFILES: &[Profile] = &[
         quirks: "searches the web for every answer; no tools, no stop texts, no list of models",
         reference: "https://docs.perplexity.ai/api-reference/chat-completions-post",
         ..HOSTED
+    },
+    Profile {
+        name: "vertex",
+        title: "Google Vertex AI",
+        format: Format::Gemini(GeminiService::Vertex),
+        base_url: "https://{region}-aiplatform.googleapis.com/v1/projects/{project}/locations/{region}",
+        key_variables: &["GOOGLE_OAUTH_ACCESS_TOKEN", "CLOUDSDK_AUTH_ACCESS_TOKEN"],
+        usual_model: Some("gemini-3.8-flash"),
+        claims: &["gemini-"],
+        discovered: false,
+        quirks: "needs `project`; without `region` it is `global`; its key is an OAuth access token, which lives for an hour",
+        reference: "https://cloud.google.com/vertex-ai/generative-ai/docs/model-reference/inference",
+        ..GEMINI
     },
     Profile {
         name: "bedrock",

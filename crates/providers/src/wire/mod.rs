@@ -10,6 +10,7 @@ mod body;
 mod decoding;
 mod endpoint;
 mod error;
+pub(crate) mod gemini;
 mod json;
 pub(crate) mod openai;
 mod retry_after;

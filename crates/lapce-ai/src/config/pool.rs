@@ -1,0 +1,171 @@
+//! Sections `[retries]`, `[breaker]` and `[routes.<name>]`: what happens when a provider fails, and who may answer.
+
+use lapce_ai_providers::{Balance, BreakerConfig, PoolConfig, RetryConfig};
+use serde_json::Value;
+
+use super::layers::{Entry, Origin, Raw, Table};
+use super::provider::ProviderSettings;
+use super::section::{Findings, Section};
+use super::{DAY, kinds, name_of};
+
+/// The most targets of one route.
+const MOST_TARGETS: usize = 32;
+
+const BALANCES: &[(&str, Balance)] = &[
+    ("ordered", Balance::Ordered),
+    ("weighted", Balance::Weighted),
+    ("least_in_flight", Balance::LeastInFlight),
+    ("peak_ewma", Balance::PeakEwma),
+];
+
+/// A name that leads to several models.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteSettings {
+    /// The name, as requests give it for a model.
+    pub name: String,
+    /// The models in order of preference, in any form that a request may give.
+    pub targets: Vec<String>,
+    /// The weight of each.
+    pub weights: Vec<u32>,
+    /// How requests are spread over them.
+    pub balance: Balance,
+}
+
+pub(super) fn read_pool(tree: &mut Table, findings: &mut Findings) -> PoolConfig {
+    let retries = read_retries(tree, findings);
+    let breaker = read_breaker(tree, findings);
+    PoolConfig { breaker, retries }
+}
+
+fn read_retries(tree: &mut Table, findings: &mut Findings) -> RetryConfig {
+    let usual = RetryConfig::default();
+    let mut section = Section::take(tree, "retries", findings);
+    let retries = RetryConfig {
+        attempts: section.get("attempts", usual.attempts, &kinds::integer(1..=10)),
+        base: section.get("base_secs", usual.base, &kinds::seconds(0..=3600)),
+        max: section.get("max_secs", usual.max, &kinds::seconds(0..=3600)),
+        budget: section.get("budget", usual.budget, &kinds::number(0.0..=1.0)),
+    };
+    section.finish();
+    retries
+}
+
+fn read_breaker(tree: &mut Table, findings: &mut Findings) -> BreakerConfig {
+    let usual = BreakerConfig::default();
+    let mut section = Section::take(tree, "breaker", findings);
+    let rate = || kinds::number(0.01..=1.0);
+    let breaker = BreakerConfig {
+        window: section.get("window_secs", usual.window, &kinds::seconds(1..=3600)),
+        min_calls: section.get("min_calls", usual.min_calls, &kinds::integer(1..=10_000)),
+        failure_rate: section.get("failure_rate", usual.failure_rate, &rate()),
+        slow_call: section.get("slow_call_secs", usual.slow_call, &kinds::seconds(0..=DAY)),
+        slow_rate: section.get("slow_rate", usual.slow_rate, &rate()),
+        open: section.get("open_secs", usual.open, &kinds::seconds(0..=3600)),
+        max_open: section.get("max_open_secs", usual.max_open, &kinds::seconds(0..=3600)),
+        probes: section.get("probes", usual.probes, &kinds::integer(1..=100)),
+    };
+    section.finish();
+    if breaker.open > breaker.max_open {
+        findings.conflict(
+            &[("breaker", "open_secs"), ("breaker", "max_open_secs")],
+            "breaker.open_secs must not be more than breaker.max_open_secs",
+        );
+    }
+    breaker
+}
+
+/// The routes in the file's order.
+pub(super) fn read_routes(
+    entry: Option<Entry>,
+    providers: &[ProviderSettings],
+    findings: &mut Findings,
+) -> Vec<RouteSettings> {
+    let table = match entry {
+        None => return Vec::new(),
+        Some(Entry {
+            raw: Raw::Table(table),
+            ..
+        }) => table,
+        Some(Entry { raw, origin }) => {
+            let text = format!(
+                "routes must hold tables such as [routes.best], not {}",
+                raw.describe()
+            );
+            findings.problem(origin, text);
+            return Vec::new();
+        }
+    };
+    let mut entries: Vec<_> = table.into_iter().collect();
+    entries.sort_by_key(|(_, entry)| match &entry.origin {
+        Origin::File { line, column, .. } => (*line, *column),
+        _ => (usize::MAX, 0),
+    });
+    let route = |(name, entry)| read_route(name, entry, providers, findings);
+    entries.into_iter().filter_map(route).collect()
+}
+
+fn read_route(
+    name: String,
+    entry: Entry,
+    providers: &[ProviderSettings],
+    findings: &mut Findings,
+) -> Option<RouteSettings> {
+    let place = entry.origin.clone();
+    let mut section = Section::new(format!("routes.{name}"), Some(entry), findings);
+    if name.trim().is_empty() || name.contains('/') {
+        section.problem(
+            place.clone(),
+            "a route's name must not be empty or have a `/`",
+        );
+    }
+    let same = |provider: &&ProviderSettings| provider.name.eq_ignore_ascii_case(&name);
+    if let Some(provider) = providers.iter().find(same) {
+        let text = format!(
+            "[providers.{}] has the same name: choose another",
+            provider.name
+        );
+        section.problem(place.clone(), text);
+    }
+    let given = section.has("targets");
+    let targets = section.maybe("targets", &kinds::texts());
+    let balance = section.get(
+        "balance",
+        Balance::Ordered,
+        &kinds::one_of(BALANCES, |balance| Value::from(name_of(BALANCES, *balance))),
+    );
+    let weights = section.maybe("weights", &kinds::integers(1..=1000));
+    let Some(targets) = targets.filter(|targets| (1..=MOST_TARGETS).contains(&targets.len()))
+    else {
+        let origin = if given {
+            section.origin("targets")
+        } else {
+            place
+        };
+        let text = format!(
+            "targets must be 1 to {MOST_TARGETS} models such as [\"openai/gpt-4o\", \"groq/llama-3.3-70b-versatile\"]"
+        );
+        section.problem(origin, text);
+        section.finish();
+        return None;
+    };
+    if let Some(weights) = &weights {
+        let origin = section.origin("weights");
+        if balance != Balance::Weighted {
+            section.problem(origin, "weights belong to balance = \"weighted\"");
+        } else if weights.len() != targets.len() {
+            let text = format!(
+                "there are {} weights for {} targets",
+                weights.len(),
+                targets.len()
+            );
+            section.problem(origin, text);
+        }
+    }
+    section.finish();
+    Some(RouteSettings {
+        weights: weights.unwrap_or_else(|| vec![1; targets.len()]),
+        name,
+        targets,
+        balance,
+    })
+}

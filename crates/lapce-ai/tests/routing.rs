@@ -1,0 +1,386 @@
+//! docs/routing.md, word by word: each of its configurations runs in a daemon and does what the page says.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lapce_ai_client::ai::{AIRequest, Message, Tool};
+use lapce_ai_client::{Client, ErrorCode, Options};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::{Home, OpenAi, ended, first_bytes, signal, until};
+
+const PAGE: &str = include_str!("../../../docs/routing.md");
+
+/// The TOML block that the page gives under this heading.
+fn example(heading: &str) -> &'static str {
+    let (_, section) = PAGE
+        .split_once(&format!("\n## {heading}\n"))
+        .unwrap_or_else(|| panic!("no section {heading}"));
+    let section = section.split("\n## ").next().unwrap();
+    let (_, block) = section.split_once("```toml\n").unwrap();
+    block.split_once("```").unwrap().0
+}
+
+/// Does the same to every request, and counts them.
+struct Server {
+    url: String,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    /// `answer` makes the whole HTTP answer of the request's text; without one the request hangs.
+    fn new(answer: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (seen, answer) = (Arc::clone(&requests), Arc::new(answer));
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
+                thread::spawn(move || serve(stream, &seen, &*answer));
+            }
+        });
+        Self { url, requests }
+    }
+
+    fn count(&self) -> usize {
+        self.requests.lock().unwrap().len()
+    }
+}
+
+fn serve(
+    mut stream: TcpStream,
+    seen: &Mutex<Vec<String>>,
+    answer: &dyn Fn(&str) -> Option<String>,
+) {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 4096];
+    let whole = |bytes: &[u8]| {
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        let head = head.to_lowercase();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "));
+        let length: usize = length.map_or(0, |length| length.parse().unwrap());
+        (body.len() >= length).then_some(text.clone())
+    };
+    let text = loop {
+        match stream.read(&mut chunk) {
+            Ok(read) if read > 0 => bytes.extend_from_slice(&chunk[..read]),
+            _ => return,
+        }
+        if let Some(text) = whole(&bytes) {
+            break text;
+        }
+    };
+    seen.lock().unwrap().push(text.clone());
+    match answer(&text) {
+        Some(answer) => {
+            // Whoever has gone needs none.
+            let _ = stream.write_all(answer.as_bytes());
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+        // Until the client hangs up.
+        None => drop(stream.read(&mut chunk)),
+    }
+}
+
+fn status(line: &str, headers: &str) -> String {
+    format!("HTTP/1.1 {line}\r\n{headers}connection: close\r\ncontent-length: 2\r\n\r\n{{}}")
+}
+
+fn stream(text: &str) -> String {
+    let event = |delta: Value, reason: Value| json!({"id": "1", "model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]});
+    let (said, finish) = (
+        event(json!({"content": text}), Value::Null),
+        event(json!({}), json!("stop")),
+    );
+    format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\ndata: {said}\n\ndata: {finish}\n\ndata: [DONE]\n\n"
+    )
+}
+
+fn good(name: &'static str) -> Server {
+    Server::new(move |_| Some(stream(name)))
+}
+
+fn down() -> Server {
+    Server::new(|_| Some(status("503 Service Unavailable", "")))
+}
+
+/// A home with the page's example, and each server in the place of the provider of its name.
+fn home(heading: &str, servers: &[(&str, &Server)]) -> Home {
+    let ours = |line: &&str| !line.starts_with("type =") && !line.starts_with("base_url =");
+    let lines = example(heading).lines().filter(ours);
+    let mut config: String = lines.map(|line| format!("{line}\n")).collect();
+    for (name, server) in servers {
+        let section = format!("[providers.{name}]\n");
+        let place = format!(
+            "{section}type = \"openai\"\nbase_url = \"{}\"\n",
+            server.url
+        );
+        assert!(config.contains(&section), "{section}");
+        config = config.replace(&section, &place);
+    }
+    Home::new(&config)
+}
+
+/// The last event of an answer.
+fn finish(home: &Home, args: &[&str]) -> Value {
+    let mut all = vec!["chat", "--json"];
+    all.extend(args);
+    let out = home.ok(&all);
+    serde_json::from_str(out.lines().last().unwrap()).unwrap()
+}
+
+fn outcomes(finish: &Value) -> Vec<String> {
+    let attempts = finish["attempts"].as_array().into_iter().flatten();
+    let one = |attempt: &Value| {
+        let text = |name: &str| attempt[name].as_str().unwrap_or("").to_owned();
+        format!("{} {} {}", text("provider"), text("outcome"), text("why"))
+    };
+    attempts
+        .map(|attempt| one(attempt).trim_end().to_owned())
+        .collect()
+}
+
+fn health(home: &Home, name: &str) -> Value {
+    let live: Value = serde_json::from_str(&home.ok(&["providers", "--live", "--json"])).unwrap();
+    let mut providers = live["providers"].as_array().unwrap().iter();
+    providers.find(|provider| provider["name"] == name).unwrap()["health"].clone()
+}
+
+#[test]
+fn every_example_of_the_page_is_accepted() {
+    let mut blocks = 0;
+    for block in PAGE.split("```toml\n").skip(1) {
+        let text = block.split_once("```").unwrap().0;
+        let home = Home::new(text);
+        let checked = home.run(&["config", "--check"]);
+        assert_eq!(checked.code, Some(0), "{text}\n{checked:?}");
+        blocks += 1;
+    }
+    assert!(blocks >= 7, "{blocks}");
+}
+
+#[test]
+fn failover_answers_and_says_why() {
+    let (openai, groq) = (down(), good("from groq"));
+    let home = home("Failover", &[("openai", &openai), ("groq", &groq)]);
+    let finish = finish(&home, &["-m", "best", "hi"]);
+    assert_eq!(
+        outcomes(&finish),
+        ["openai failed overloaded", "groq answered"]
+    );
+    assert_eq!(home.ok(&["chat", "-m", "BEST", "hi"]), "from groq\n");
+    let whole: Value =
+        serde_json::from_str(&home.ok(&["chat", "--json", "--no-stream", "-m", "best", "hi"]))
+            .unwrap_or_default();
+    // This server only streams, which is an answer all the same.
+    assert_eq!(whole["provider"], "groq");
+    assert_eq!(outcomes(&whole).len(), 2);
+    assert_eq!((openai.count(), groq.count()), (3, 3));
+    assert!(
+        home.log().contains("openai/gpt-4o failed: overloaded"),
+        "{}",
+        home.log()
+    );
+    let failed = home.run(&["chat", "-m", "nothing-like-it", "hi"]);
+    assert_ne!(failed.code, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_request_with_tools_is_not_sent_where_there_are_none() {
+    let openai = good("from openai");
+    let home = home("What a target can do", &[("openai", &openai)]);
+    let _daemon = home.serve(&[]);
+    let client = Client::connect(Options::new(home.socket())).await.unwrap();
+    let tool = Tool {
+        name: "add".into(),
+        description: None,
+        parameters: json!({"type": "object"}),
+    };
+    let request = AIRequest {
+        tools: Some(vec![tool]),
+        stream: Some(false),
+        ..AIRequest::new("research", vec![Message::user("1 + 1?")])
+    };
+    // Nobody here could reach Perplexity: it is not even tried.
+    let answer = client.complete(&request).await.unwrap();
+    assert_eq!(answer.content, "from openai");
+    let skipped = &answer.attempts[0];
+    assert_eq!(
+        (
+            skipped.provider.as_str(),
+            skipped.outcome.as_str(),
+            skipped.why.as_deref()
+        ),
+        ("perplexity", "skipped", Some("lacks_tools"))
+    );
+    let request = AIRequest {
+        model: "perplexity/sonar".into(),
+        ..request
+    };
+    let error = client.complete(&request).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::Unsupported), "{error}");
+    client.close().await;
+}
+
+#[test]
+fn time_outs_are_typed_and_end_the_request() {
+    let slow = Server::new(|_| None);
+    let home = home("Time-outs", &[("slow", &slow)]);
+    let failed = home.run(&["chat", "-m", "slow/m", "hi"]);
+    assert!(
+        failed.err.contains("the first token took too long"),
+        "{failed:?}"
+    );
+    let failed = home.run(&["chat", "-m", "slow/m", "--deadline", "0.2", "hi"]);
+    assert!(failed.err.contains("deadline"), "{failed:?}");
+    assert_eq!(health(&home, "slow")["cancelled"], 1, "by its own deadline");
+}
+
+#[test]
+fn a_breaker_opens_and_the_live_view_shows_it() {
+    let failing = Server::new(|_| Some(status("500 Internal Server Error", "")));
+    let home = home("Circuit breaker", &[("office", &failing)]);
+    for _ in 0..3 {
+        home.run(&["chat", "-m", "office/m", "hi"]);
+    }
+    let health = health(&home, "office");
+    assert_eq!(health["breakers"][0]["state"], "open", "{health}");
+    assert_eq!(health["breakers"][0]["model"], "m");
+    let asked = failing.count();
+    let failed = home.run(&["chat", "-m", "office/m", "hi"]);
+    assert!(failed.err.contains("left alone for a while"), "{failed:?}");
+    assert_eq!(failing.count(), asked);
+    let table = home.ok(&["providers", "--live"]);
+    assert!(table.contains("m open for "), "{table}");
+}
+
+#[test]
+fn a_retry_comes_after_the_wait_that_was_asked_for() {
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&times);
+    let busy = Server::new(move |_| {
+        let mut times = seen.lock().unwrap();
+        times.push(Instant::now());
+        Some(match times.len() {
+            1 => status("503 Service Unavailable", "retry-after: 1\r\n"),
+            _ => stream("at last"),
+        })
+    });
+    let home = home("Retries", &[("office", &busy)]);
+    assert_eq!(home.ok(&["chat", "-m", "office/m", "hi"]), "at last\n");
+    let times = times.lock().unwrap();
+    assert!(
+        times[1] - times[0] >= Duration::from_secs(1),
+        "it did not wait"
+    );
+}
+
+#[test]
+fn keys_take_turns_and_a_refused_one_rests() {
+    let server = Server::new(|text| {
+        Some(
+            match text.contains("Bearer key-number-1") || text.contains("bearer key-number-1") {
+                true => status("401 Unauthorized", ""),
+                false => stream("fine"),
+            },
+        )
+    });
+    let home = home("Several keys", &[("groq", &server)]);
+    let first = finish(&home, &["-m", "groq/m", "hi"]);
+    assert_eq!(
+        outcomes(&first),
+        ["groq failed authentication", "groq answered"]
+    );
+    assert_eq!(first["attempts"][0]["key"], 1);
+    assert!(!first.to_string().contains("key-number"), "{first}");
+    for _ in 0..3 {
+        assert_eq!(home.ok(&["chat", "-m", "groq/m", "hi"]), "fine\n");
+    }
+    assert_eq!(server.count(), 5, "the refused key is not tried again");
+    let health = health(&home, "groq");
+    assert_eq!(
+        (&health["keys"], &health["restingKeys"]),
+        (&json!(2), &json!(1))
+    );
+    assert!(!home.log().contains("key-number"), "{}", home.log());
+}
+
+#[test]
+fn weights_spread_the_requests() {
+    let (openai, groq) = (good("a"), good("b"));
+    let home = home("Load balancing", &[("openai", &openai), ("groq", &groq)]);
+    let mut children = Vec::new();
+    for _ in 0..40 {
+        let mut command = home.command(&["chat", "-m", "spread", "hi"]);
+        children.push(command.stdout(Stdio::piped()).spawn().unwrap());
+    }
+    for child in children {
+        assert_eq!(ended(child).code, Some(0));
+    }
+    assert_eq!(openai.count() + groq.count(), 40);
+    // Three in four are meant; what is refused here happens once in fifty thousand runs.
+    assert!(
+        openai.count() > 15 && groq.count() > 0,
+        "{} and {}",
+        openai.count(),
+        groq.count()
+    );
+}
+
+#[test]
+fn a_client_that_cancels_or_goes_hangs_up_on_the_provider() {
+    for kill in [Signal::INT, Signal::KILL] {
+        for (begun, args) in [
+            (false, &["chat", "-m", "upstream/m", "hi"][..]),
+            (true, &["chat", "-m", "upstream/m", "hi"]),
+            (false, &["chat", "--no-stream", "-m", "upstream/m", "hi"]),
+        ] {
+            let upstream = OpenAi::new();
+            let config = format!(
+                "[providers.upstream]\ntype = 'openai'\nbase_url = '{}'\n",
+                upstream.url()
+            );
+            let home = Home::new(&config);
+            let _daemon = home.serve(&[]);
+            let mut child = home.command(args).spawn().unwrap();
+            let (_, _, mut connection) = upstream.request();
+            if begun {
+                OpenAi::begin(&mut connection);
+                OpenAi::say(&mut connection, "A first word");
+                first_bytes(&mut child);
+            }
+            let gone = Instant::now();
+            signal(i32::try_from(child.id()).unwrap(), kill);
+            let mut rest = Vec::new();
+            // A reset is as good as an end.
+            let _ = connection.read_to_end(&mut rest);
+            println!(
+                "{kill:?}, {args:?}, begun {begun}: the provider's connection closed after {:?}",
+                gone.elapsed()
+            );
+            ended(child);
+            until("nothing is under way", || {
+                health(&home, "upstream")["inFlight"] == 0
+            });
+            let health = health(&home, "upstream");
+            assert_eq!(
+                (&health["cancelled"], &health["failed"]),
+                (&json!(1), &json!(0)),
+                "{health}"
+            );
+        }
+    }
+}

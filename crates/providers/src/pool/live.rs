@@ -1,0 +1,122 @@
+//! What is known of a provider from its traffic: how many, how well, how fast. No clock: `now` is passed in.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// So many of the last latencies are kept: 1 KiB for each provider.
+const KEPT: usize = 256;
+/// What was measured so long ago counts for a third.
+const MEMORY: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    pub(super) counts: Counts,
+    /// The last times to the first token, in milliseconds, in a ring.
+    recent: Vec<u32>,
+    next: usize,
+    /// The moving average of the same, in seconds, which jumps to peaks, and when it was last moved.
+    average: Option<(f64, Instant)>,
+}
+
+/// Requests to one provider since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Under way now.
+    pub in_flight: u64,
+    /// Asked.
+    pub asked: u64,
+    /// Ended with a whole answer.
+    pub answered: u64,
+    /// Failed.
+    pub failed: u64,
+    /// Given up by whoever asked: cancelled, gone, or over its own deadline.
+    pub cancelled: u64,
+}
+
+impl Live {
+    pub(super) fn first_token(&mut self, took: Duration, now: Instant) {
+        let millis = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
+        if self.recent.len() < KEPT {
+            self.recent.push(millis);
+        } else {
+            self.recent[self.next] = millis;
+        }
+        self.next = (self.next + 1) % KEPT;
+        let sample = took.as_secs_f64();
+        let average = match self.average {
+            // Worse is believed at once, better bit by bit.
+            Some((average, at)) if sample < average => {
+                let old = weight(now.saturating_duration_since(at));
+                average * old + sample * (1.0 - old)
+            }
+            _ => sample,
+        };
+        self.average = Some((average, now));
+    }
+
+    /// How long the next one will take, as a figure to compare by: the average, which fades while nothing is asked so
+    /// that a target that was slow once is tried again, times those that are under way.
+    pub(super) fn cost(&self, now: Instant) -> f64 {
+        let Some((average, at)) = self.average else {
+            return 0.0;
+        };
+        let faded = average * weight(now.saturating_duration_since(at));
+        #[expect(clippy::cast_precision_loss, reason = "not so many are under way")]
+        let load = self.counts.in_flight as f64 + 1.0;
+        faded * load
+    }
+
+    /// The time to the first token that can be expected, if any was ever seen.
+    pub(super) fn expected(&self) -> Option<Duration> {
+        self.percentile(50)
+    }
+
+    pub(super) fn percentile(&self, percent: usize) -> Option<Duration> {
+        let mut sorted = self.recent.clone();
+        sorted.sort_unstable();
+        let at = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+        sorted
+            .get(at)
+            .map(|millis| Duration::from_millis((*millis).into()))
+    }
+}
+
+fn weight(passed: Duration) -> f64 {
+    (-passed.as_secs_f64() / MEMORY.as_secs_f64()).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_last_ones() {
+        let now = Instant::now();
+        let mut live = Live::default();
+        assert_eq!(live.percentile(50), None);
+        for millis in (1..=1000).chain(1..=100).map(Duration::from_millis) {
+            live.first_token(millis, now);
+        }
+        // 1 to 100, and 845 to 1,000.
+        assert_eq!(live.percentile(50), Some(Duration::from_millis(872)));
+        assert_eq!(live.percentile(99), Some(Duration::from_millis(998)));
+        assert_eq!(live.percentile(1), Some(Duration::from_millis(3)));
+    }
+
+    #[test]
+    fn peaks_are_believed_at_once_and_fade() {
+        let now = Instant::now();
+        let mut live = Live::default();
+        assert!(live.cost(now) == 0.0, "unknown: to be tried");
+        live.first_token(Duration::from_secs(1), now);
+        live.first_token(Duration::from_secs(9), now);
+        assert!(live.cost(now) >= 9.0);
+        live.first_token(Duration::from_secs(1), now + MEMORY);
+        let cost = live.cost(now + MEMORY);
+        assert!((3.0..5.0).contains(&cost), "{cost}");
+        live.counts.in_flight = 3;
+        assert!(live.cost(now + MEMORY) > 3.9 * cost);
+        assert!(live.cost(now + 10 * MEMORY) < 0.01);
+    }
+}

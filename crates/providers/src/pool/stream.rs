@@ -1,0 +1,180 @@
+//! An answer that came through the pool: what was read of it to be sure that it begins, then the rest.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::member::Call;
+use crate::chat::ChatRequest;
+use crate::error::{ErrorKind, Phase, ProviderError};
+use crate::event::{Event, EventQueue};
+use crate::provider::{ChatStream, EventStream};
+
+/// When an answer must be complete, and what it is that ends then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bound {
+    at: Instant,
+    phase: Phase,
+    /// How long that was, for the error's text.
+    limit: Duration,
+}
+
+impl Bound {
+    /// The earlier of the request's deadline and the provider's limit for a whole answer.
+    pub(super) fn of(
+        begun: Instant,
+        whole: Option<Duration>,
+        deadline: Option<Instant>,
+    ) -> Option<Self> {
+        // A far future, where the sum is too large, never comes.
+        let whole = whole.and_then(|limit| {
+            let at = begun.checked_add(limit)?;
+            Some(Self {
+                at,
+                phase: Phase::Whole,
+                limit,
+            })
+        });
+        let deadline = deadline.map(|at| Self {
+            at,
+            phase: Phase::Deadline,
+            limit: at.saturating_duration_since(begun),
+        });
+        [whole, deadline]
+            .into_iter()
+            .flatten()
+            .min_by_key(|bound| bound.at)
+    }
+
+    fn error(self, name: &str) -> ProviderError {
+        let message = format!("gave up after {} s", self.limit.as_secs_f64());
+        let mut error = ProviderError::new(ErrorKind::TimedOut(self.phase), message);
+        error.provider = name.into();
+        error
+    }
+}
+
+/// Asks, and waits for the first token, or without streaming for the whole answer: until then another may be asked
+/// instead, since nobody has seen anything.
+pub(super) async fn open(
+    mut call: Call,
+    request: &ChatRequest,
+    bound: Option<Bound>,
+) -> Result<ChatStream, ProviderError> {
+    let member = Arc::clone(call.member());
+    let reading = async {
+        let mut inner = member.account(call.key).chat(request).await?;
+        let mut queue = EventQueue::default();
+        loop {
+            let Some(event) = inner.next().await else {
+                return Err(ended_early(member.name()));
+            };
+            let event = event?;
+            queue.push(event);
+            match event {
+                Event::Start { .. } => {}
+                Event::Finish(_) => break,
+                _ if request.stream => break,
+                _ => {}
+            }
+        }
+        Ok((inner, queue))
+    };
+    let outcome = match bound {
+        None => reading.await,
+        Some(bound) => match tokio::time::timeout_at(bound.at, reading).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(bound.error(member.name())),
+        },
+    };
+    match outcome {
+        Ok((inner, queue)) => {
+            call.began(request.stream);
+            Ok(ChatStream::new(Pooled {
+                queue,
+                inner: Some(inner),
+                call,
+                timer: bound.map(|bound| (bound, Box::pin(sleep_until(bound.at)))),
+                out_of_time: None,
+            }))
+        }
+        Err(error) => {
+            call.failed(&error);
+            Err(error)
+        }
+    }
+}
+
+fn ended_early(name: &str) -> ProviderError {
+    let mut error = ProviderError::new(
+        ErrorKind::StreamCut,
+        "the answer ended without its end mark",
+    );
+    error.provider = name.into();
+    error
+}
+
+struct Pooled {
+    queue: EventQueue,
+    /// `None` when the time is over: that drops the request.
+    inner: Option<ChatStream>,
+    call: Call,
+    timer: Option<(Bound, Pin<Box<Sleep>>)>,
+    out_of_time: Option<Bound>,
+}
+
+impl EventStream for Pooled {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.queue.is_empty() {
+            return Poll::Ready(());
+        }
+        // First the time: an answer that drips for ever always has something.
+        if let Some((bound, timer)) = &mut self.timer
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            self.out_of_time = Some(*bound);
+            self.inner = None;
+            return Poll::Ready(());
+        }
+        match &mut self.inner {
+            Some(inner) => inner.poll_ready(cx),
+            None => Poll::Ready(()),
+        }
+    }
+
+    fn take(&mut self) -> Option<Result<Event<'_>, ProviderError>> {
+        let Self {
+            queue,
+            inner,
+            call,
+            timer,
+            out_of_time,
+        } = self;
+        if let Some(bound) = out_of_time {
+            let error = bound.error(call.member().name());
+            call.failed(&error);
+            return Some(Err(error));
+        }
+        let event = if queue.is_empty() {
+            inner.as_mut()?.take()
+        } else {
+            queue.pop().map(Ok)
+        };
+        match &event {
+            Some(Ok(Event::Finish(_))) => {
+                call.finished();
+                // What is left is the end of the body, which has a limit of its own.
+                *timer = None;
+            }
+            Some(Ok(_)) => {}
+            Some(Err(error)) => call.failed(error),
+            // After `Finish` this changes nothing.
+            None => call.failed(&ended_early(call.member().clone().name())),
+        }
+        event
+    }
+}

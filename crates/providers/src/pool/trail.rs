@@ -1,0 +1,172 @@
+//! What was tried for a request, in order: why one was skipped or failed, and how long each took.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::ErrorKind;
+use crate::profile::Feature;
+
+/// The most attempts that are kept.
+const MOST: usize = 64;
+
+/// One target that was asked, or passed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The provider.
+    pub provider: Arc<str>,
+    /// The model.
+    pub model: Arc<str>,
+    /// Which of several keys was used, from 1. The key itself is never here.
+    pub key: Option<usize>,
+    /// How it went.
+    pub outcome: Outcome,
+    /// From asking to the first token, to the whole answer where it was asked for in one piece, or to the failure.
+    pub took: Duration,
+}
+
+/// How an [`Attempt`] went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It answered.
+    Answered,
+    /// It was asked and failed.
+    Failed(ErrorKind),
+    /// It was not asked.
+    Skipped(Skip),
+}
+
+/// Why a target was not asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Skip {
+    /// The request needs what it cannot do.
+    Lacks(Feature),
+    /// Its circuit breaker is open, or half open with enough probes under way.
+    BreakerOpen,
+    /// Each of its keys rests, for this reason.
+    KeysResting(ErrorKind),
+    /// A retry would go beyond the part of the load that retries may be.
+    RetryBudget,
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lacks(feature) => write!(f, "lacks_{}", feature.name()),
+            Self::BreakerOpen => f.write_str("breaker_open"),
+            Self::KeysResting(kind) => write!(f, "keys_resting_{}", kind.name()),
+            Self::RetryBudget => f.write_str("retry_budget"),
+        }
+    }
+}
+
+/// As logs and clients read it: `answered`, `failed: overloaded`, `skipped: breaker_open`.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answered => f.write_str("answered"),
+            Self::Failed(kind) => write!(f, "failed: {}", kind.name()),
+            Self::Skipped(skip) => write!(f, "skipped: {skip}"),
+        }
+    }
+}
+
+/// The attempts of one request, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trail {
+    attempts: Vec<Attempt>,
+}
+
+impl Trail {
+    /// The first 63 attempts, and the last one.
+    pub fn attempts(&self) -> &[Attempt] {
+        &self.attempts
+    }
+
+    /// Whether it tells no more than that the first target answered.
+    pub fn is_plain(&self) -> bool {
+        matches!(
+            self.attempts.as_slice(),
+            [] | [Attempt {
+                outcome: Outcome::Answered,
+                ..
+            }]
+        )
+    }
+
+    /// The answer that had begun broke off.
+    pub fn broke_off(&mut self, kind: ErrorKind) {
+        if let Some(last) = self.attempts.last_mut() {
+            last.outcome = Outcome::Failed(kind);
+        }
+    }
+
+    pub(super) fn add(&mut self, attempt: Attempt) {
+        // The last one says how it ended.
+        self.attempts.truncate(MOST - 1);
+        self.attempts.push(attempt);
+    }
+}
+
+/// In one line: `groq/llama skipped: breaker_open; openai/gpt answered (120 ms)`.
+impl fmt::Display for Trail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, attempt) in self.attempts.iter().enumerate() {
+            let Attempt {
+                provider,
+                model,
+                key,
+                outcome,
+                took,
+            } = attempt;
+            let separator = if at == 0 { "" } else { "; " };
+            write!(f, "{separator}{provider}/{model}")?;
+            if let Some(key) = key {
+                write!(f, " key {key}")?;
+            }
+            write!(f, " {outcome}")?;
+            if !matches!(outcome, Outcome::Skipped(_)) {
+                write!(f, " ({} ms)", took.as_millis())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trail_reads_as_one_line_and_stays_short() {
+        let attempt = |key, outcome| Attempt {
+            provider: "groq".into(),
+            model: "llama".into(),
+            key,
+            outcome,
+            took: Duration::from_millis(12),
+        };
+        let mut trail = Trail::default();
+        trail.add(attempt(None, Outcome::Answered));
+        assert!(trail.is_plain());
+        trail = Trail::default();
+        for skip in [
+            Skip::Lacks(Feature::Images),
+            Skip::KeysResting(ErrorKind::RateLimited),
+        ] {
+            trail.add(attempt(None, Outcome::Skipped(skip)));
+        }
+        trail.add(attempt(Some(2), Outcome::Answered));
+        trail.broke_off(ErrorKind::StreamCut);
+        assert_eq!(
+            trail.to_string(),
+            "groq/llama skipped: lacks_images; groq/llama skipped: keys_resting_rate_limited; \
+             groq/llama key 2 failed: stream_cut (12 ms)"
+        );
+        assert!(!trail.is_plain());
+        for _ in 0..1000 {
+            trail.add(attempt(None, Outcome::Answered));
+        }
+        assert_eq!(trail.attempts().len(), MOST);
+    }
+}
