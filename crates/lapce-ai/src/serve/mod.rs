@@ -6,6 +6,9 @@ mod log;
 pub(crate) mod providers;
 mod wire;
 
+#[cfg(test)]
+mod relay_tests;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
