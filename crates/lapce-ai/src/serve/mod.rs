@@ -2,6 +2,7 @@
 
 mod attempts;
 mod handlers;
+mod keys;
 mod log;
 pub(crate) mod providers;
 mod wire;
