@@ -127,8 +127,8 @@ pub struct ErrorBody {
     pub code: ErrorCode,
     /// For people; never holds a key.
     pub message: String,
-    /// How long to wait before a retry, in milliseconds.
-    pub retry_after_ms: Option<u64>,
+    /// How long to wait before a retry, in milliseconds; 49 days at most, for which a longer time stands too.
+    pub retry_after_ms: Option<u32>,
     /// Which provider said so.
     pub provider: Option<Box<str>>,
     /// The provider's HTTP status.
@@ -203,7 +203,7 @@ impl ErrorBody {
         let mut json = Json {
             code: self.code.name().to_owned(),
             message: cut(&self.message, Self::MAX_MESSAGE),
-            retry_after_ms: self.retry_after_ms,
+            retry_after_ms: self.retry_after_ms.map(u64::from),
             provider: short(&self.provider),
             status: self.status,
             provider_code: short(&self.provider_code),
@@ -250,7 +250,9 @@ impl ErrorBody {
         Self {
             code: ErrorCode::from_number(number),
             message: json.message,
-            retry_after_ms: json.retry_after_ms,
+            retry_after_ms: json
+                .retry_after_ms
+                .map(|ms| u32::try_from(ms).unwrap_or(u32::MAX)),
             provider: json.provider,
             status: json.status,
             provider_code: json.provider_code,
@@ -293,7 +295,7 @@ mod tests {
             fault: Some("\u{1}".repeat(1000).into()),
             provider_code: Some("\u{1}".repeat(1000).into()),
             request_id: Some("\u{1}".repeat(1000).into()),
-            retry_after_ms: Some(u64::MAX),
+            retry_after_ms: Some(u32::MAX),
             status: Some(u16::MAX),
             ..ErrorBody::new(ErrorCode::Internal, "\u{1}".repeat(100_000))
         };

@@ -1,7 +1,5 @@
 //! What went wrong: from the providers' errors to the protocol's.
 
-use std::time::Duration;
-
 use lapce_ai_proto::{ErrorBody, ErrorCode};
 use lapce_ai_providers::{CatalogError, ErrorKind, Phase, ProviderError};
 
@@ -40,13 +38,11 @@ pub(in crate::serve) fn provider_error(error: &ProviderError) -> ErrorBody {
         status: error.status,
         provider_code: error.code.clone(),
         request_id: error.request_id.clone(),
-        retry_after_ms: error.retry_after.map(milliseconds),
+        retry_after_ms: error
+            .retry_after
+            .map(|wait| u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)),
         ..ErrorBody::new(code, message)
     }
-}
-
-fn milliseconds(wait: Duration) -> u64 {
-    u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What a model's name that leads nowhere is for a client.
@@ -72,6 +68,8 @@ pub(in crate::serve) fn without_finish(provider: &str) -> ErrorBody {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
