@@ -10,6 +10,8 @@ mod anthropic;
 mod anthropic_support;
 #[path = "recorded/bedrock.rs"]
 mod bedrock;
+#[path = "recorded/cohere.rs"]
+mod cohere;
 #[path = "recorded/gemini.rs"]
 mod gemini;
 mod support;

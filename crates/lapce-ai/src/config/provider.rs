@@ -1,10 +1,12 @@
 //! Sections `[providers.<name>]`.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ErrorKind, FailureMode, Format, LocalConfig, LocalFailure, Phase, Profile, SecretString,
+    ErrorKind, FailureMode, Format, LocalConfig, LocalFailure, PROFILES, Phase, Profile,
+    SecretString,
 };
 use serde_json::Value;
 
@@ -30,16 +32,18 @@ pub struct ProviderSettings {
 /// How a provider is spoken to.
 #[derive(Debug, Clone)]
 pub enum ProviderKind {
-    /// A server of `OpenAI` chat completions.
+    /// A server that is reached over HTTP.
     OpenAi(Box<OpenAiSettings>),
     /// The built-in provider without a model.
     Local(LocalSettings),
 }
 
-/// A server of `OpenAI` chat completions.
+/// A server that is reached over HTTP.
 #[derive(Debug, Clone)]
 pub struct OpenAiSettings {
-    /// Everything before `/chat/completions`.
+    /// What it is; `None` for a server of `OpenAI` chat completions whose address tells which.
+    pub profile: Option<&'static Profile>,
+    /// Everything before the paths of its API, such as `/chat/completions`.
     pub base_url: String,
     /// The region or location, for clouds.
     pub region: Option<String>,
@@ -75,11 +79,27 @@ pub type LocalSettings = LocalConfig;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Type {
+    /// Chat completions, in the dialect of whoever has the address.
     OpenAi,
+    /// As the profile of this name has it.
+    Profile(&'static str),
     Local,
 }
 
-const TYPES: &[(&str, Type)] = &[("openai", Type::OpenAi), ("local", Type::Local)];
+static TYPES: LazyLock<Vec<(&str, Type)>> = LazyLock::new(|| {
+    let of = |profile: &Profile| (profile.name, Type::of(profile));
+    let servers = PROFILES.iter().map(of);
+    servers.chain([("local", Type::Local)]).collect()
+});
+
+impl Type {
+    fn of(profile: &Profile) -> Self {
+        match profile.name {
+            "openai" => Self::OpenAi,
+            name => Self::Profile(name),
+        }
+    }
+}
 
 const FAILURES: &[(&str, FailureMode)] = &[
     ("hang", FailureMode::Hang),
@@ -160,10 +180,10 @@ fn read(
         );
     }
     let known = Profile::named(&name);
-    let type_kind = kinds::one_of(TYPES, |ty| Value::from(name_of(TYPES, *ty)));
+    let type_kind = kinds::one_of(&TYPES, |ty| Value::from(name_of(&TYPES, *ty)));
     let implied = match name.as_str() {
         "local" => Some(Type::Local),
-        _ => known.map(|_| Type::OpenAi),
+        _ => known.map(Type::of),
     };
     let ty = match implied {
         Some(ty) => section.get("type", ty, &type_kind),
@@ -185,13 +205,17 @@ fn read(
     let default_model = section.maybe("default_model", &kinds::text("a model's name"));
     let kind = match ty {
         Type::Local => ProviderKind::Local(read_local(&mut section)),
-        Type::OpenAi => ProviderKind::OpenAi(Box::new(read_openai(
-            &mut section,
-            &place,
-            known,
-            file,
-            usual,
-        ))),
+        Type::OpenAi => {
+            let url = known.map(|known| known.base_url);
+            let server = read_openai(&mut section, &place, None, url, file, usual);
+            ProviderKind::OpenAi(Box::new(server))
+        }
+        Type::Profile(name) => {
+            let profile = Profile::named(name);
+            let url = profile.map(|profile| profile.base_url);
+            let server = read_openai(&mut section, &place, profile, url, file, usual);
+            ProviderKind::OpenAi(Box::new(server))
+        }
     };
     section.finish();
     Some(ProviderSettings {
@@ -204,13 +228,14 @@ fn read(
 fn read_openai(
     section: &mut Section<'_>,
     place: &Origin,
-    known: Option<&Profile>,
+    profile: Option<&'static Profile>,
+    known_url: Option<&str>,
     file: Option<&Path>,
     usual: Waits,
 ) -> OpenAiSettings {
     let url_kind = kinds::text("an address such as \"http://127.0.0.1:8080/v1\"");
-    let base_url = match known {
-        Some(known) => section.get("base_url", known.base_url.to_owned(), &url_kind),
+    let base_url = match known_url.filter(|url| !url.is_empty()) {
+        Some(url) => section.get("base_url", url.to_owned(), &url_kind),
         None => {
             let given = section.has("base_url");
             section.maybe("base_url", &url_kind).unwrap_or_else(|| {
@@ -225,7 +250,7 @@ fn read_openai(
         }
     };
     let region = section.maybe("region", &kinds::text("a region such as \"us-east-1\""));
-    let of_aws = known.is_some_and(|known| known.format == Format::Bedrock);
+    let of_aws = profile.is_some_and(|profile| profile.format == Format::Bedrock);
     let aws_profile = match of_aws {
         true => section.maybe("aws_profile", &kinds::text("a profile's name")),
         false => None,
@@ -242,6 +267,7 @@ fn read_openai(
         .maybe("extra_root_certs", &kinds::path())
         .map(beside);
     OpenAiSettings {
+        profile,
         base_url,
         region,
         aws_profile,

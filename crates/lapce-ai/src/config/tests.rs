@@ -96,16 +96,18 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         .collect();
     assert_eq!(
         names,
-        ["openai", "office", "groq", "bedrock", "vertex", "local"]
+        [
+            "openai", "box", "office", "groq", "bedrock", "vertex", "local"
+        ]
     );
-    let ProviderKind::OpenAi(office) = &config.providers[1].kind else {
+    let ProviderKind::OpenAi(office) = &config.providers[2].kind else {
         panic!()
     };
     assert!(
         matches!(office.keys.as_slice(), [ApiKey::File(path)] if path == Path::new("/etc/office.key"))
     );
     assert_eq!(office.headers[0].0, "X-Team");
-    let ProviderKind::OpenAi(groq) = &config.providers[2].kind else {
+    let ProviderKind::OpenAi(groq) = &config.providers[3].kind else {
         panic!()
     };
     assert!(
@@ -116,21 +118,21 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         config.routes[0].targets,
         ["openai/gpt-4o", "office/qwen3-coder"]
     );
-    let ProviderKind::OpenAi(bedrock) = &config.providers[3].kind else {
+    let ProviderKind::OpenAi(bedrock) = &config.providers[4].kind else {
         panic!()
     };
     assert_eq!(bedrock.region.as_deref(), Some("us-east-1"));
     assert_eq!(bedrock.aws_profile.as_deref(), Some("work"));
     // A profile of AWS is nothing that others have.
     assert!(error("[providers.groq]\naws_profile = 'x'\n").contains("unknown key"));
-    let ProviderKind::OpenAi(vertex) = &config.providers[4].kind else {
+    let ProviderKind::OpenAi(vertex) = &config.providers[5].kind else {
         panic!()
     };
     assert_eq!(
         (vertex.project.as_deref(), vertex.region.as_deref()),
         (Some("my-project"), Some("europe-west4"))
     );
-    let ProviderKind::Local(local) = &config.providers[5].kind else {
+    let ProviderKind::Local(local) = &config.providers[6].kind else {
         panic!()
     };
     assert_eq!(local.tokens_per_second, Some(50.0));
@@ -319,10 +321,16 @@ fn what_is_shown_can_be_read_again() {
 #[test]
 fn a_provider_needs_its_type_and_address() {
     let missing = error("[providers.mine]\n");
-    assert_eq!(
-        missing,
-        "/etc/c.toml:1:12: providers.mine: type is missing; it must be one of \"openai\", \"local\""
-    );
+    let start = "/etc/c.toml:1:12: providers.mine: type is missing; it must be one of \"openai\", ";
+    assert!(missing.starts_with(start), "{missing}");
+    for profile in lapce_ai_providers::PROFILES {
+        assert!(
+            missing.contains(&format!("{:?}", profile.name)),
+            "{missing}"
+        );
+    }
+    assert!(missing.ends_with("\"local\""), "{missing}");
+    assert!(error("[providers.mine]\ntype = 'compatible'").contains("base_url is missing"));
     assert!(error("[providers.mine]\ntype = 'openai'").contains("base_url is missing"));
     assert_eq!(
         error("[providers.groq]\napi_key_env = 'A'\napi_key_file = 'b'"),
@@ -331,6 +339,32 @@ fn a_provider_needs_its_type_and_address() {
     assert!(
         error("[providers.\"a/b\"]\ntype = 'local'").contains("must not be empty or have a `/`")
     );
+}
+
+#[test]
+fn a_type_or_else_a_name_says_what_a_server_is() {
+    let config = read(
+        "[providers.cohere]\nbase_url = 'http://127.0.0.1:1'\n[providers.box]\ntype = 'ollama'\n[providers.openai]\n[providers.ollama]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:1/v1'",
+    )
+    .unwrap();
+    let found: Vec<_> = config
+        .providers
+        .iter()
+        .map(|provider| {
+            let ProviderKind::OpenAi(server) = &provider.kind else {
+                panic!()
+            };
+            let profile = server.profile.map_or("", |profile| profile.name);
+            (profile, server.base_url.as_str())
+        })
+        .collect();
+    let expected = [
+        ("cohere", "http://127.0.0.1:1"),
+        ("ollama", "http://127.0.0.1:11434"),
+        ("", "https://api.openai.com/v1"),
+        ("", "http://127.0.0.1:1/v1"),
+    ];
+    assert_eq!(found, expected);
 }
 
 #[test]

@@ -9,9 +9,9 @@ use std::time::Duration;
 use lapce_ai_proto::status::ProviderStatus;
 use lapce_ai_providers::{
     Balance, BoxFuture, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream, Discovered,
-    ErrorKind, Feature, Features, Format, HttpClient, HttpConfig, Local, LoopbackServer, Member,
-    ModelInfo, PROFILES, Plan, Pool, Profile, Provider, ProviderError, SecretString, Settings,
-    Target, from_environment, probe,
+    ErrorKind, Feature, Features, HttpClient, HttpConfig, Local, LoopbackServer, Member, ModelInfo,
+    PROFILES, Plan, Pool, Profile, Provider, ProviderError, SecretString, Settings, Target,
+    from_environment, probe,
 };
 
 use super::attempts;
@@ -54,7 +54,7 @@ impl Providers {
         if config.discovery.loopback
             && let Ok(client) = &shared
         {
-            for found in probe(client, &LoopbackServer::usual(), PROBE_TIMEOUT).await {
+            for found in probe(client, &LoopbackServer::usual(&lookup), PROBE_TIMEOUT).await {
                 providers.add_discovered(&found, "discovered", &shared, waits);
             }
         }
@@ -271,9 +271,12 @@ impl Providers {
                         })
                     });
                 let use_environment = config.discovery.environment;
+                let profile = openai.profile.or_else(|| Profile::named(name));
+                let base_url = address(openai, use_environment, &lookup);
                 let accounts = client.clone().and_then(|client| {
+                    let of_profile = || profile.and_then(|known| key_of(known, &lookup));
                     let keys = match openai.keys.as_slice() {
-                        [] if use_environment => vec![key_of_known(name, &lookup)],
+                        [] if use_environment => vec![of_profile()],
                         [] => vec![None],
                         keys => keys
                             .iter()
@@ -283,11 +286,12 @@ impl Providers {
                     // Whoever names a profile of AWS asks for its files, which the environment places.
                     let asked = use_environment || openai.aws_profile.is_some();
                     let lookup = |name: &str| lookup(name).filter(|_| asked);
-                    connect(name, openai, keys, lookup, &client)
+                    connect(name, openai, &base_url, keys, lookup, &client)
                 });
-                let model = settings.default_model.clone().or_else(|| usual_model(name));
+                let usual = profile.and_then(|known| known.usual_model);
+                let model = settings.default_model.clone().or(usual.map(Into::into));
                 let about = ProviderStatus {
-                    base_url: Some(openai.base_url.clone()),
+                    base_url: Some(base_url),
                     ..about("configuration")
                 };
                 self.add(name, accounts, model, openai.models.clone(), about);
@@ -377,8 +381,8 @@ fn usual_model(provider: &str) -> Option<String> {
     Profile::named(provider)?.usual_model.map(ToOwned::to_owned)
 }
 
-fn key_of_known(name: &str, lookup: impl Fn(&str) -> Option<String>) -> Option<SecretString> {
-    let keys = Profile::named(name)?.key_variables.iter();
+fn key_of(profile: &Profile, lookup: impl Fn(&str) -> Option<String>) -> Option<SecretString> {
+    let keys = profile.key_variables.iter();
     let key = keys.filter_map(|name| lookup(name));
     key.map(|key| key.trim().to_owned())
         .find(|key| !key.is_empty())
@@ -410,26 +414,40 @@ fn read_key(
     }
 }
 
+/// Where a server is: what the configuration says, else what the profile's variable says (`OLLAMA_HOST`).
+fn address(
+    settings: &OpenAiSettings,
+    use_environment: bool,
+    lookup: impl Fn(&str) -> Option<String>,
+) -> String {
+    let usual = settings
+        .profile
+        .filter(|profile| use_environment && profile.base_url == settings.base_url);
+    let variable = usual.and_then(|profile| profile.url_variable);
+    let set = variable.and_then(lookup).map(|url| url.trim().to_owned());
+    set.filter(|url| !url.is_empty())
+        .unwrap_or_else(|| settings.base_url.clone())
+}
+
 fn connect(
     name: &str,
     settings: &OpenAiSettings,
+    base_url: &str,
     keys: Vec<Option<SecretString>>,
     lookup: impl Fn(&str) -> Option<String>,
     client: &HttpClient,
 ) -> Result<Accounts, ProviderError> {
-    // Formats of their own are known by name, wherever the server is.
-    let other = |profile: &&Profile| !matches!(profile.format, Format::ChatCompletions(_));
-    let named = Profile::named(name).filter(other);
-    let same = |url: &str| url.trim_end_matches('/') == settings.base_url.trim_end_matches('/');
-    let known = named.or_else(|| PROFILES.iter().find(|profile| same(profile.base_url)));
-    let profile = known.or_else(|| Profile::named("compatible"));
+    let same = |url: &str| url.trim_end_matches('/') == base_url.trim_end_matches('/');
+    let known = || PROFILES.iter().find(|profile| same(profile.base_url));
+    let profile = settings.profile.or_else(known);
+    let profile = profile.or_else(|| Profile::named("compatible"));
     let profile = profile.ok_or_else(|| {
         ProviderError::new(ErrorKind::Configuration, "no profile fits this server")
     })?;
     let one = |key| {
         let account = Settings {
             // The profile's own may depend on the region.
-            base_url: Some(settings.base_url.clone()).filter(|url| url != profile.base_url),
+            base_url: Some(base_url.to_owned()).filter(|url| url != profile.base_url),
             key,
             headers: settings.headers.clone(),
             region: settings.region.clone(),
@@ -592,6 +610,41 @@ mod tests {
                 .contains("NO_SUCH_KEY (api_key_env) is not set"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_type_is_a_profile_wherever_the_server_is() {
+        let text = "[providers.mine]\ntype = 'cohere'\nbase_url = 'http://127.0.0.1:1'\n[providers.ollama]\ndefault_model = 'qwen3'";
+        let environment = [("CO_API_KEY", "k"), ("OLLAMA_HOST", "127.0.0.1:2")];
+        let providers = gather(text, &environment).await;
+        assert!(
+            providers.problems().is_empty(),
+            "{:?}",
+            providers.problems()
+        );
+        let expected = [
+            ("mine", "configuration"),
+            ("ollama", "configuration"),
+            ("cohere", "environment"),
+            ("local", "built in"),
+        ];
+        assert_eq!(names(&providers), expected);
+        let url = |name: &str| {
+            let mut about = providers.about().iter();
+            about
+                .find(|about| about.name == name)
+                .unwrap()
+                .base_url
+                .clone()
+        };
+        assert_eq!(url("mine").as_deref(), Some("http://127.0.0.1:1"));
+        assert_eq!(url("ollama").as_deref(), Some("127.0.0.1:2"));
+        assert_eq!(first(&providers, "mine").1, "command-a-03-2025");
+        // Nobody is there; that it is tried shows that the settings will do.
+        let plan = providers.plan("ollama").unwrap();
+        let request = ChatRequest::new("x").with(lapce_ai_providers::Message::user("x"));
+        let error = plan.targets[0].member.chat(&request).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::ConnectionFailed, "{error}");
     }
 
     #[tokio::test]

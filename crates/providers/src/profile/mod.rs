@@ -15,7 +15,9 @@ use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
 use crate::wire::anthropic::Anthropic;
 use crate::wire::bedrock::Bedrock;
+use crate::wire::cohere::Cohere;
 use crate::wire::gemini::{Gemini, GeminiService};
+use crate::wire::ollama::Ollama;
 use crate::wire::openai::{Dialect, OpenAi};
 pub use feature::{Feature, Features};
 pub use rows::PROFILES;
@@ -65,6 +67,10 @@ pub enum Format {
     Bedrock,
     /// Google Gemini, towards one of its two services.
     Gemini(GeminiService),
+    /// Cohere's chat, version 2.
+    Cohere,
+    /// Ollama's own chat.
+    Ollama,
 }
 
 /// How a request shows its key.
@@ -162,6 +168,8 @@ impl Profile {
             Format::Messages => Arc::new(Anthropic::new(self, settings)?),
             Format::Bedrock => Arc::new(Bedrock::new(self, settings)?),
             Format::Gemini(service) => Arc::new(Gemini::new(self, settings, service)?),
+            Format::Cohere => Arc::new(Cohere::new(self, settings)?),
+            Format::Ollama => Arc::new(Ollama::new(self, settings)?),
         })
     }
 

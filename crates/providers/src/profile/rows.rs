@@ -50,6 +50,8 @@ const GEMINI: Profile = Profile {
     reference: "https://ai.google.dev/api/generate-content",
     ..HOSTED
 };
+/// What Ollama's own format can say.
+const OLLAMA: Features = COMMON.and(&[Feature::Images, Feature::Reasoning, Feature::ReasoningBack]);
 
 /// Every provider that is known by name.
 pub const PROFILES: &[Profile] = &[
@@ -241,6 +243,55 @@ pub const PROFILES: &[Profile] = &[
         ]),
         quirks: "needs a region; a Bedrock API key, or the keys of an AWS account from the environment, a profile or the container; images as bytes only",
         reference: "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html",
+        ..HOSTED
+    },
+    Profile {
+        name: "cohere",
+        title: "Cohere",
+        format: Format::Cohere,
+        base_url: "https://api.cohere.com",
+        key_variables: &["CO_API_KEY", "COHERE_API_KEY"],
+        usual_model: Some("command-a-03-2025"),
+        claims: &[
+            "command-",
+            "c4ai-",
+            "embed-v4",
+            "embed-english-",
+            "embed-multilingual-",
+        ],
+        features: COMMON.and(&[
+            Feature::Images,
+            Feature::Reasoning,
+            Feature::ReasoningBack,
+            Feature::Citations,
+            Feature::Embeddings,
+        ]),
+        quirks: "system messages all go to the front; a certain tool is forced by offering no other; JSON or tools, not both; its count of tokens leaves out the chat's template, so there is none here",
+        reference: "https://docs.cohere.com/v2/reference/chat",
+        ..HOSTED
+    },
+    Profile {
+        name: "ollama",
+        title: "Ollama",
+        format: Format::Ollama,
+        base_url: "http://127.0.0.1:11434",
+        url_variable: Some("OLLAMA_HOST"),
+        discovered: false,
+        features: OLLAMA.and(&[Feature::Embeddings]),
+        quirks: "found where it listens on this machine; pictures must be in the request; no call can be forced; it cuts what is too long for its context without a word",
+        reference: "https://docs.ollama.com/api/chat",
+        ..HOSTED
+    },
+    Profile {
+        name: "ollama-cloud",
+        title: "Ollama's cloud",
+        format: Format::Ollama,
+        base_url: "https://ollama.com",
+        key_variables: &["OLLAMA_API_KEY"],
+        usual_model: Some("gpt-oss:120b"),
+        features: OLLAMA,
+        quirks: "as `ollama`",
+        reference: "https://docs.ollama.com/cloud",
         ..HOSTED
     },
     Profile {

@@ -12,6 +12,7 @@ use crate::profile::{Auth, Profile, Settings};
 /// The media types that answers may have.
 pub(crate) const JSON: &str = "application/json";
 pub(crate) const EVENT_STREAM: &str = "text/event-stream";
+pub(crate) const JSON_LINES: &str = "application/x-ndjson";
 
 /// One provider's address with its key and headers.
 ///

@@ -9,13 +9,14 @@ use serde_json::Value;
 use super::retry_after;
 use crate::error::{ErrorKind, ProviderError};
 
-/// How vLLM, DeepSeek, Together and OpenRouter; llama.cpp; Mistral; xAI say that a conversation is too long.
+/// How vLLM, DeepSeek, Together and OpenRouter; llama.cpp; Mistral; xAI; Ollama say that a conversation is too long.
 const TOO_LONG: &[&str] = &[
     "maximum context length",
     "exceeds the available context",
     "too large for model with",
     "maximum prompt length",
     "exceeds the context window",
+    "exceeds the context length",
 ];
 
 /// The error of an answer whose status is not 2xx. `from_json` reads the body where it is JSON.
@@ -49,6 +50,7 @@ pub(crate) fn from_response(
         "request-id",
         "x-amzn-requestid",
         "apim-request-id",
+        "x-debug-trace-id",
     ]
     .into_iter()
     .find_map(|name| head.headers.get(name));

@@ -7,12 +7,15 @@
 pub(crate) mod anthropic;
 pub(crate) mod bedrock;
 mod body;
+pub(crate) mod cohere;
 mod decoding;
 mod endpoint;
 mod error;
 pub(crate) mod gemini;
 mod json;
+pub(crate) mod ollama;
 pub(crate) mod openai;
+mod request;
 mod retry_after;
 
 use std::fmt::Debug;

@@ -118,6 +118,26 @@ fn chat(name: &str) -> Option<ChatRequest> {
             ],
             ..request
         },
+        // Ids that begin anew in each turn.
+        "tool_results_same_ids" => ChatRequest {
+            messages: vec![
+                Message::user("Weather in Paris?"),
+                calling("call_0", "get_weather", r#"{"city":"Paris"}"#),
+                Message::tool_result("call_0", "sun"),
+                calling("call_0", "get_time", ""),
+                Message::tool_result("call_0", "noon"),
+            ],
+            ..request
+        },
+        // Arguments as no good model writes them.
+        "tool_results_broken" => ChatRequest {
+            messages: vec![
+                Message::user("Weather in Paris?"),
+                calling("call_1", "get_weather", r#"{"city":"Par"#),
+                Message::tool_result("call_1", "sun"),
+            ],
+            ..request
+        },
         "image" => ChatRequest {
             messages: vec![Message {
                 content: vec![Content::Text("What is this?".into()), png()],
@@ -175,6 +195,28 @@ fn chat(name: &str) -> Option<ChatRequest> {
                 Message::tool_result("call_1", "sun"),
             ],
             ..request
+        },
+        // A turn with nothing but a thought and a text goes back.
+        "reasoning_said" => ChatRequest {
+            messages: vec![
+                Message::user("Hello"),
+                Message {
+                    content: vec![
+                        Content::Reasoning {
+                            text: "Hm.".into(),
+                            signature: None,
+                        },
+                        Content::Text("Hi.".into()),
+                    ],
+                    ..Message::assistant("")
+                },
+                Message::user("Go on"),
+            ],
+            ..request
+        },
+        "json_schema_with_tools" => ChatRequest {
+            tools: tools(),
+            ..chat("json_schema")?
         },
         "json_schema" => ChatRequest {
             response_format: Some(ResponseFormat::JsonSchema {
@@ -252,6 +294,15 @@ fn call(id: &str, name: &str, arguments: &str) -> ToolCall {
         name: name.into(),
         arguments: arguments.into(),
         signature: None,
+    }
+}
+
+/// A turn that only calls a tool.
+fn calling(id: &str, name: &str, arguments: &str) -> Message {
+    Message {
+        content: Vec::new(),
+        tool_calls: vec![call(id, name, arguments)],
+        ..Message::assistant("")
     }
 }
 
