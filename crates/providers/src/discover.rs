@@ -75,7 +75,7 @@ impl Discovered {
 ///
 /// With `OPENAI_BASE_URL` set, `openai` needs no key, and is taken for a compatible server of someone else's. With
 /// `OLLAMA_HOST` set to another machine's address, `ollama` is there; one on this machine is left to [`probe`], which
-/// learns its models, too.
+/// learns its models, too. Where every account has its own address, key and address must both be there.
 pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discovered> {
     let lookup = &|name: &str| {
         lookup(name)
@@ -92,6 +92,10 @@ pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discover
             Format::Ollama => ollama::base_url(&url),
             _ => url,
         });
+        let own = profile.base_url.is_empty();
+        if own && (key.is_none() || base_url.is_none()) {
+            return None;
+        }
         let found_in = match (&key, &base_url) {
             (Some((name, _)), _) => name,
             (None, Some(url)) if profile.discovered || !is_loopback(url) => profile.url_variable?,
@@ -99,7 +103,7 @@ pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discover
         };
         let foreign = base_url
             .as_deref()
-            .is_some_and(|url| url.trim_end_matches('/') != profile.base_url);
+            .is_some_and(|url| !own && url.trim_end_matches('/') != profile.base_url);
         let chat_completions = matches!(profile.format, Format::ChatCompletions(_));
         let settings = Settings {
             base_url: base_url.or_else(|| Some(profile.base_url.into())),
@@ -218,6 +222,7 @@ mod tests {
             PROFILES
                 .iter()
                 .filter(|profile| profile.discovered && !profile.base_url.contains('{'))
+                .filter(|profile| !profile.base_url.is_empty())
         };
         let all: Vec<_> = hosted()
             .map(|profile| (profile.key_variables[0], " sk-1\n"))
@@ -297,6 +302,19 @@ mod tests {
             ("AWS_REGION", "eu-west-3"),
         ];
         assert!(environment(&account).is_empty());
+    }
+
+    #[test]
+    fn an_address_of_ones_own_needs_a_key_and_a_key_an_address() {
+        let key = ("AZURE_OPENAI_API_KEY", "k");
+        let url = ("AZURE_OPENAI_ENDPOINT", "https://r.openai.azure.com/");
+        assert!(environment(&[key]).is_empty());
+        assert!(environment(&[url]).is_empty());
+        let found = environment(&[key, url]);
+        let names: Vec<_> = found.iter().map(|found| found.profile.name).collect();
+        assert_eq!(names, ["azure"]);
+        assert_eq!(found[0].settings.base_url.as_deref(), Some(url.1));
+        assert_eq!(found[0].found_in, key.0);
     }
 
     #[test]

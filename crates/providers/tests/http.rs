@@ -7,8 +7,9 @@ mod support;
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ChatRequest, Discovered, ErrorKind, Event, Fault, FinishReason, HttpClient, HttpConfig,
-    HttpProvider, LoopbackServer, Phase, Profile, Provider, ProviderError, Timeouts, probe,
+    ChatRequest, Discovered, EmbeddingRequest, ErrorKind, Event, Fault, FinishReason, HttpClient,
+    HttpConfig, HttpProvider, LoopbackServer, Phase, Profile, Provider, ProviderError, Timeouts,
+    probe,
 };
 use serde_json::{Value, json};
 use support::{FINISH, KEY, USAGE, Upstream, client, request, sse, text_chunk, wire, wire_of};
@@ -513,4 +514,51 @@ async fn a_probe_finds_servers_and_nothing_else() {
         _ = far.accept() => panic!("the probe went to a name"),
         () = std::future::ready(()) => {}
     }
+}
+
+#[tokio::test]
+async fn texts_go_in_batches_that_the_provider_takes() {
+    let upstream = Upstream::start().await;
+    let wire = wire_of("mistral", &upstream.base_url());
+    let provider = HttpProvider::new("tested", wire, client());
+    let long = ["a".repeat(10_000), "b".repeat(5_000), "c".repeat(20_000)];
+    let short = std::iter::repeat_n("x".to_owned(), 300);
+    let request = EmbeddingRequest {
+        model: "mistral-embed".into(),
+        input: long.into_iter().chain(short).collect(),
+        ..EmbeddingRequest::default()
+    };
+    let serve = async {
+        let mut batches = Vec::new();
+        let mut exchange = upstream.accept().await;
+        loop {
+            let body: Value = serde_json::from_str(&exchange.body).unwrap();
+            let texts = body["input"].as_array().unwrap().len();
+            batches.push(texts);
+            let first: usize = batches.iter().sum::<usize>() - texts;
+            let data: Vec<_> = (0..texts)
+                .map(|at| serde_json::json!({"index": at, "embedding": [first + at]}))
+                .collect();
+            let answer =
+                serde_json::json!({"data": data, "model": "m", "usage": {"prompt_tokens": texts}});
+            exchange
+                .answer(
+                    "200 OK",
+                    "content-type: application/json\r\n",
+                    &answer.to_string(),
+                )
+                .await;
+            if batches.iter().sum::<usize>() == 303 {
+                return batches;
+            }
+            exchange.read_request().await;
+        }
+    };
+    let (vectors, batches) = tokio::join!(provider.embed(&request), serve);
+    // By bytes, one that is too long alone, and by number.
+    assert_eq!(batches, [2, 1, 256, 44]);
+    let vectors = vectors.unwrap();
+    assert_eq!(vectors.input_tokens, Some(303));
+    let numbers: Vec<f32> = vectors.vectors.concat();
+    assert_eq!(numbers, (0..303u16).map(f32::from).collect::<Vec<_>>());
 }

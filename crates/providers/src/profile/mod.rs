@@ -19,6 +19,7 @@ use crate::wire::cohere::Cohere;
 use crate::wire::gemini::{Gemini, GeminiService};
 use crate::wire::ollama::Ollama;
 use crate::wire::openai::{Dialect, OpenAi};
+use crate::wire::responses::{self, Responses};
 pub use feature::{Feature, Features};
 pub use rows::PROFILES;
 
@@ -61,6 +62,8 @@ pub struct Profile {
 pub enum Format {
     /// OpenAI chat completions, in one server's dialect.
     ChatCompletions(Dialect),
+    /// OpenAI's Responses API, in one server's dialect.
+    Responses(responses::Dialect),
     /// Anthropic's Messages API.
     Messages,
     /// AWS Bedrock's Converse.
@@ -80,6 +83,8 @@ pub enum Auth {
     Bearer,
     /// A header of this name, in lower case.
     Header(&'static str),
+    /// A header of this name; a token (JWT), which is told by its form, as `Authorization: Bearer`.
+    HeaderOrToken(&'static str),
     /// A signature over the request (AWS Signature Version 4).
     AwsSigV4,
     /// Not at all.
@@ -165,6 +170,7 @@ impl Profile {
     pub fn wire(&self, settings: &Settings) -> Result<Arc<dyn Wire>, ProviderError> {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
+            Format::Responses(dialect) => Arc::new(Responses::new(self, settings, dialect)?),
             Format::Messages => Arc::new(Anthropic::new(self, settings)?),
             Format::Bedrock => Arc::new(Bedrock::new(self, settings)?),
             Format::Gemini(service) => Arc::new(Gemini::new(self, settings, service)?),

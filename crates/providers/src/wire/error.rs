@@ -92,18 +92,20 @@ pub(crate) fn classify(status: Option<u16>, code: &str, r#type: &str, message: &
             "context_length_exceeded" | "exceed_context_size_error" | "string_above_max_length" => {
                 ErrorKind::ContextLengthExceeded
             }
-            "model_not_found" | "invalid_model" => ErrorKind::ModelNotFound,
+            "model_not_found" | "invalid_model" | "DeploymentNotFound" => ErrorKind::ModelNotFound,
             "invalid_api_key" | "authentication_error" | "invalid_authentication" => {
                 ErrorKind::Authentication
             }
-            "content_filter" | "content_policy_violation" | "responsible_ai_policy_violation" => {
-                ErrorKind::ContentFiltered
-            }
+            "content_filter"
+            | "content_policy_violation"
+            | "responsible_ai_policy_violation"
+            | "ResponsibleAIPolicyViolation" => ErrorKind::ContentFiltered,
             "overloaded_error" | "engine_overloaded" | "capacity_exceeded"
             | "unavailable_error" => ErrorKind::Overloaded,
-            "permission_error" | "permission_denied" | "unsupported_country_region_territory" => {
-                ErrorKind::Permission
-            }
+            "permission_error"
+            | "permission_denied"
+            | "PermissionDenied"
+            | "unsupported_country_region_territory" => ErrorKind::Permission,
             _ => continue,
         };
         return kind;

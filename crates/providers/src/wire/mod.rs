@@ -16,6 +16,7 @@ mod json;
 pub(crate) mod ollama;
 pub(crate) mod openai;
 mod request;
+pub(crate) mod responses;
 mod retry_after;
 
 use std::fmt::Debug;
@@ -103,6 +104,11 @@ pub trait Wire: Debug + Send + Sync {
 
     /// The most texts of one request for vectors to this model.
     fn embeddings_batch(&self, _model: &str) -> usize {
+        usize::MAX
+    }
+
+    /// The most bytes of all texts of one request for vectors to this model; a longer text goes alone.
+    fn embeddings_batch_bytes(&self, _model: &str) -> usize {
         usize::MAX
     }
 

@@ -77,18 +77,28 @@ pub(crate) struct ImageUrl<'a> {
 impl<'a> From<&'a Image> for ImageUrl<'a> {
     fn from(image: &'a Image) -> Self {
         Self {
-            url: match &image.source {
-                ImageSource::Url(url) => url.into(),
-                ImageSource::Base64 { media_type, data } => {
-                    format!("data:{media_type};base64,{data}").into()
-                }
-            },
-            detail: image.detail.map(|detail| match detail {
-                ImageDetail::Auto => "auto",
-                ImageDetail::Low => "low",
-                ImageDetail::High => "high",
-            }),
+            url: image_url(&image.source),
+            detail: image.detail.map(detail_name),
         }
+    }
+}
+
+/// A picture's address, or the picture itself as one.
+pub(crate) fn image_url(source: &ImageSource) -> Cow<'_, str> {
+    match source {
+        ImageSource::Url(url) => url.into(),
+        ImageSource::Base64 { media_type, data } => {
+            format!("data:{media_type};base64,{data}").into()
+        }
+    }
+}
+
+/// The word for how closely to look at a picture.
+pub(crate) fn detail_name(detail: ImageDetail) -> &'static str {
+    match detail {
+        ImageDetail::Auto => "auto",
+        ImageDetail::Low => "low",
+        ImageDetail::High => "high",
     }
 }
 

@@ -46,6 +46,21 @@ pub(crate) fn ask(name: &str, options: &mut BTreeMap<String, String>) -> Option<
     if let Some(tokens) = options.remove("max_tokens") {
         request.max_tokens = Some(tokens.parse().unwrap());
     }
+    // The proofs of `reasoning_back`, where a provider knows its own by their form.
+    for (option, redacted) in [("signature", false), ("redacted", true)] {
+        let Some(proof) = options.remove(option) else {
+            continue;
+        };
+        for content in request.messages.iter_mut().flat_map(|m| &mut m.content) {
+            match content {
+                Content::Reasoning { signature, .. } if !redacted => {
+                    *signature = Some(proof.clone()).filter(|proof| proof != "none");
+                }
+                Content::RedactedReasoning(data) if redacted => data.clone_from(&proof),
+                _ => {}
+            }
+        }
+    }
     Some(match options.remove("count") {
         Some(_) => Ask::Count(request),
         None => Ask::Chat(request),

@@ -89,7 +89,10 @@ impl Serialize for Body<'_> {
             map.serialize_entry(name, &seed)?;
         }
         match (dialect.effort, request.effort(), request.reasoning_budget) {
-            (Effort::Word, Some(effort), _) => {
+            (Effort::WordOrOff, Some(ReasoningEffort::None), _) => {
+                map.serialize_entry("thinking", &Thinking { r#type: "disabled" })?;
+            }
+            (Effort::Word | Effort::WordOrOff, Some(effort), _) => {
                 map.serialize_entry("reasoning_effort", effort_name(effort))?;
             }
             (Effort::Object, _, Some(max_tokens)) => {
@@ -117,6 +120,11 @@ impl Serialize for Body<'_> {
         }
         map.end()
     }
+}
+
+#[derive(Serialize)]
+struct Thinking {
+    r#type: &'static str,
 }
 
 #[derive(Serialize)]
@@ -439,7 +447,7 @@ impl Serialize for Format<'_> {
     }
 }
 
-fn effort_name(effort: ReasoningEffort) -> &'static str {
+pub(in crate::wire) fn effort_name(effort: ReasoningEffort) -> &'static str {
     match effort {
         ReasoningEffort::None => "none",
         ReasoningEffort::Minimal => "minimal",
