@@ -434,11 +434,12 @@ struct Accounts {
 }
 
 impl Accounts {
-    /// It repeats what it is told, whatever that is.
+    /// It repeats what it is told, whatever that is, and does nothing else.
     fn local(local: Local, waits: Waits) -> Self {
+        let none = [Feature::Embeddings, Feature::TokenCount];
         Self {
             each: vec![Arc::new(local)],
-            features: Features::of(Feature::ALL),
+            features: Features::of(Feature::ALL).without(&none),
             whole: waits.answer,
         }
     }
