@@ -9,6 +9,7 @@
 //! cargo run --release -p lapce-ai-bench -- busy          round trips while a compiler runs on every processor
 //! cargo run --release -p lapce-ai-bench -- mixed         small messages beside large ones on the same connection
 //! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
+//! cargo run --release -p lapce-ai-bench -- recovery      how soon clients are served again after the server was killed
 //! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
 //! ```
 //!
@@ -28,6 +29,7 @@ mod memcpy;
 mod memory;
 mod message;
 mod peers;
+mod recovery;
 mod report;
 
 use std::io::{self, Write};
@@ -56,6 +58,7 @@ enum Command {
     Busy(contention::busy::Arguments),
     Mixed(contention::mixed::Arguments),
     Priority(contention::priority::Arguments),
+    Recovery(recovery::Arguments),
     Instructions(instructions::Arguments),
     /// What `instructions` counts; started by it.
     #[command(hide = true)]
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
         Command::Busy(arguments) => contention::busy::run(&arguments),
         Command::Mixed(arguments) => contention::mixed::run(&arguments),
         Command::Priority(arguments) => contention::priority::run(&arguments),
+        Command::Recovery(arguments) => recovery::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
         Command::Counted {
             payload,

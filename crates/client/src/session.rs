@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Poll, Waker};
+use std::task::{Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::{Class, ErrorBody, ErrorCode, Features, MessageType, OpenPrefix, Welcome};
@@ -12,7 +12,8 @@ use tokio::sync::Notify;
 
 use crate::link::{End, Link, Outcome, Outgoing, Phase, Refused};
 use crate::reconnect::Reconnect;
-use crate::{Body, ClientError, Options, RequestOptions, State};
+use crate::watch::{Seen, Watching};
+use crate::{Body, ClientError, Health, Options, RequestOptions, State};
 
 /// How much longer than a request's deadline its client waits for the daemon's word.
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
@@ -28,11 +29,33 @@ pub(crate) struct Session {
     /// Without a task that watches, a lost connection is made again by the next request.
     watched: bool,
     /// Wakes the task that connects.
-    pub(crate) kick: Notify,
+    pub(crate) kick: Arc<Kick>,
+}
+
+/// Wakes the task that connects.
+#[derive(Debug, Default)]
+pub(crate) struct Kick(Notify);
+
+impl Kick {
+    pub(crate) async fn kicked(&self) {
+        self.0.notified().await;
+    }
+}
+
+impl Wake for Kick {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.notify_one();
+    }
 }
 
 struct Inner {
     reconnect: Reconnect,
+    /// While the daemon is waited for.
+    watching: Option<Watching>,
     link: Option<Arc<Link>>,
     /// Links that still drain.
     older: Vec<Weak<Link>>,
@@ -85,6 +108,7 @@ impl Session {
             },
             // More than the protocol allows is as good as the most.
             response_window: options.response_window.clamp(1, i32::MAX as u32),
+            earlier: 0,
             timeout: options.connect_timeout,
             server_uids: options.server_uids.clone(),
         };
@@ -94,6 +118,7 @@ impl Session {
                 number(seed) as u64,
                 Instant::now(),
             ),
+            watching: None,
             link: None,
             older: Vec::new(),
             welcome: None,
@@ -105,7 +130,7 @@ impl Session {
             inner: Mutex::new(inner),
             sequence: AtomicU64::new(0),
             watched,
-            kick: Notify::new(),
+            kick: Arc::default(),
         })
     }
 
@@ -115,7 +140,16 @@ impl Session {
 
     /// Connects. Blocks.
     pub(crate) fn connect(&self) -> Connected {
-        connect(&self.options.socket, &self.connect)
+        connect(&self.options.socket, &self.connect_options())
+    }
+
+    /// What is said to the daemon now.
+    pub(crate) fn connect_options(&self) -> ConnectOptions {
+        let before = self.counters().connected;
+        ConnectOptions {
+            earlier: u16::try_from(before).unwrap_or(u16::MAX),
+            ..self.connect.clone()
+        }
     }
 
     /// Notes how an attempt ended; a new link is the present one from now on.
@@ -141,9 +175,18 @@ impl Session {
                 inner
                     .reconnect
                     .failed(now, error.to_string(), may_pass(&error));
+                if inner.reconnect.wants_watch() {
+                    inner.watching = Watching::begin(&self.options.socket);
+                    if inner.watching.is_some() {
+                        inner.reconnect.watched(now);
+                    }
+                }
                 Err(error)
             }
         };
+        if !matches!(inner.reconnect.state(), State::Waiting { .. }) {
+            inner.watching = None;
+        }
         self.tell(inner);
         result
     }
@@ -155,7 +198,7 @@ impl Session {
         for waker in waiters {
             waker.wake();
         }
-        self.kick.notify_one();
+        self.kick.wake_by_ref();
     }
 
     /// The present link, if there is one that takes requests.
@@ -179,20 +222,20 @@ impl Session {
             }
             self.retire(&mut inner);
             // Nobody else will find it the present one any more, and so tell the task that connects.
-            self.kick.notify_one();
+            self.kick.wake_by_ref();
         }
         let gave_up = inner.reconnect.counters().gave_up;
         let before = *wait.gave_up.get_or_insert(gave_up);
         match inner.reconnect.state() {
             State::Closed => return Poll::Ready(Err(ClientError::Closed)),
-            State::Idle if gave_up > before => {
+            State::Idle | State::GivenUp if gave_up > before => {
                 let (attempts, reason) = inner.reconnect.last_failure();
                 return Poll::Ready(Err(ClientError::Unreachable { attempts, reason }));
             }
             _ => {}
         }
         if inner.reconnect.wanted(Instant::now()) {
-            self.kick.notify_one();
+            self.kick.wake_by_ref();
         }
         if !inner.waiters.iter().any(|other| other.will_wake(waker)) {
             inner.waiters.push(waker.clone());
@@ -240,21 +283,40 @@ impl Session {
         }
     }
 
-    pub(crate) fn step(&self) -> Step {
-        let mut inner = self.lock();
-        if inner.reconnect.is_due(Instant::now()) {
-            return Step::Connect;
-        }
-        match inner.reconnect.state() {
-            State::Waiting { until, .. } => Step::WaitUntil(until),
-            State::Closed => Step::Closed,
-            _ => Step::Rest,
+    /// What is to be done now. `waker` is called if that changes while it is waited.
+    pub(crate) fn step(&self, waker: &Waker) -> Step {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        loop {
+            let now = Instant::now();
+            match inner.watching.as_mut().map_or(Seen::Nothing, Watching::look) {
+                Seen::Nothing => {}
+                Seen::Appeared { crowd } => inner.reconnect.appeared(now, crowd),
+                Seen::Gone => {
+                    inner.watching = None;
+                    inner.reconnect.unwatched(now);
+                }
+            }
+            if inner.reconnect.is_due(now) {
+                return Step::Connect;
+            }
+            match inner.reconnect.state() {
+                State::Waiting { until, .. } => {
+                    let watching = inner.watching.as_ref();
+                    if watching.is_none_or(|watching| watching.wake(waker)) {
+                        return Step::WaitUntil(until);
+                    }
+                }
+                State::Closed => return Step::Closed,
+                _ => return Step::Rest,
+            }
         }
     }
 
     pub(crate) fn close(&self) {
         let mut inner = self.lock();
         inner.reconnect.close(Instant::now());
+        inner.watching = None;
         let links: Vec<_> = inner
             .link
             .take()
@@ -278,6 +340,10 @@ impl Session {
 
     pub(crate) fn state(&self) -> State {
         self.lock().reconnect.state()
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        self.lock().reconnect.health()
     }
 
     pub(crate) fn history(&self) -> Vec<crate::Event> {

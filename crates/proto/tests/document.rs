@@ -251,6 +251,7 @@ fn hello() {
     let hello = Hello {
         version_min: 1,
         version_max: 3,
+        earlier: 0x0405,
         features: Features {
             shared_memory: true,
             crc: false,
@@ -266,7 +267,7 @@ fn hello() {
         &[
             ("version_min", vec![1]),
             ("version_max", vec![3]),
-            ("reserved", vec![0; 2]),
+            ("earlier", hello.earlier.to_le_bytes().to_vec()),
             ("features", vec![1, 0, 0, 0]),
             ("instance", hello.instance.to_le_bytes().to_vec()),
             ("response_window", 0x1122_3344_u32.to_le_bytes().to_vec()),

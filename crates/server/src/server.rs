@@ -62,6 +62,7 @@ pub(crate) struct Shared {
 #[derive(Debug, Default)]
 pub(crate) struct AtomicCounters {
     pub(crate) connections: AtomicU64,
+    pub(crate) reconnections: AtomicU64,
     pub(crate) refused: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) cancelled: AtomicU64,
@@ -294,6 +295,7 @@ impl ServerHandle {
                     "socket"
                 }
                 .to_owned(),
+                earlier: session.peer.earlier.into(),
                 requests: session.requests.load(Ordering::Relaxed),
                 in_flight: session.live.load(Ordering::Relaxed),
                 connected_secs: session.since.elapsed().as_secs(),
@@ -308,6 +310,7 @@ impl ServerHandle {
         let of_reactors = self.shared.mailboxes.iter();
         Counters {
             connections: load(&counters.connections),
+            reconnections: load(&counters.reconnections),
             refused: load(&counters.refused),
             requests: of_reactors.map(|mailbox| load(&mailbox.requests)).sum(),
             failed: load(&counters.failed),

@@ -15,7 +15,7 @@ pub use self::typed::ChatItems;
 use self::wait::{park, passed, with_waker};
 use crate::link::{Lent, Link, Outgoing, Stream, Tx};
 use crate::session::{Plan, Session, Step, Wait};
-use crate::{Body, ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
+use crate::{Body, ClientError, Event, Health, Options, ReconnectCounters, RequestOptions, State};
 
 /// A client of the daemon for programs without a runtime. Any number of threads may use it at once, over one connection.
 ///
@@ -201,6 +201,11 @@ impl BlockingClient {
         self.session.state()
     }
 
+    /// How the connection does, as far as the last call saw.
+    pub fn health(&self) -> Health {
+        self.session.health()
+    }
+
     /// The latest events of the connection, oldest first.
     pub fn history(&self) -> Vec<Event> {
         self.session.history()
@@ -246,7 +251,7 @@ impl BlockingClient {
                 park(deadline);
                 continue;
             };
-            match self.session.step() {
+            match with_waker(|waker| self.session.step(waker)) {
                 Step::Connect => {
                     // Why it failed stands in the state, which is looked at next.
                     let _ = self.session.connected(self.session.connect());

@@ -16,7 +16,7 @@ use self::drive::{attempt, drive, supervise};
 pub use self::typed::ChatStream;
 use crate::link::{Link, Outgoing, Refused, Stream, Tx};
 use crate::session::{Plan, Session, Wait};
-use crate::{Body, ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
+use crate::{Body, ClientError, Event, Health, Options, ReconnectCounters, RequestOptions, State};
 
 /// A client of the daemon. Cheap to clone; all clones share one connection, which is made again when it is lost.
 ///
@@ -154,6 +154,11 @@ impl Client {
     /// Where the connection stands.
     pub fn state(&self) -> State {
         self.session().state()
+    }
+
+    /// How the connection does.
+    pub fn health(&self) -> Health {
+        self.session().health()
     }
 
     /// The latest events of the connection, oldest first.

@@ -48,8 +48,9 @@ fn lines(status: &Status) -> Vec<String> {
     facts.push(vec![
         text("since the start"),
         format!(
-            "{} connections ({} refused, {} cut), {} requests ({} failed, {} cancelled)",
+            "{} connections ({} of clients that came again, {} refused, {} cut), {} requests ({} failed, {} cancelled)",
             counters.connections,
+            counters.reconnections,
             counters.refused,
             counters.faults,
             counters.requests,
