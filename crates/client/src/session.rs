@@ -1,7 +1,6 @@
 //! What both clients share: which link is the present one, and when to make another.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Poll, Wake, Waker};
 use std::time::{Duration, Instant};
@@ -25,7 +24,6 @@ pub(crate) struct Session {
     pub(crate) options: Options,
     connect: ConnectOptions,
     inner: Mutex<Inner>,
-    sequence: AtomicU64,
     /// Without a task that watches, a lost connection is made again by the next request.
     watched: bool,
     /// Wakes the task that connects.
@@ -60,6 +58,8 @@ struct Inner {
     /// Links that still drain.
     older: Vec<Weak<Link>>,
     welcome: Option<Welcome>,
+    /// The highest id of a request on links that take no more.
+    last_id: u64,
     waiters: Vec<Waker>,
 }
 
@@ -122,13 +122,13 @@ impl Session {
             link: None,
             older: Vec::new(),
             welcome: None,
+            last_id: 0,
             waiters: Vec::new(),
         };
         Ok(Self {
             options,
             connect,
             inner: Mutex::new(inner),
-            sequence: AtomicU64::new(0),
             watched,
             kick: Arc::default(),
         })
@@ -158,7 +158,8 @@ impl Session {
         let now = Instant::now();
         let result = match connected {
             Ok((connection, welcome)) => {
-                let link = Link::new(connection, welcome.clone(), self.connect.response_window);
+                let window = self.connect.response_window;
+                let link = Link::new(connection, welcome.clone(), window, inner.last_id);
                 let link = Arc::new(link);
                 if inner.reconnect.state() == State::Closed {
                     link.close(End::Closed);
@@ -209,10 +210,12 @@ impl Session {
         (link.phase() == Phase::Open).then(|| Arc::clone(link))
     }
 
-    /// Waits for a link that takes requests.
+    /// Waits for a link that takes requests. `at_once`: only if the daemon is there still, so that the first attempt
+    /// succeeds.
     pub(crate) fn poll_link(
         &self,
         wait: &mut Wait,
+        at_once: bool,
         waker: &Waker,
     ) -> Poll<Result<Arc<Link>, ClientError>> {
         let mut inner = self.lock();
@@ -229,6 +232,10 @@ impl Session {
         match inner.reconnect.state() {
             State::Closed => return Poll::Ready(Err(ClientError::Closed)),
             State::Idle | State::GivenUp if gave_up > before => {
+                let (attempts, reason) = inner.reconnect.last_failure();
+                return Poll::Ready(Err(ClientError::Unreachable { attempts, reason }));
+            }
+            State::Waiting { .. } if at_once => {
                 let (attempts, reason) = inner.reconnect.last_failure();
                 return Poll::Ready(Err(ClientError::Unreachable { attempts, reason }));
             }
@@ -263,6 +270,7 @@ impl Session {
         let Some(link) = inner.link.take() else {
             return;
         };
+        inner.last_id = inner.last_id.max(link.last_id());
         let now = Instant::now();
         let end = link.end();
         match (end.as_deref(), link.goaway()) {
@@ -356,15 +364,6 @@ impl Session {
 
     /// A request that may go over several connections.
     pub(crate) fn plan(&self, ty: MessageType, options: &RequestOptions, one_item: bool) -> Plan {
-        let plain = options.deadline.is_none()
-            && options.class == Class::ByType
-            && !options.repeatable
-            && one_item;
-        let sequence = if plain {
-            0
-        } else {
-            self.sequence.fetch_add(1, Ordering::Relaxed) + 1
-        };
         // A time too far to be represented is no deadline.
         let deadline = options
             .deadline
@@ -372,10 +371,12 @@ impl Session {
         Plan {
             ty,
             class: options.class,
-            repeatable: options.repeatable,
+            prefixed: *options != RequestOptions::default(),
+            repeatable: options.repeatable || ty.is_harmless(),
             one_item,
             deadline,
-            sequence,
+            received: 0,
+            lost: None,
             resends: 0,
             max_resends: self.options.reconnect.max_resends,
         }
@@ -396,18 +397,90 @@ fn may_pass(error: &ConnectError) -> bool {
 pub(crate) struct Plan {
     ty: MessageType,
     class: Class,
+    /// Its options say something beside type and body.
+    prefixed: bool,
     repeatable: bool,
     one_item: bool,
     deadline: Option<Instant>,
-    sequence: u64,
+    /// Items of the answer that were handed out.
+    received: u32,
+    /// What is known of it, since a connection was lost on which it may have been taken.
+    lost: Option<Lost>,
     resends: u32,
     max_resends: u32,
+}
+
+/// A request that may have been taken by a daemon whose connection was lost.
+#[derive(Debug, Clone)]
+struct Lost {
+    /// Which life of the daemon.
+    daemon: u128,
+    /// What it was called there at first.
+    sequence: u64,
+    /// The daemon has neither accepted nor answered it.
+    untouched: bool,
+    reason: Arc<str>,
 }
 
 impl Plan {
     /// Nothing beside its type and body is to be sent or remembered.
     pub(crate) fn is_plain(&self) -> bool {
-        self.sequence == 0
+        !self.prefixed && self.one_item && self.lost.is_none()
+    }
+
+    /// It may be run from its start, though it may have been before.
+    fn may_run_again(&self) -> bool {
+        self.repeatable && self.received == 0
+    }
+
+    /// Only the daemon that took it can say what became of it.
+    pub(crate) fn needs_its_daemon(&self) -> bool {
+        let touched = self.lost.as_ref().is_some_and(|lost| !lost.untouched);
+        touched && !self.may_run_again()
+    }
+
+    /// Prepares to send it to a daemon in one of its lives.
+    ///
+    /// # Errors
+    /// [`ClientError::OutcomeUnknown`]: another life took it, and it must not be run twice.
+    pub(crate) fn prepare(&mut self, daemon: u128) -> Result<(), ClientError> {
+        let Some(lost) = &self.lost else {
+            return Ok(());
+        };
+        // The same one knows whether it was run.
+        if lost.daemon != daemon {
+            if self.needs_its_daemon() {
+                return Err(self.unknown());
+            }
+            self.lost = None;
+        }
+        Ok(())
+    }
+
+    fn unknown(&self) -> ClientError {
+        let reason = self.lost.as_ref().map(|lost| lost.reason.to_string());
+        ClientError::OutcomeUnknown {
+            reason: reason.unwrap_or_default(),
+        }
+    }
+
+    /// The error of a request that could not be sent again.
+    pub(crate) fn not_sent(&self, error: ClientError) -> ClientError {
+        match error {
+            ClientError::Connect(_)
+            | ClientError::Unreachable { .. }
+            | ClientError::DeadlineExceeded
+                if self.needs_its_daemon() =>
+            {
+                self.unknown()
+            }
+            error => error,
+        }
+    }
+
+    /// An item of the answer was handed out.
+    pub(crate) fn handed_out(&mut self) {
+        self.received = self.received.saturating_add(1);
     }
 
     /// What is sent now.
@@ -417,7 +490,7 @@ impl Plan {
             body,
             lent: false,
             prefix: self.prefix(),
-            repeatable: self.repeatable,
+            repeatable: self.may_run_again(),
             one_item: self.one_item,
             may_lag: false,
         }
@@ -425,7 +498,7 @@ impl Plan {
 
     /// What OPEN says beside type and body.
     pub(crate) fn prefix(&self) -> Option<OpenPrefix> {
-        (self.sequence != 0).then(|| OpenPrefix {
+        (self.prefixed || self.lost.is_some()).then(|| OpenPrefix {
             deadline_ms: self.deadline.map_or(0, |deadline| {
                 let left = deadline
                     .saturating_duration_since(Instant::now())
@@ -433,8 +506,9 @@ impl Plan {
                 u32::try_from(left).unwrap_or(u32::MAX).max(1)
             }),
             class: self.class,
-            repeatable: self.repeatable,
-            sequence: self.sequence,
+            repeatable: self.may_run_again(),
+            received: self.received,
+            sequence: self.lost.as_ref().map_or(0, |lost| lost.sequence),
             ..OpenPrefix::default()
         })
     }
@@ -450,21 +524,36 @@ impl Plan {
             .and_then(|deadline| deadline.checked_add(GRACE))
     }
 
-    /// What becomes of a request whose stream ended so. `Ok`: send it again.
-    pub(crate) fn after(&mut self, outcome: Outcome) -> Result<(), ClientError> {
-        match outcome {
-            Outcome::Failed(body) => Err(ClientError::Daemon(body)),
-            Outcome::Closed => Err(ClientError::Closed),
-            Outcome::Lost { safe, reason } => {
-                if !safe || self.resends >= self.max_resends {
-                    return Err(ClientError::OutcomeUnknown {
-                        reason: reason.to_string(),
-                    });
-                }
-                self.resends += 1;
-                Ok(())
+    /// What becomes of a request whose stream ended so, on a link to this life of the daemon. `Ok`: send it again.
+    pub(crate) fn after(&mut self, outcome: Outcome, daemon: u128) -> Result<(), ClientError> {
+        let (id, untouched, reason) = match outcome {
+            Outcome::Failed(body) if body.code == ErrorCode::OutcomeUnknown => {
+                let reason = body.message;
+                return Err(ClientError::OutcomeUnknown { reason });
             }
+            Outcome::Failed(body) => return Err(ClientError::Daemon(body)),
+            Outcome::Closed => return Err(ClientError::Closed),
+            Outcome::Lost {
+                id,
+                untouched,
+                reason,
+            } => (id, untouched, reason),
+        };
+        if let Some(id) = id {
+            let before = self.lost.take();
+            self.lost = Some(Lost {
+                daemon,
+                sequence: before.as_ref().map_or(id, |lost| lost.sequence),
+                untouched: untouched && before.is_none_or(|lost| lost.untouched),
+                reason: Arc::clone(&reason),
+            });
         }
+        if self.resends >= self.max_resends {
+            let reason = reason.to_string();
+            return Err(ClientError::OutcomeUnknown { reason });
+        }
+        self.resends += 1;
+        Ok(())
     }
 }
 

@@ -87,6 +87,8 @@ struct Stream {
     inline: u32,
     /// Response bytes that may still be sent.
     credit: u32,
+    /// Items of the response that were sent whole.
+    items: u32,
     upload: Option<Upload>,
     accept: bool,
     grant: u32,
@@ -361,6 +363,31 @@ impl ServerState {
             self.inline_bytes -= u64::from(std::mem::take(&mut stream.inline));
             self.forget_accepted(id);
         }
+    }
+
+    /// The same for a frame that ends an item.
+    pub fn sent_item(&mut self, id: u64, bytes: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.items = stream.items.saturating_add(1);
+        }
+        self.sent(id, bytes);
+    }
+
+    /// Items of the response that were sent whole: of a stream that goes on from another connection, those before it, too.
+    pub fn items(&self, id: u64) -> u32 {
+        self.streams.get(&id).map_or(0, |stream| stream.items)
+    }
+
+    /// The stream's response goes on behind so many items that its client has from an earlier connection.
+    pub fn goes_on(&mut self, id: u64, items: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.items = items;
+        }
+    }
+
+    /// The highest id that the client has used.
+    pub fn last_id(&self) -> u64 {
+        self.last_id
     }
 
     /// The END frame has been written: the stream is gone.

@@ -146,6 +146,10 @@ pub struct Counters {
     pub connections: u64,
     /// Those of them whose clients had had one before: of this daemon, or of one before it.
     pub reconnections: u64,
+    /// Requests that came again after their connection was lost.
+    pub repeated: u64,
+    /// Those of them that ran on meanwhile and were fetched.
+    pub fetched: u64,
     /// Connections refused: uid, limit, version.
     pub refused: u64,
     /// Requests taken.

@@ -359,6 +359,7 @@ fn open_prefix() {
         class: lapce_ai_proto::Class::Bulk,
         repeatable: true,
         response_window: 0x2122_2324,
+        received: 0x4142_4344,
         sequence: 0x0012_3334_3536_3738,
     };
     let encoded = prefix.encode();
@@ -376,7 +377,7 @@ fn open_prefix() {
                 "response_window",
                 prefix.response_window.to_le_bytes().to_vec(),
             ),
-            ("reserved", vec![0; 4]),
+            ("received", prefix.received.to_le_bytes().to_vec()),
             ("sequence", prefix.sequence.to_le_bytes().to_vec()),
         ],
     );

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use lapce_ai_proto::status::{ConnectionStatus, Counters, ReactorStatus};
 use lapce_ai_proto::{ErrorBody, MessageType, OPEN_PREFIX_LEN};
 use lapce_ai_transport::{Buffer, BufferPool, CONTROL_ROOM, Listener, PoolStats};
+use tokio::runtime::Handle;
 
 use crate::handler::{Handler, OwnedRequest, Reply, Request, Responder, Router};
 use crate::line::{Granted, Line, Waiter};
@@ -18,6 +19,7 @@ use crate::mailbox::Mailbox;
 use crate::occupancy::Occupancy;
 use crate::options::Options;
 use crate::reactor::{Door, Reactor};
+use crate::repeats::{Repeats, Verdict};
 use crate::session::Session;
 
 /// Why a server cannot start.
@@ -49,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) pool: BufferPool,
     pub(crate) line: Line,
+    pub(crate) repeats: Repeats,
     pub(crate) counters: AtomicCounters,
     pub(crate) sessions: Mutex<BTreeMap<u64, Arc<Session>>>,
     pub(crate) occupancy: Arc<Occupancy>,
@@ -63,6 +66,8 @@ pub(crate) struct Shared {
 pub(crate) struct AtomicCounters {
     pub(crate) connections: AtomicU64,
     pub(crate) reconnections: AtomicU64,
+    pub(crate) repeated: AtomicU64,
+    pub(crate) fetched: AtomicU64,
     pub(crate) refused: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) cancelled: AtomicU64,
@@ -76,6 +81,7 @@ impl Shared {
         Self {
             pool: BufferPool::new(options.pool),
             line: Line::default(),
+            repeats: Repeats::new(options.repeats.clone()),
             options,
             counters: AtomicCounters::default(),
             sessions: Mutex::default(),
@@ -100,6 +106,37 @@ impl Shared {
     pub(crate) fn forget(&self, connection: u64, id: Option<u64>) -> usize {
         let deliver = |granted| self.deliver(granted);
         self.line.forget(connection, id, &self.pool, deliver)
+    }
+
+    /// What is to be done with a request of `session` that had the id `sequence` on an earlier connection. Those of its
+    /// earlier connections that the client has hung up on are closed first, since only then it is known what was taken of
+    /// them. To be called under the session's lock; those of the earlier ones are taken.
+    pub(crate) fn judge(self: &Arc<Self>, session: &Session, sequence: u64, runtime: &Handle) -> Verdict {
+        let whose = session.whose();
+        let earlier: Vec<Arc<Session>> = {
+            let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            let earlier = sessions.range(..session.id).map(|(_, earlier)| earlier);
+            earlier
+                .filter(|earlier| earlier.whose() == whose)
+                .cloned()
+                .collect()
+        };
+        for earlier in earlier {
+            let mut tx = earlier.lock();
+            if tx.closed {
+                continue;
+            }
+            if tx.writer.is_hung_up() {
+                let ended = earlier.close(&mut tx, self, runtime);
+                self.counters
+                    .cancelled
+                    .fetch_add(ended as u64, Ordering::Relaxed);
+            } else if tx.state.last_id() >= sequence {
+                // It was taken by a connection that lives, or one that the client does not let go.
+                return Verdict::Refuse;
+            }
+        }
+        self.repeats.judge(whose, sequence, Instant::now())
     }
 
     /// Memory came back that somebody waits for.
@@ -206,7 +243,7 @@ impl Server {
     pub fn start(
         self,
         listener: Listener,
-        runtime: &tokio::runtime::Handle,
+        runtime: &Handle,
     ) -> Result<Running, StartError> {
         let Self { router, shared } = self;
         shared.options.check()?;
@@ -311,6 +348,8 @@ impl ServerHandle {
         Counters {
             connections: load(&counters.connections),
             reconnections: load(&counters.reconnections),
+            repeated: load(&counters.repeated),
+            fetched: load(&counters.fetched),
             refused: load(&counters.refused),
             requests: of_reactors.map(|mailbox| load(&mailbox.requests)).sum(),
             failed: load(&counters.failed),
