@@ -534,8 +534,16 @@ fn clients_are_served_again_by_the_next_server() {
         (number("clients"), row["kind"].as_str().unwrap().to_owned())
     };
     let rows: Vec<_> = rows.iter().map(of).collect();
-    let expected = [(1, "async"), (1, "blocking"), (20, "async"), (20, "blocking")];
-    assert_eq!(rows, expected.map(|(clients, kind)| (clients, kind.to_owned())));
+    let expected = [
+        (1, "async"),
+        (1, "blocking"),
+        (20, "async"),
+        (20, "blocking"),
+    ];
+    assert_eq!(
+        rows,
+        expected.map(|(clients, kind)| (clients, kind.to_owned()))
+    );
 }
 
 #[test]

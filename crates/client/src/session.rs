@@ -297,7 +297,11 @@ impl Session {
         let inner = &mut *guard;
         loop {
             let now = Instant::now();
-            match inner.watching.as_mut().map_or(Seen::Nothing, Watching::look) {
+            match inner
+                .watching
+                .as_mut()
+                .map_or(Seen::Nothing, Watching::look)
+            {
                 Seen::Nothing => {}
                 Seen::Appeared { crowd } => inner.reconnect.appeared(now, crowd),
                 Seen::Gone => {

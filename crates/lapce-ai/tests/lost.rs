@@ -86,10 +86,7 @@ async fn what_was_in_flight_at_a_kill_is_sent_again_or_ends() {
     }
     let status = client.status().await.unwrap();
     // Two that came again, to a daemon that had not seen them, and this one.
-    assert_eq!(
-        (status.counters.requests, status.counters.repeated),
-        (3, 0)
-    );
+    assert_eq!((status.counters.requests, status.counters.repeated), (3, 0));
     assert_eq!(status.counters.reconnections, 1);
     let us = |id| id == client.welcome().unwrap().connection;
     let ours = status.connections.iter().find(|other| us(other.id));
@@ -193,7 +190,11 @@ struct Held {
 }
 
 fn held(pid: i32) -> Held {
-    let count = |below: &str| fs::read_dir(format!("/proc/{pid}/{below}")).unwrap().count();
+    let count = |below: &str| {
+        fs::read_dir(format!("/proc/{pid}/{below}"))
+            .unwrap()
+            .count()
+    };
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let line = rollup

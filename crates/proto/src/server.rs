@@ -418,6 +418,11 @@ impl ServerState {
         }
     }
 
+    /// Whether GOAWAY has been said, or is about to be: no request is taken any more.
+    pub fn is_going_away(&self) -> bool {
+        self.goaway.is_some()
+    }
+
     /// Every live stream's id.
     pub fn ids(&self) -> Vec<u64> {
         self.streams.keys().copied().collect()

@@ -109,9 +109,15 @@ impl Shared {
     }
 
     /// What is to be done with a request of `session` that had the id `sequence` on an earlier connection. Those of its
-    /// earlier connections that the client has hung up on are closed first, since only then it is known what was taken of
-    /// them. To be called under the session's lock; those of the earlier ones are taken.
-    pub(crate) fn judge(self: &Arc<Self>, session: &Session, sequence: u64, runtime: &Handle) -> Verdict {
+    /// earlier connections that still stand here are closed first: the client has let them go, however that came, and only
+    /// then it is known what was taken of them, and nothing more is. To be called under the session's lock; those of the
+    /// earlier ones are taken.
+    pub(crate) fn judge(
+        self: &Arc<Self>,
+        session: &Session,
+        sequence: u64,
+        runtime: &Handle,
+    ) -> Verdict {
         let whose = session.whose();
         let earlier: Vec<Arc<Session>> = {
             let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,13 +132,14 @@ impl Shared {
             if tx.closed {
                 continue;
             }
-            if tx.writer.is_hung_up() {
+            // One that drains takes nothing new, and is used to its end.
+            if !tx.state.is_going_away() || tx.writer.is_hung_up() {
                 let ended = earlier.close(&mut tx, self, runtime);
                 self.counters
                     .cancelled
                     .fetch_add(ended as u64, Ordering::Relaxed);
             } else if tx.state.last_id() >= sequence {
-                // It was taken by a connection that lives, or one that the client does not let go.
+                // It may run there.
                 return Verdict::Refuse;
             }
         }
@@ -240,11 +247,7 @@ impl Server {
     ///
     /// # Errors
     /// Options that make no sense, or the system's refusal.
-    pub fn start(
-        self,
-        listener: Listener,
-        runtime: &Handle,
-    ) -> Result<Running, StartError> {
+    pub fn start(self, listener: Listener, runtime: &Handle) -> Result<Running, StartError> {
         let Self { router, shared } = self;
         shared.options.check()?;
         let reactors = shared.mailboxes.len();

@@ -315,7 +315,12 @@ impl Session {
 
     /// Ends everything: buffers are freed, the peer is hung up on, and tasks are aborted but for those that the client may
     /// still fetch. What may be asked of the connection later is remembered. Returns how many requests ended with it.
-    pub(crate) fn close(self: &Arc<Self>, tx: &mut Tx, shared: &Arc<Shared>, runtime: &Handle) -> usize {
+    pub(crate) fn close(
+        self: &Arc<Self>,
+        tx: &mut Tx,
+        shared: &Arc<Shared>,
+        runtime: &Handle,
+    ) -> usize {
         if tx.closed {
             return 0;
         }
@@ -397,12 +402,21 @@ impl Session {
     }
 
     /// The client wants a request of this session, which it lost, to go on as `id` of another one. It has so many items of the answer.
-    pub(crate) fn fetch(running: &Running, to: &Arc<Self>, id: u64, received: u32, shared: &Shared) -> Fetched {
+    pub(crate) fn fetch(
+        running: &Running,
+        to: &Arc<Self>,
+        id: u64,
+        received: u32,
+        shared: &Shared,
+    ) -> Fetched {
         let (session, old) = running;
         let mut tx = session.lock();
         let fetched = match tx.adrift.remove(old) {
             Some(Adrift::Waiting {
-                items, abort, waker, ..
+                items,
+                abort,
+                waker,
+                ..
             }) if items == received => {
                 tx.adrift.insert(*old, Adrift::Moved(Arc::clone(to), id));
                 if let Some(waker) = waker {

@@ -16,7 +16,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use lapce_ai_client::{BlockingClient, Client, ErrorCode, MessageType, Options, RequestOptions};
+use lapce_ai_client::{
+    BlockingClient, Client, ClientError, ErrorCode, MessageType, Options, RequestOptions,
+};
 use lapce_ai_server::{Options as ServerOptions, RepeatOptions, Responder, Server};
 use support::{Daemon, PATIENCE, options};
 
@@ -72,11 +74,14 @@ impl Cutter {
         }
     }
 
-    /// Cuts every connection, wherever its bytes are.
-    fn cut(&self) {
-        for socket in self.live.lock().unwrap().drain(..) {
+    /// Cuts every connection, wherever its bytes are. False: there was none.
+    fn cut(&self) -> bool {
+        let mut live = self.live.lock().unwrap();
+        let any = !live.is_empty();
+        for socket in live.drain(..) {
             let _ = socket.shutdown(Shutdown::Both);
         }
+        any
     }
 }
 
@@ -121,12 +126,20 @@ fn daemon() -> (Daemon, Runs) {
     let daemon = Daemon::with(options, |server: &mut Server| {
         let noted = Arc::clone(&runs);
         server.handle(NOTE, move |request, reply| {
-            *noted.lock().unwrap().entry(request.body().to_vec()).or_default() += 1;
+            *noted
+                .lock()
+                .unwrap()
+                .entry(request.body().to_vec())
+                .or_default() += 1;
             reply.send(request.body());
         });
         let noted = Arc::clone(&runs);
         server.handle_async(NOTE_SLOWLY, move |request, mut responder: Responder| {
-            *noted.lock().unwrap().entry(request.body.to_vec()).or_default() += 1;
+            *noted
+                .lock()
+                .unwrap()
+                .entry(request.body.to_vec())
+                .or_default() += 1;
             async move {
                 for item in 0..5_u8 {
                     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -167,24 +180,32 @@ struct Ends {
 }
 
 impl Ends {
-    fn note(&self, runs: &Runs, body: &[u8], answered: Result<(), Option<ErrorCode>>) {
+    fn note(&self, runs: &Runs, body: &[u8], answered: Result<(), ClientError>) {
         let ran = runs.lock().unwrap().get(body).copied().unwrap_or(0);
         match answered {
             Ok(()) => {
                 assert_eq!(ran, 1, "an answer comes of one run");
                 self.answered.fetch_add(1, Ordering::Relaxed);
             }
-            Err(code) => {
-                assert_eq!(code, Some(ErrorCode::OutcomeUnknown));
+            Err(error) => {
+                assert_eq!(error.code(), Some(ErrorCode::OutcomeUnknown), "{error}");
                 assert!(ran <= 1, "run {ran} times");
                 self.unknown.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
+
+    fn account_for(&self, asked: u64) {
+        let answered = self.answered.load(Ordering::Relaxed);
+        let unknown = self.unknown.load(Ordering::Relaxed);
+        assert!(answered > 0, "{self:?}");
+        assert_eq!(answered + unknown, asked, "{self:?}");
+    }
 }
 
-/// Cuts again and again while `work` goes on.
-fn while_cutting<T>(cutter: &Cutter, work: impl FnOnce() -> T) -> T {
+/// Cuts again and again while `work` goes on, which is told how often it was, and ends when that is enough.
+fn while_cutting(cutter: &Cutter, work: impl FnOnce(&Arc<AtomicU64>)) {
+    let cuts = Arc::new(AtomicU64::new(0));
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -192,49 +213,44 @@ fn while_cutting<T>(cutter: &Cutter, work: impl FnOnce() -> T) -> T {
             while !over.load(Ordering::SeqCst) {
                 pause = pause * 7 % 23;
                 thread::sleep(Duration::from_millis(2 + pause));
-                cutter.cut();
+                cuts.fetch_add(u64::from(cutter.cut()), Ordering::SeqCst);
             }
         });
-        let done = work();
+        work(&cuts);
         over.store(true, Ordering::SeqCst);
-        done
-    })
+    });
 }
+
+/// Cuts that are enough.
+const ENOUGH: u64 = 60;
 
 #[test]
 fn calls_through_many_cuts_are_run_once() {
     let (daemon, runs) = daemon();
     let cutter = Cutter::before(&daemon.path);
     let client = BlockingClient::connect(client_options(&cutter)).unwrap();
-    let ends = Ends::default();
-    while_cutting(&cutter, || {
+    let (ends, asked) = (Ends::default(), AtomicU64::new(0));
+    while_cutting(&cutter, |cuts| {
         thread::scope(|scope| {
-            for thread in 0..4 {
-                let (client, ends, runs) = (&client, &ends, &runs);
-                scope.spawn(move || {
-                    for number in 0..500 {
-                        let body = body(thread << 32 | number);
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while cuts.load(Ordering::SeqCst) < ENOUGH {
+                        let body = body(asked.fetch_add(1, Ordering::SeqCst));
                         let answer = client.call(NOTE, &body);
                         if let Ok(answer) = &answer {
                             assert!(*answer == body);
                         }
-                        ends.note(runs, &body, answer.map(drop).map_err(|error| error.code()));
+                        ends.note(&runs, &body, answer.map(drop));
                     }
                 });
             }
         });
     });
-    // Some were cut while they were sent, and some while they were answered.
-    assert!(client.counters().lost > 5, "{:?}", client.counters());
+    let counters = client.counters();
+    assert!(counters.lost > 0, "{counters:?}");
+    assert_eq!(counters.new_daemons, 0, "it was one life of the daemon");
     assert!(daemon.handle.counters().repeated > 0);
-    assert_eq!(
-        client.counters().new_daemons,
-        0,
-        "it was one life of the daemon"
-    );
-    let answered = ends.answered.load(Ordering::Relaxed);
-    assert!(answered > 1000, "{ends:?}");
-    assert_eq!(answered + ends.unknown.load(Ordering::Relaxed), 2000);
+    ends.account_for(asked.load(Ordering::SeqCst));
 }
 
 #[test]
@@ -246,43 +262,39 @@ fn streams_through_many_cuts_lose_nothing_and_run_once() {
         .enable_all()
         .build()
         .unwrap();
-    let ends = Arc::new(Ends::default());
-    let client = runtime.block_on(Client::connect(client_options(&cutter))).unwrap();
-    while_cutting(&cutter, || {
+    let (ends, asked) = (Arc::new(Ends::default()), Arc::new(AtomicU64::new(0)));
+    let client = runtime.block_on(Client::connect(client_options(&cutter)));
+    let client = client.unwrap();
+    while_cutting(&cutter, |cuts| {
         runtime.block_on(async {
-            let tasks: Vec<_> = (0..4_u64)
-                .map(|task| {
-                    let (client, ends) = (client.clone(), Arc::clone(&ends));
-                    let runs = Arc::clone(&runs);
-                    tokio::spawn(async move {
-                        for number in 0..100 {
-                            let body = body(task << 32 | number);
-                            let ended = stream(&client, &body).await;
-                            ends.note(&runs, &body, ended);
-                        }
-                    })
+            let tasks = (0..4).map(|_| {
+                let (client, ends) = (client.clone(), Arc::clone(&ends));
+                let (runs, asked, cuts) = (Arc::clone(&runs), Arc::clone(&asked), Arc::clone(cuts));
+                tokio::spawn(async move {
+                    while cuts.load(Ordering::SeqCst) < ENOUGH {
+                        let body = body(asked.fetch_add(1, Ordering::SeqCst));
+                        let ended = stream(&client, &body).await;
+                        ends.note(&runs, &body, ended);
+                    }
                 })
-                .collect();
-            for task in tasks {
+            });
+            for task in tasks.collect::<Vec<_>>() {
                 task.await.unwrap();
             }
         });
     });
-    assert!(client.counters().lost > 5, "{:?}", client.counters());
     let counters = daemon.handle.counters();
     assert!(counters.fetched > 0, "{counters:?}");
-    let answered = ends.answered.load(Ordering::Relaxed);
-    assert!(answered > 200, "{ends:?}");
-    assert_eq!(answered + ends.unknown.load(Ordering::Relaxed), 400);
+    ends.account_for(asked.load(Ordering::SeqCst));
 }
 
 /// Reads an answer to its end, each item once and in order.
-async fn stream(client: &Client, body: &[u8]) -> Result<(), Option<ErrorCode>> {
-    let opened = client.stream(NOTE_SLOWLY, body, &RequestOptions::default());
-    let mut stream = opened.await.map_err(|error| error.code())?;
+async fn stream(client: &Client, body: &[u8]) -> Result<(), ClientError> {
+    let options = RequestOptions::default();
+    let mut stream = client.stream(NOTE_SLOWLY, body, &options).await?;
     let mut expected = 0..5_u8;
     while let Some(item) = stream.next().await {
-        let item = item.map_err(|error| error.code())?;
+        let item = item?;
         assert_eq!(Some(item[0]), expected.next());
         assert!(item[1..] == *body);
     }

@@ -230,8 +230,7 @@ impl Connecting {
 
     /// Looks who listens, and sends HELLO.
     fn greet(&self, options: &ConnectOptions) -> Result<PeerCredentials, ConnectError> {
-        let credentials =
-            peer_credentials(&self.socket).map_err(|source| self.io_error(source))?;
+        let credentials = peer_credentials(&self.socket).map_err(|source| self.io_error(source))?;
         let uid = credentials.uid;
         if uid != geteuid().as_raw() && uid != 0 && !options.server_uids.contains(&uid) {
             return Err(ConnectError::Untrusted {
@@ -310,7 +309,11 @@ impl Connecting {
         }
     }
 
-    fn finish(self, welcome: Welcome, credentials: PeerCredentials) -> Result<Attempt, ConnectError> {
+    fn finish(
+        self,
+        welcome: Welcome,
+        credentials: PeerCredentials,
+    ) -> Result<Attempt, ConnectError> {
         let peer = Peer {
             credentials,
             name: welcome.name.clone(),

@@ -115,7 +115,7 @@ impl Connection {
         let session = &self.session;
         let mut tx = session.lock();
         if tx.closed {
-            // The client was seen to have hung up when it came again.
+            // The client has come again, and let go of this one.
             return Err(TransportError::PeerGone);
         }
         // A client that does not read its answers is not read either, beyond a bound; one that keeps to the
@@ -607,9 +607,7 @@ fn repeat(
             tx.note_repeat(id, first);
             return Ok(true);
         }
-        Verdict::Fetch(running) => {
-            Session::fetch(&running, session, id, prefix.received, shared)
-        }
+        Verdict::Fetch(running) => Session::fetch(&running, session, id, prefix.received, shared),
         Verdict::Refuse => Fetched::Lost,
     };
     if matches!(fetched, Fetched::Lost) && prefix.repeatable {
