@@ -357,20 +357,23 @@ impl ServerState {
 
     /// A DATA frame with `bytes` of payload, prefix not counted, has been written.
     pub fn sent(&mut self, id: u64, bytes: u32) {
-        if let Some(stream) = self.streams.get_mut(&id) {
-            stream.credit = stream.credit.saturating_sub(bytes);
-            stream.accept = false;
-            self.inline_bytes -= u64::from(std::mem::take(&mut stream.inline));
-            self.forget_accepted(id);
-        }
+        self.note_sent(id, bytes, 0);
     }
 
     /// The same for a frame that ends an item.
     pub fn sent_item(&mut self, id: u64, bytes: u32) {
+        self.note_sent(id, bytes, 1);
+    }
+
+    #[inline]
+    fn note_sent(&mut self, id: u64, bytes: u32, items: u32) {
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.items = stream.items.saturating_add(1);
+            stream.credit = stream.credit.saturating_sub(bytes);
+            stream.items = stream.items.saturating_add(items);
+            stream.accept = false;
+            self.inline_bytes -= u64::from(std::mem::take(&mut stream.inline));
+            self.forget_accepted(id);
         }
-        self.sent(id, bytes);
     }
 
     /// Items of the response that were sent whole: of a stream that goes on from another connection, those before it, too.
