@@ -10,6 +10,7 @@
 //! cargo run --release -p lapce-ai-bench -- mixed         small messages beside large ones on the same connection
 //! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
 //! cargo run --release -p lapce-ai-bench -- stream        the reading of providers' streams, and their path to a client
+//! cargo run --release -p lapce-ai-bench -- recovery      how soon clients are served again after the server was killed
 //! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
 //! cargo run --release -p lapce-ai-bench -- profile       where the time of a message goes, sampled by perf
 //! ```
@@ -32,6 +33,7 @@ mod memory;
 mod message;
 mod peers;
 mod profile;
+mod recovery;
 mod report;
 mod stream;
 
@@ -62,6 +64,7 @@ enum Command {
     Mixed(contention::mixed::Arguments),
     Priority(contention::priority::Arguments),
     Stream(stream::Arguments),
+    Recovery(recovery::Arguments),
     Instructions(instructions::Arguments),
     Profile(profile::Arguments),
     /// What `instructions` counts; started by it.
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         Command::Mixed(arguments) => contention::mixed::run(&arguments),
         Command::Priority(arguments) => contention::priority::run(&arguments),
         Command::Stream(arguments) => stream::run(&arguments),
+        Command::Recovery(arguments) => recovery::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
         Command::Profile(arguments) => profile::run(&arguments),
         Command::Counted {

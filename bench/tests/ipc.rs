@@ -520,6 +520,33 @@ fn contention(command: &str) -> Vec<(String, String)> {
 }
 
 #[test]
+fn clients_are_served_again_by_the_next_server() {
+    let found = success(&["recovery", "--quick", "--json", "--clients", "1,20"]);
+    assert_eq!(found["errors"], Value::Array(Vec::new()));
+    let rows = found["rows"].as_array().unwrap();
+    let of = |row: &Value| {
+        let number = |name: &str| row[name].as_u64().unwrap();
+        let ms = |name: &str| row[name].as_f64().unwrap();
+        assert!(0.0 < ms("p50_ms") && ms("p50_ms") <= ms("p99_ms"), "{row}");
+        assert!(ms("p99_ms") <= ms("max_ms") && ms("last_p50_ms") <= ms("last_max_ms"));
+        assert_eq!(ms("max_ms"), ms("last_max_ms"));
+        assert_eq!(number("samples"), number("clients") * number("rounds"));
+        (number("clients"), row["kind"].as_str().unwrap().to_owned())
+    };
+    let rows: Vec<_> = rows.iter().map(of).collect();
+    let expected = [
+        (1, "async"),
+        (1, "blocking"),
+        (20, "async"),
+        (20, "blocking"),
+    ];
+    assert_eq!(
+        rows,
+        expected.map(|(clients, kind)| (clients, kind.to_owned()))
+    );
+}
+
+#[test]
 fn beside_a_compiler() {
     let rows = contention("busy");
     // Four ways in two loops and the noise, on an idle machine and on a busy one: cargo has brought a rustc.

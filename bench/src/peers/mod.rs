@@ -305,6 +305,21 @@ pub(crate) enum Role {
         process: u64,
         window: usize,
     },
+    /// A server that will be killed.
+    Killed {
+        socket: PathBuf,
+        max_connections: usize,
+        #[arg(long, value_delimiter = ',')]
+        on: Vec<usize>,
+    },
+    /// Clients of a server that is killed and started anew.
+    Recovering {
+        socket: PathBuf,
+        clients: usize,
+        kind: String,
+        #[arg(long, value_delimiter = ',')]
+        on: Vec<usize>,
+    },
     Compiler {
         dir: PathBuf,
         name: String,
@@ -359,6 +374,17 @@ impl Role {
                 process,
                 window,
             } => crate::memory::load(parent, &socket, process, window),
+            Self::Killed {
+                socket,
+                max_connections,
+                on,
+            } => crate::recovery::serve(parent, &socket, on, max_connections),
+            Self::Recovering {
+                socket,
+                clients,
+                kind,
+                on,
+            } => crate::recovery::recover(parent, &socket, on, clients, &kind),
             Self::Compiler { dir, name } => contention::compiler::compile(parent, &dir, &name),
             Self::Flood {
                 socket,

@@ -223,6 +223,7 @@ pub(crate) fn connect_raw(socket: &Path) -> Result<Connection> {
             crc: false,
         },
         response_window: 256 << 10,
+        earlier: 0,
         timeout: Duration::from_secs(20),
         server_uids: Vec::new(),
     };

@@ -32,7 +32,7 @@
 //! | stop on the path | here |
 //! |---|---|
 //! | request -> frames -> answer, one connection | `link/`, runtime-free, under both clients |
-//! | which connection, and when another | `session.rs`, `reconnect.rs` (no clock, no I/O) |
+//! | which connection, and when another | `session.rs`, `reconnect.rs` (no clock, no I/O), `watch.rs` |
 //! | waiting | `client/` on tokio, `blocking/` by leader and followers |
 //! | types <-> bodies | `typed.rs` of either client, over `bodies.rs` |
 #![forbid(unsafe_code)]
@@ -46,6 +46,7 @@ mod link;
 mod options;
 mod reconnect;
 mod session;
+mod watch;
 
 pub use blocking::{BlockingClient, ChatItems, Items, Pending};
 pub use body::Body;
@@ -56,4 +57,4 @@ pub use lapce_ai_proto::{
 };
 pub use lapce_ai_transport::ConnectError;
 pub use options::{Options, RequestOptions};
-pub use reconnect::{Event, EventKind, ReconnectCounters, ReconnectPolicy, State};
+pub use reconnect::{Event, EventKind, Health, ReconnectCounters, ReconnectPolicy, State};

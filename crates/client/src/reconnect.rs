@@ -4,14 +4,26 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// When to try again after a connection was lost.
+///
+/// The first attempt is made at once. If the daemon is not there, the socket's directory is watched, and the next attempt
+/// comes when the socket does; attempts every second or so find what the watch does not tell. Where the directory cannot be
+/// watched, attempts come quickly for the first moments and then less and less often.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReconnectPolicy {
-    /// How many attempts come quickly, each 1 to [`quick_delay`](Self::quick_delay) after the one before: 8. The very
-    /// first is made at once.
+    /// Whether the socket's directory is watched (inotify): yes.
+    pub watch: bool,
+    /// How long each client of this process that waits for the same socket puts off its attempt, at most, for each of the
+    /// others, so that they do not all come at once: 50 µs.
+    pub spread: Duration,
+    /// Pauses between attempts while the directory is watched are random between half of this and this: 1 s.
+    pub watched_delay: Duration,
+    /// How many attempts come quickly, each 1 to [`quick_delay`](Self::quick_delay) after the one before: 8. So it is when
+    /// the socket has been seen to come, and from the start where it cannot be watched.
     pub quick_attempts: u32,
     /// Longest pause between quick attempts: 4 ms.
     pub quick_delay: Duration,
-    /// Later pauses are random between 0 and a bound that doubles from [`quick_delay`](Self::quick_delay) up to this: 100 ms.
+    /// Later pauses without a watch are random between 0 and a bound that doubles from [`quick_delay`](Self::quick_delay)
+    /// up to this: 100 ms.
     pub max_delay: Duration,
     /// So many attempts in a row are made; `None` (the default): no limit.
     pub max_attempts: Option<u32>,
@@ -24,6 +36,9 @@ pub struct ReconnectPolicy {
 impl Default for ReconnectPolicy {
     fn default() -> Self {
         Self {
+            watch: true,
+            spread: Duration::from_micros(50),
+            watched_delay: Duration::from_secs(1),
             quick_attempts: 8,
             quick_delay: Duration::from_millis(4),
             max_delay: Duration::from_millis(100),
@@ -45,13 +60,41 @@ pub enum State {
     Waiting {
         /// The number of the next attempt since the connection was lost, from 1.
         attempt: u32,
-        /// When it comes.
+        /// When it comes, or earlier if the socket does.
         until: Instant,
     },
-    /// There is no connection, and the next request makes one: the daemon hung up an idle connection, or could not be reached.
+    /// There is no connection and none was wanted since the daemon hung up an idle one: the next request makes one.
     Idle,
+    /// The daemon could not be reached within the limits of the policy. The next request tries again.
+    GivenUp,
     /// The client has been closed.
     Closed,
+}
+
+/// How a client's connection does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Where it stands.
+    pub state: State,
+    /// Since when there is a connection, or none.
+    pub since: Instant,
+    /// Attempts that failed since there was a connection.
+    pub attempts: u32,
+    /// Whether the next attempt comes as soon as the socket does.
+    pub watched: bool,
+    /// How the last attempt failed, if one ever did.
+    pub last_failure: Option<String>,
+    /// How long there was no connection the last time.
+    pub last_outage: Option<Duration>,
+    /// How often what happened.
+    pub counters: ReconnectCounters,
+}
+
+impl Health {
+    /// Whether there is a connection.
+    pub fn is_connected(&self) -> bool {
+        self.state == State::Connected
+    }
 }
 
 /// Something that happened to a client's connection.
@@ -83,6 +126,8 @@ pub enum EventKind {
         /// Why.
         reason: String,
     },
+    /// The socket was made, or a daemon began to listen on it.
+    Appeared,
     /// The daemon takes no new requests on the connection; running ones go on.
     GoingAway {
         /// Why.
@@ -130,24 +175,38 @@ pub(crate) struct Reconnect {
     random: fastrand::Rng,
     /// Attempts since there was a connection.
     attempts: u32,
-    /// Since when there is none.
+    /// Attempts that come quickly from now on.
+    quick: u32,
+    /// Attempts since the last of those, without a watch.
+    late: u32,
+    /// The socket's directory is watched.
+    watched: bool,
+    /// Since when there is a connection, or none.
     since: Instant,
+    /// When the present round of attempts began.
+    begun: Instant,
+    last_outage: Option<Duration>,
     daemon: Option<u128>,
-    last_reason: String,
+    last_reason: Option<String>,
 }
 
 impl Reconnect {
     pub(crate) fn new(policy: ReconnectPolicy, seed: u64, now: Instant) -> Self {
         Self {
+            quick: policy.quick_attempts,
             policy,
             state: State::Connecting,
             history: VecDeque::new(),
             counters: ReconnectCounters::default(),
             random: fastrand::Rng::with_seed(seed),
             attempts: 0,
+            late: 0,
+            watched: false,
             since: now,
+            begun: now,
+            last_outage: None,
             daemon: None,
-            last_reason: String::new(),
+            last_reason: None,
         }
     }
 
@@ -163,9 +222,21 @@ impl Reconnect {
         self.counters
     }
 
+    pub(crate) fn health(&self) -> Health {
+        Health {
+            state: self.state,
+            since: self.since,
+            attempts: self.attempts,
+            watched: self.watched,
+            last_failure: self.last_reason.clone(),
+            last_outage: self.last_outage,
+            counters: self.counters,
+        }
+    }
+
     /// How the last round of attempts ended, for an error.
     pub(crate) fn last_failure(&self) -> (u32, String) {
-        (self.attempts, self.last_reason.clone())
+        (self.attempts, self.last_reason.clone().unwrap_or_default())
     }
 
     fn note(&mut self, at: Instant, kind: EventKind) {
@@ -181,9 +252,14 @@ impl Reconnect {
             return;
         }
         let new_daemon = self.daemon.is_some_and(|before| before != daemon);
+        if self.daemon.is_some() {
+            self.last_outage = Some(now.saturating_duration_since(self.since));
+        }
         self.daemon = Some(daemon);
         let attempts = self.attempts + 1;
         self.attempts = 0;
+        self.since = now;
+        self.watched = false;
         self.counters.connected += 1;
         self.counters.new_daemons += u64::from(new_daemon);
         self.state = State::Connected;
@@ -204,7 +280,7 @@ impl Reconnect {
         }
         self.attempts += 1;
         self.counters.failed += 1;
-        self.last_reason.clone_from(&reason);
+        self.last_reason = Some(reason.clone());
         self.note(
             now,
             EventKind::Failed {
@@ -213,7 +289,7 @@ impl Reconnect {
             },
         );
         let delay = self.delay();
-        let late = |limit| now.duration_since(self.since) + delay > limit;
+        let late = |limit| now.saturating_duration_since(self.begun) + delay > limit;
         if !retryable
             || self
                 .policy
@@ -222,7 +298,8 @@ impl Reconnect {
             || self.policy.give_up_after.is_some_and(late)
         {
             self.counters.gave_up += 1;
-            self.state = State::Idle;
+            self.state = State::GivenUp;
+            self.watched = false;
             self.note(
                 now,
                 EventKind::GaveUp {
@@ -230,28 +307,74 @@ impl Reconnect {
                 },
             );
         } else {
-            self.state = State::Waiting {
-                attempt: self.attempts + 1,
-                until: now + delay,
-            };
+            self.wait_until(now + delay);
         }
     }
 
-    /// The pause after attempt number `attempts`.
+    fn wait_until(&mut self, until: Instant) {
+        self.state = State::Waiting {
+            attempt: self.attempts + 1,
+            until,
+        };
+    }
+
+    /// The pause after an attempt that failed.
     fn delay(&mut self) -> Duration {
         let quick = self.policy.quick_delay;
-        let (least, most) = match self.attempts.checked_sub(self.policy.quick_attempts) {
-            None => (Duration::from_millis(1).min(quick), quick),
-            Some(late) => {
-                let factor = 2_u32.saturating_pow(late.saturating_add(1));
-                (
-                    Duration::ZERO,
-                    quick.saturating_mul(factor).min(self.policy.max_delay),
-                )
-            }
-        };
-        let span = (most - least).as_nanos();
-        least + Duration::from_nanos(self.random.u64(..=u64::try_from(span).unwrap_or(u64::MAX)))
+        if self.quick > 0 {
+            self.quick -= 1;
+            return self.between(Duration::from_millis(1).min(quick), quick);
+        }
+        if self.watched {
+            let most = self.policy.watched_delay;
+            return self.between(most / 2, most);
+        }
+        self.late = self.late.saturating_add(1);
+        let most = quick.saturating_mul(2_u32.saturating_pow(self.late));
+        self.between(Duration::ZERO, most.min(self.policy.max_delay))
+    }
+
+    fn between(&mut self, least: Duration, most: Duration) -> Duration {
+        let span = u64::try_from(most.saturating_sub(least).as_nanos()).unwrap_or(u64::MAX);
+        least + Duration::from_nanos(self.random.u64(..=span))
+    }
+
+    /// Whether the socket's directory should be watched from now on.
+    pub(crate) fn wants_watch(&self) -> bool {
+        self.policy.watch && !self.watched && matches!(self.state, State::Waiting { .. })
+    }
+
+    /// The socket's directory is watched from now on. The socket may have come just before, so the next attempt is made
+    /// at once.
+    pub(crate) fn watched(&mut self, now: Instant) {
+        self.watched = true;
+        self.quick = 0;
+        self.wait_until(now);
+    }
+
+    /// The watch has ended, since the directory has.
+    pub(crate) fn unwatched(&mut self, now: Instant) {
+        self.watched = false;
+        self.hurry(now, Duration::ZERO);
+    }
+
+    /// The socket was made anew, and so many clients of this process wait for it.
+    pub(crate) fn appeared(&mut self, now: Instant, crowd: usize) {
+        if matches!(self.state, State::Waiting { .. }) {
+            self.note(now, EventKind::Appeared);
+        }
+        let others = u32::try_from(crowd.saturating_sub(1)).unwrap_or(u32::MAX);
+        let put_off = self.between(Duration::ZERO, self.policy.spread.saturating_mul(others));
+        self.hurry(now, put_off);
+    }
+
+    /// The next attempts come quickly. One that is under way may have been too early.
+    fn hurry(&mut self, now: Instant, put_off: Duration) {
+        self.quick = self.policy.quick_attempts;
+        self.late = 0;
+        if let State::Waiting { until, .. } = self.state {
+            self.wait_until(until.min(now + put_off));
+        }
     }
 
     /// Whether it is time for an attempt; the state is then `Connecting`.
@@ -288,7 +411,7 @@ impl Reconnect {
 
     /// A request wants a connection. True: attempts begin now.
     pub(crate) fn wanted(&mut self, now: Instant) -> bool {
-        let begins = self.state == State::Idle;
+        let begins = matches!(self.state, State::Idle | State::GivenUp);
         if begins {
             self.start(now);
         }
@@ -296,14 +419,21 @@ impl Reconnect {
     }
 
     fn start(&mut self, now: Instant) {
+        // An outage lasts until there is a connection, given up in between or not.
+        if self.state == State::Connected {
+            self.since = now;
+        }
         self.state = State::Connecting;
         self.attempts = 0;
-        self.since = now;
+        self.begun = now;
+        self.quick = self.policy.quick_attempts;
+        self.late = 0;
     }
 
     pub(crate) fn close(&mut self, now: Instant) {
         if self.state != State::Closed {
             self.state = State::Closed;
+            self.watched = false;
             self.note(now, EventKind::Closed);
         }
     }
@@ -382,7 +512,7 @@ mod tests {
         machine.lost(now, "gone".to_owned(), true);
         machine.failed(now, "a".to_owned(), true);
         machine.failed(now, "b".to_owned(), true);
-        assert_eq!(machine.state(), State::Idle);
+        assert_eq!(machine.state(), State::GivenUp);
         assert_eq!(machine.last_failure(), (2, "b".to_owned()));
         assert!(!machine.is_due(now));
         assert!(machine.wanted(now) && machine.is_due(now));
@@ -397,7 +527,7 @@ mod tests {
         machine.failed(now, "a".to_owned(), true);
         assert!(matches!(machine.state(), State::Waiting { .. }));
         machine.failed(now + Duration::from_secs(1), "b".to_owned(), true);
-        assert_eq!(machine.state(), State::Idle);
+        assert_eq!(machine.state(), State::GivenUp);
         assert_eq!(machine.counters().gave_up, 1);
     }
 
@@ -406,7 +536,7 @@ mod tests {
         let (mut machine, now) = machine(ReconnectPolicy::default());
         machine.lost(now, "gone".to_owned(), true);
         machine.failed(now, "not yours".to_owned(), false);
-        assert_eq!(machine.state(), State::Idle);
+        assert_eq!(machine.state(), State::GivenUp);
     }
 
     #[test]
@@ -441,5 +571,109 @@ mod tests {
         machine.going_away(now, "server_restarting".to_owned());
         assert_eq!(machine.state(), State::Connecting);
         assert_eq!(machine.counters().lost, 1);
+    }
+
+    #[test]
+    fn a_watched_socket_is_tried_when_it_comes() {
+        let (mut machine, mut now) = machine(ReconnectPolicy::default());
+        machine.lost(now, "gone".to_owned(), true);
+        assert!(machine.is_due(now) && !machine.wants_watch());
+        machine.failed(now, "nobody".to_owned(), true);
+        assert!(machine.wants_watch());
+        machine.watched(now);
+        assert!(!machine.wants_watch());
+        assert!(
+            machine.is_due(now),
+            "it may have come before the watch was there"
+        );
+        // Nothing comes: attempts are rare, and no two clients make them together.
+        let long = Duration::from_millis(500)..=Duration::from_secs(1);
+        for _ in 0..5 {
+            machine.failed(now, "nobody".to_owned(), true);
+            let pause = pause(&machine, now);
+            assert!(long.contains(&pause), "{pause:?}");
+            now += pause;
+            assert!(machine.is_due(now));
+        }
+        machine.failed(now, "nobody".to_owned(), true);
+        // It comes: alone at once, in a crowd a little later.
+        machine.appeared(now, 1);
+        assert_eq!(pause(&machine, now), Duration::ZERO);
+        assert!(machine.is_due(now));
+        // The name is there a moment before anybody listens.
+        machine.failed(now, "refused".to_owned(), true);
+        assert!(pause(&machine, now) <= Duration::from_millis(4));
+        machine.appeared(now, 1);
+        assert!(machine.is_due(now));
+        let outage = Duration::from_secs(7);
+        machine.connected(now + outage, 2, 101);
+        let health = machine.health();
+        assert!(health.is_connected() && !health.watched);
+        assert!(health.last_outage.unwrap() >= outage);
+        assert_eq!(health.last_failure.as_deref(), Some("refused"));
+        assert_eq!(machine.counters().new_daemons, 1);
+        let appeared = |event: &&Event| event.kind == EventKind::Appeared;
+        assert_eq!(machine.history().iter().filter(appeared).count(), 2);
+    }
+
+    #[test]
+    fn a_crowd_is_spread() {
+        let mut pauses = Vec::new();
+        for seed in 0..1000 {
+            let now = Instant::now();
+            let mut machine = Reconnect::new(ReconnectPolicy::default(), seed, now);
+            machine.failed(now, "nobody".to_owned(), true);
+            machine.watched(now);
+            machine.failed(now, "nobody".to_owned(), true);
+            machine.appeared(now, 1000);
+            pauses.push(pause(&machine, now));
+        }
+        // 50 µs for each: all come within 50 ms, and in none of these more than three times its share.
+        pauses.sort_unstable();
+        assert!(pauses[999] < Duration::from_millis(50), "{:?}", pauses[999]);
+        for slice in 0..10 {
+            let slice = Duration::from_millis(5 * slice)..Duration::from_millis(5 * slice + 5);
+            let share = pauses.iter().filter(|pause| slice.contains(pause)).count();
+            assert!((30..300).contains(&share), "{share} in {slice:?}");
+        }
+    }
+
+    #[test]
+    fn without_its_directory_a_socket_is_looked_for_as_without_a_watch() {
+        let (mut machine, now) = machine(ReconnectPolicy::default());
+        machine.lost(now, "gone".to_owned(), true);
+        machine.failed(now, "nobody".to_owned(), true);
+        machine.watched(now);
+        machine.failed(now, "nobody".to_owned(), true);
+        machine.unwatched(now);
+        assert!(machine.is_due(now));
+        machine.failed(now, "nobody".to_owned(), true);
+        assert!(machine.wants_watch(), "there may be one again");
+        assert!(pause(&machine, now) <= Duration::from_millis(4));
+        let unwatched = ReconnectPolicy {
+            watch: false,
+            ..ReconnectPolicy::default()
+        };
+        let (mut machine, now) = self::machine(unwatched);
+        machine.lost(now, "gone".to_owned(), true);
+        machine.failed(now, "nobody".to_owned(), true);
+        assert!(!machine.wants_watch());
+    }
+
+    #[test]
+    fn an_outage_lasts_through_what_was_given_up() {
+        let policy = ReconnectPolicy {
+            max_attempts: Some(1),
+            ..ReconnectPolicy::default()
+        };
+        let (mut machine, now) = machine(policy);
+        machine.lost(now, "gone".to_owned(), true);
+        machine.failed(now, "nobody".to_owned(), true);
+        assert_eq!(machine.health().state, State::GivenUp);
+        let later = now + Duration::from_secs(3600);
+        assert!(machine.wanted(later));
+        machine.connected(later, 2, 101);
+        let outage = machine.health().last_outage;
+        assert_eq!(outage, Some(Duration::from_secs(3600)));
     }
 }

@@ -1,9 +1,8 @@
 //! What both clients share: which link is the present one, and when to make another.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Poll, Waker};
+use std::task::{Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::{Class, ErrorBody, ErrorCode, Features, MessageType, OpenPrefix, Welcome};
@@ -12,7 +11,8 @@ use tokio::sync::Notify;
 
 use crate::link::{End, Link, Outcome, Outgoing, Phase, Refused};
 use crate::reconnect::Reconnect;
-use crate::{Body, ClientError, Options, RequestOptions, State};
+use crate::watch::{Seen, Watching};
+use crate::{Body, ClientError, Health, Options, RequestOptions, State};
 
 /// How much longer than a request's deadline its client waits for the daemon's word.
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
@@ -24,19 +24,42 @@ pub(crate) struct Session {
     pub(crate) options: Options,
     connect: ConnectOptions,
     inner: Mutex<Inner>,
-    sequence: AtomicU64,
     /// Without a task that watches, a lost connection is made again by the next request.
     watched: bool,
     /// Wakes the task that connects.
-    pub(crate) kick: Notify,
+    pub(crate) kick: Arc<Kick>,
+}
+
+/// Wakes the task that connects.
+#[derive(Debug, Default)]
+pub(crate) struct Kick(Notify);
+
+impl Kick {
+    pub(crate) async fn kicked(&self) {
+        self.0.notified().await;
+    }
+}
+
+impl Wake for Kick {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.notify_one();
+    }
 }
 
 struct Inner {
     reconnect: Reconnect,
+    /// While the daemon is waited for.
+    watching: Option<Watching>,
     link: Option<Arc<Link>>,
     /// Links that still drain.
     older: Vec<Weak<Link>>,
     welcome: Option<Welcome>,
+    /// The highest id of a request on links that take no more.
+    last_id: u64,
     waiters: Vec<Waker>,
 }
 
@@ -85,6 +108,7 @@ impl Session {
             },
             // More than the protocol allows is as good as the most.
             response_window: options.response_window.clamp(1, i32::MAX as u32),
+            earlier: 0,
             timeout: options.connect_timeout,
             server_uids: options.server_uids.clone(),
         };
@@ -94,18 +118,19 @@ impl Session {
                 number(seed) as u64,
                 Instant::now(),
             ),
+            watching: None,
             link: None,
             older: Vec::new(),
             welcome: None,
+            last_id: 0,
             waiters: Vec::new(),
         };
         Ok(Self {
             options,
             connect,
             inner: Mutex::new(inner),
-            sequence: AtomicU64::new(0),
             watched,
-            kick: Notify::new(),
+            kick: Arc::default(),
         })
     }
 
@@ -115,7 +140,16 @@ impl Session {
 
     /// Connects. Blocks.
     pub(crate) fn connect(&self) -> Connected {
-        connect(&self.options.socket, &self.connect)
+        connect(&self.options.socket, &self.connect_options())
+    }
+
+    /// What is said to the daemon now.
+    pub(crate) fn connect_options(&self) -> ConnectOptions {
+        let before = self.counters().connected;
+        ConnectOptions {
+            earlier: u16::try_from(before).unwrap_or(u16::MAX),
+            ..self.connect.clone()
+        }
     }
 
     /// Notes how an attempt ended; a new link is the present one from now on.
@@ -124,7 +158,8 @@ impl Session {
         let now = Instant::now();
         let result = match connected {
             Ok((connection, welcome)) => {
-                let link = Link::new(connection, welcome.clone(), self.connect.response_window);
+                let window = self.connect.response_window;
+                let link = Link::new(connection, welcome.clone(), window, inner.last_id);
                 let link = Arc::new(link);
                 if inner.reconnect.state() == State::Closed {
                     link.close(End::Closed);
@@ -141,9 +176,18 @@ impl Session {
                 inner
                     .reconnect
                     .failed(now, error.to_string(), may_pass(&error));
+                if inner.reconnect.wants_watch() {
+                    inner.watching = Watching::begin(&self.options.socket);
+                    if inner.watching.is_some() {
+                        inner.reconnect.watched(now);
+                    }
+                }
                 Err(error)
             }
         };
+        if !matches!(inner.reconnect.state(), State::Waiting { .. }) {
+            inner.watching = None;
+        }
         self.tell(inner);
         result
     }
@@ -155,7 +199,7 @@ impl Session {
         for waker in waiters {
             waker.wake();
         }
-        self.kick.notify_one();
+        self.kick.wake_by_ref();
     }
 
     /// The present link, if there is one that takes requests.
@@ -166,10 +210,12 @@ impl Session {
         (link.phase() == Phase::Open).then(|| Arc::clone(link))
     }
 
-    /// Waits for a link that takes requests.
+    /// Waits for a link that takes requests. `at_once`: only if the daemon is there still, so that the first attempt
+    /// succeeds.
     pub(crate) fn poll_link(
         &self,
         wait: &mut Wait,
+        at_once: bool,
         waker: &Waker,
     ) -> Poll<Result<Arc<Link>, ClientError>> {
         let mut inner = self.lock();
@@ -179,20 +225,24 @@ impl Session {
             }
             self.retire(&mut inner);
             // Nobody else will find it the present one any more, and so tell the task that connects.
-            self.kick.notify_one();
+            self.kick.wake_by_ref();
         }
         let gave_up = inner.reconnect.counters().gave_up;
         let before = *wait.gave_up.get_or_insert(gave_up);
         match inner.reconnect.state() {
             State::Closed => return Poll::Ready(Err(ClientError::Closed)),
-            State::Idle if gave_up > before => {
+            State::Idle | State::GivenUp if gave_up > before => {
+                let (attempts, reason) = inner.reconnect.last_failure();
+                return Poll::Ready(Err(ClientError::Unreachable { attempts, reason }));
+            }
+            State::Waiting { .. } if at_once => {
                 let (attempts, reason) = inner.reconnect.last_failure();
                 return Poll::Ready(Err(ClientError::Unreachable { attempts, reason }));
             }
             _ => {}
         }
         if inner.reconnect.wanted(Instant::now()) {
-            self.kick.notify_one();
+            self.kick.wake_by_ref();
         }
         if !inner.waiters.iter().any(|other| other.will_wake(waker)) {
             inner.waiters.push(waker.clone());
@@ -220,6 +270,7 @@ impl Session {
         let Some(link) = inner.link.take() else {
             return;
         };
+        inner.last_id = inner.last_id.max(link.last_id());
         let now = Instant::now();
         let end = link.end();
         match (end.as_deref(), link.goaway()) {
@@ -240,21 +291,44 @@ impl Session {
         }
     }
 
-    pub(crate) fn step(&self) -> Step {
-        let mut inner = self.lock();
-        if inner.reconnect.is_due(Instant::now()) {
-            return Step::Connect;
-        }
-        match inner.reconnect.state() {
-            State::Waiting { until, .. } => Step::WaitUntil(until),
-            State::Closed => Step::Closed,
-            _ => Step::Rest,
+    /// What is to be done now. `waker` is called if that changes while it is waited.
+    pub(crate) fn step(&self, waker: &Waker) -> Step {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        loop {
+            let now = Instant::now();
+            match inner
+                .watching
+                .as_mut()
+                .map_or(Seen::Nothing, Watching::look)
+            {
+                Seen::Nothing => {}
+                Seen::Appeared { crowd } => inner.reconnect.appeared(now, crowd),
+                Seen::Gone => {
+                    inner.watching = None;
+                    inner.reconnect.unwatched(now);
+                }
+            }
+            if inner.reconnect.is_due(now) {
+                return Step::Connect;
+            }
+            match inner.reconnect.state() {
+                State::Waiting { until, .. } => {
+                    let watching = inner.watching.as_ref();
+                    if watching.is_none_or(|watching| watching.wake(waker)) {
+                        return Step::WaitUntil(until);
+                    }
+                }
+                State::Closed => return Step::Closed,
+                _ => return Step::Rest,
+            }
         }
     }
 
     pub(crate) fn close(&self) {
         let mut inner = self.lock();
         inner.reconnect.close(Instant::now());
+        inner.watching = None;
         let links: Vec<_> = inner
             .link
             .take()
@@ -280,6 +354,10 @@ impl Session {
         self.lock().reconnect.state()
     }
 
+    pub(crate) fn health(&self) -> Health {
+        self.lock().reconnect.health()
+    }
+
     pub(crate) fn history(&self) -> Vec<crate::Event> {
         self.lock().reconnect.history()
     }
@@ -290,15 +368,6 @@ impl Session {
 
     /// A request that may go over several connections.
     pub(crate) fn plan(&self, ty: MessageType, options: &RequestOptions, one_item: bool) -> Plan {
-        let plain = options.deadline.is_none()
-            && options.class == Class::ByType
-            && !options.repeatable
-            && one_item;
-        let sequence = if plain {
-            0
-        } else {
-            self.sequence.fetch_add(1, Ordering::Relaxed) + 1
-        };
         // A time too far to be represented is no deadline.
         let deadline = options
             .deadline
@@ -306,10 +375,12 @@ impl Session {
         Plan {
             ty,
             class: options.class,
-            repeatable: options.repeatable,
+            prefixed: *options != RequestOptions::default(),
+            repeatable: options.repeatable || ty.is_harmless(),
             one_item,
             deadline,
-            sequence,
+            received: 0,
+            lost: None,
             resends: 0,
             max_resends: self.options.reconnect.max_resends,
         }
@@ -330,18 +401,90 @@ fn may_pass(error: &ConnectError) -> bool {
 pub(crate) struct Plan {
     ty: MessageType,
     class: Class,
+    /// Its options say something beside type and body.
+    prefixed: bool,
     repeatable: bool,
     one_item: bool,
     deadline: Option<Instant>,
-    sequence: u64,
+    /// Items of the answer that were handed out.
+    received: u32,
+    /// What is known of it, since a connection was lost on which it may have been taken.
+    lost: Option<Lost>,
     resends: u32,
     max_resends: u32,
+}
+
+/// A request that may have been taken by a daemon whose connection was lost.
+#[derive(Debug, Clone)]
+struct Lost {
+    /// Which life of the daemon.
+    daemon: u128,
+    /// What it was called there at first.
+    sequence: u64,
+    /// The daemon has neither accepted nor answered it.
+    untouched: bool,
+    reason: Arc<str>,
 }
 
 impl Plan {
     /// Nothing beside its type and body is to be sent or remembered.
     pub(crate) fn is_plain(&self) -> bool {
-        self.sequence == 0
+        !self.prefixed && self.one_item && self.lost.is_none()
+    }
+
+    /// It may be run from its start, though it may have been before.
+    fn may_run_again(&self) -> bool {
+        self.repeatable && self.received == 0
+    }
+
+    /// Only the daemon that took it can say what became of it.
+    pub(crate) fn needs_its_daemon(&self) -> bool {
+        let touched = self.lost.as_ref().is_some_and(|lost| !lost.untouched);
+        touched && !self.may_run_again()
+    }
+
+    /// Prepares to send it to a daemon in one of its lives.
+    ///
+    /// # Errors
+    /// [`ClientError::OutcomeUnknown`]: another life took it, and it must not be run twice.
+    pub(crate) fn prepare(&mut self, daemon: u128) -> Result<(), ClientError> {
+        let Some(lost) = &self.lost else {
+            return Ok(());
+        };
+        // The same one knows whether it was run.
+        if lost.daemon != daemon {
+            if self.needs_its_daemon() {
+                return Err(self.unknown());
+            }
+            self.lost = None;
+        }
+        Ok(())
+    }
+
+    fn unknown(&self) -> ClientError {
+        let reason = self.lost.as_ref().map(|lost| lost.reason.to_string());
+        ClientError::OutcomeUnknown {
+            reason: reason.unwrap_or_default(),
+        }
+    }
+
+    /// The error of a request that could not be sent again.
+    pub(crate) fn not_sent(&self, error: ClientError) -> ClientError {
+        match error {
+            ClientError::Connect(_)
+            | ClientError::Unreachable { .. }
+            | ClientError::DeadlineExceeded
+                if self.needs_its_daemon() =>
+            {
+                self.unknown()
+            }
+            error => error,
+        }
+    }
+
+    /// An item of the answer was handed out.
+    pub(crate) fn handed_out(&mut self) {
+        self.received = self.received.saturating_add(1);
     }
 
     /// What is sent now.
@@ -351,7 +494,7 @@ impl Plan {
             body,
             lent: false,
             prefix: self.prefix(),
-            repeatable: self.repeatable,
+            repeatable: self.may_run_again(),
             one_item: self.one_item,
             may_lag: false,
         }
@@ -359,7 +502,7 @@ impl Plan {
 
     /// What OPEN says beside type and body.
     pub(crate) fn prefix(&self) -> Option<OpenPrefix> {
-        (self.sequence != 0).then(|| OpenPrefix {
+        (self.prefixed || self.lost.is_some()).then(|| OpenPrefix {
             deadline_ms: self.deadline.map_or(0, |deadline| {
                 let left = deadline
                     .saturating_duration_since(Instant::now())
@@ -367,8 +510,9 @@ impl Plan {
                 u32::try_from(left).unwrap_or(u32::MAX).max(1)
             }),
             class: self.class,
-            repeatable: self.repeatable,
-            sequence: self.sequence,
+            repeatable: self.may_run_again(),
+            received: self.received,
+            sequence: self.lost.as_ref().map_or(0, |lost| lost.sequence),
             ..OpenPrefix::default()
         })
     }
@@ -384,21 +528,36 @@ impl Plan {
             .and_then(|deadline| deadline.checked_add(GRACE))
     }
 
-    /// What becomes of a request whose stream ended so. `Ok`: send it again.
-    pub(crate) fn after(&mut self, outcome: Outcome) -> Result<(), ClientError> {
-        match outcome {
-            Outcome::Failed(body) => Err(ClientError::Daemon(body.into())),
-            Outcome::Closed => Err(ClientError::Closed),
-            Outcome::Lost { safe, reason } => {
-                if !safe || self.resends >= self.max_resends {
-                    return Err(ClientError::OutcomeUnknown {
-                        reason: reason.to_string(),
-                    });
-                }
-                self.resends += 1;
-                Ok(())
+    /// What becomes of a request whose stream ended so, on a link to this life of the daemon. `Ok`: send it again.
+    pub(crate) fn after(&mut self, outcome: Outcome, daemon: u128) -> Result<(), ClientError> {
+        let (id, untouched, reason) = match outcome {
+            Outcome::Failed(body) if body.code == ErrorCode::OutcomeUnknown => {
+                let reason = body.message;
+                return Err(ClientError::OutcomeUnknown { reason });
             }
+            Outcome::Failed(body) => return Err(ClientError::Daemon(body.into())),
+            Outcome::Closed => return Err(ClientError::Closed),
+            Outcome::Lost {
+                id,
+                untouched,
+                reason,
+            } => (id, untouched, reason),
+        };
+        if let Some(id) = id {
+            let before = self.lost.take();
+            self.lost = Some(Lost {
+                daemon,
+                sequence: before.as_ref().map_or(id, |lost| lost.sequence),
+                untouched: untouched && before.is_none_or(|lost| lost.untouched),
+                reason: Arc::clone(&reason),
+            });
         }
+        if self.resends >= self.max_resends {
+            let reason = reason.to_string();
+            return Err(ClientError::OutcomeUnknown { reason });
+        }
+        self.resends += 1;
+        Ok(())
     }
 }
 

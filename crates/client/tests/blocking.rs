@@ -184,7 +184,9 @@ over_both! {
         assert_eq!(client.call(BAD_ID, b"again").unwrap(), b"again");
         let error = client.call(ACCEPT_DIE, b"once").unwrap_err();
         assert_eq!(error.code(), Some(ErrorCode::OutcomeUnknown));
-        assert_eq!(client.state(), State::Idle);
+        // It was asked, over a new connection, whether it had run it.
+        assert_eq!(client.state(), State::Connected);
+        assert_eq!(daemon.count(|note| matches!(note, Note::Repeated(ACCEPT_DIE, 1..))), 1);
         daemon.restart();
         assert_eq!(client.call(ECHO, b"new life").unwrap(), b"new life");
         assert_eq!(client.call(IDLE, b"idle").unwrap(), b"idle");
@@ -239,6 +241,32 @@ over_both! {
         restarted.store(true, Ordering::Relaxed);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert_eq!(client.counters().new_daemons, 3);
+    }
+
+    fn a_socket_that_comes_is_found_at_once(shared: bool) {
+        let mut daemon = Daemon::start();
+        // Without the watch the next attempt would come after the test has failed.
+        let far = Duration::from_secs(3600);
+        let reconnect = ReconnectPolicy {
+            watched_delay: far, quick_attempts: 0, quick_delay: far, max_delay: far,
+            give_up_after: None, ..ReconnectPolicy::default()
+        };
+        let client = BlockingClient::connect(Options { reconnect, ..daemon.options(shared) });
+        let client = Arc::new(client.unwrap());
+        for _ in 0..3 {
+            daemon.kill();
+            let callers: Vec<_> = (0..4)
+                .map(|_| {
+                    let client = Arc::clone(&client);
+                    thread::spawn(move || client.call(ECHO, b"who is there?").unwrap())
+                })
+                .collect();
+            while !(client.health().watched && matches!(client.state(), State::Waiting { .. })) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            daemon.restart();
+            callers.into_iter().for_each(|caller| assert_eq!(caller.join().unwrap(), b"who is there?"));
+        }
     }
 
     fn a_daemon_that_stays_away_is_given_up(shared: bool) {

@@ -224,6 +224,9 @@ over_both! {
         client.wait_connected().await.unwrap();
         assert_eq!(client.call(ACCEPT_DIE, b"twice").await.unwrap(), b"twice");
         daemon.wait_for_request(2, ACCEPT_DIE);
+        // The same life of the daemon was asked whether it had run the first.
+        assert_eq!(daemon.count(|note| matches!(note, Note::Repeated(ACCEPT_DIE, 1..))), 1);
+        assert_eq!(daemon.count(|note| matches!(note, Note::Request { ty: ACCEPT_DIE, .. })), 2);
     }
 
     async fn what_is_repeatable_is_sent_again_even_so(shared: bool) {
@@ -236,7 +239,7 @@ over_both! {
             _ => None,
         }).collect();
         assert_eq!(sequences.len(), 2);
-        assert!(sequences[0] != 0 && sequences[0] == sequences[1], "{sequences:?}");
+        assert!(sequences[0] == 0 && sequences[1] != 0, "{sequences:?}");
     }
 
     async fn a_stream_that_was_seen_is_not_begun_anew(shared: bool) {
@@ -276,6 +279,46 @@ over_both! {
         assert!(matches!(kinds[1], EventKind::Lost { .. }), "{kinds:?}");
         assert!(matches!(kinds.last(), Some(EventKind::Connected { new_daemon: true, .. })), "{kinds:?}");
         assert_eq!(client.counters().new_daemons, 1);
+        let health = client.health();
+        assert!(health.is_connected() && health.last_outage.is_some(), "{health:?}");
+    }
+
+    async fn a_socket_that_comes_is_found_at_once(shared: bool) {
+        let mut daemon = Daemon::start();
+        // Without the watch the next attempt would come after the test has failed.
+        let far = Duration::from_secs(3600);
+        let reconnect = ReconnectPolicy {
+            watched_delay: far, quick_attempts: 0, quick_delay: far, max_delay: far,
+            give_up_after: None, ..ReconnectPolicy::default()
+        };
+        let client = Client::connect(Options { reconnect, ..daemon.options(shared) }).await.unwrap();
+        for _ in 0..3 {
+            daemon.kill();
+            let mut call = Box::pin(client.call(ECHO, b"who is there?"));
+            assert!(futures_poll(&mut call).await.is_none());
+            while !(client.health().watched && matches!(client.state(), State::Waiting { .. })) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            daemon.restart();
+            assert_eq!(call.await.unwrap(), b"who is there?");
+        }
+        let kinds: Vec<_> = client.history().into_iter().map(|event| event.kind).collect();
+        assert!(kinds.contains(&EventKind::Appeared), "{kinds:?}");
+    }
+
+    async fn a_runtime_directory_that_comes_anew_is_found(shared: bool) {
+        let mut daemon = Daemon::start();
+        let client = Client::connect(daemon.options(shared)).await.unwrap();
+        daemon.kill();
+        std::fs::remove_dir_all(daemon.socket().parent().unwrap()).unwrap();
+        let mut call = Box::pin(client.call(ECHO, b"elsewhere"));
+        assert!(futures_poll(&mut call).await.is_none());
+        while client.counters().failed < 3 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(!client.health().watched);
+        daemon.restart();
+        assert_eq!(call.await.unwrap(), b"elsewhere");
     }
 
     async fn deadlines_travel_and_a_hung_daemon_is_given_up(shared: bool) {

@@ -135,6 +135,23 @@ fn unsafe_stands_in_one_crate_only() {
     }
 }
 
+/// Deadlines, time-outs and waits are counted by a clock that nobody sets: `Instant`, which is `CLOCK_MONOTONIC`. So a jump of
+/// the time of day changes nothing between editor, daemon and provider's connection.
+#[test]
+fn no_wait_depends_on_the_time_of_day() {
+    for name in ["shm", "proto", "transport", "client", "server"] {
+        let mut files = Vec::new();
+        sources(&root().join("crates").join(name).join("src"), &mut files);
+        assert!(!files.is_empty());
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            for clock in ["SystemTime", "ClockId::Realtime", "UNIX_EPOCH"] {
+                assert!(!text.contains(clock), "{}: {clock}", file.display());
+            }
+        }
+    }
+}
+
 #[test]
 fn every_crate_is_worth_its_name() {
     for dir in crates() {

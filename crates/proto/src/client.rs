@@ -111,10 +111,16 @@ struct Stream {
 impl ClientState {
     /// A new connection. `window` is what HELLO said.
     pub fn new(limits: Limits, window: u32) -> Self {
+        Self::after(0, limits, window)
+    }
+
+    /// A new connection of a client that has used ids up to `last_id` on earlier ones: those of this one are above, so that
+    /// an id tells a client's requests apart for its whole life.
+    pub fn after(last_id: u64, limits: Limits, window: u32) -> Self {
         Self {
             limits,
             window,
-            streams: Slots::new(limits.max_streams),
+            streams: Slots::new(limits.max_streams, last_id),
             inline_bytes: 0,
             to_say: VecDeque::new(),
             front: None,
@@ -138,6 +144,11 @@ impl ClientState {
     /// Streams that have no terminal frame yet.
     pub fn live(&self) -> usize {
         self.streams.len()
+    }
+
+    /// The highest id that was used, on this connection or before it.
+    pub fn last_id(&self) -> u64 {
+        self.streams.last_id()
     }
 
     /// Begins a request of `length` bytes. `prefix`: OPEN will have the prefix even if the request is whole.

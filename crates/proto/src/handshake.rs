@@ -42,6 +42,8 @@ pub struct Hello {
     pub version_min: u8,
     /// Highest protocol version the client speaks.
     pub version_max: u8,
+    /// How many connections this client has had before; 65,535 stands for more.
+    pub earlier: u16,
     /// What the client would like.
     pub features: Features,
     /// Random, the same for the life of this client.
@@ -58,6 +60,7 @@ impl Hello {
         Self {
             version_min: VERSION,
             version_max: VERSION,
+            earlier: 0,
             features,
             instance,
             response_window,
@@ -67,7 +70,8 @@ impl Hello {
 
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![self.version_min, self.version_max, 0, 0];
+        let mut bytes = vec![self.version_min, self.version_max];
+        bytes.extend_from_slice(&self.earlier.to_le_bytes());
         bytes.extend_from_slice(&self.features.bits().to_le_bytes());
         bytes.extend_from_slice(&self.instance.to_le_bytes());
         bytes.extend_from_slice(&self.response_window.to_le_bytes());
@@ -86,6 +90,7 @@ impl Hello {
         Ok(Self {
             version_min: payload[0],
             version_max: payload[1],
+            earlier: u16::from_le_bytes([payload[2], payload[3]]),
             features: Features::from_bits(u32_at(payload, 4)),
             instance: u128_at(payload, 8),
             response_window,
@@ -212,15 +217,14 @@ mod tests {
 
     #[test]
     fn both_frames_survive_the_wire() {
-        let hello = Hello::new(
-            &"é".repeat(40),
-            7 << 100,
-            Features {
-                shared_memory: true,
-                crc: true,
-            },
-            9,
-        );
+        let features = Features {
+            shared_memory: true,
+            crc: true,
+        };
+        let hello = Hello {
+            earlier: 0x0203,
+            ..Hello::new(&"é".repeat(40), 7 << 100, features, 9)
+        };
         assert_eq!(hello.name.len(), 64);
         assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
         let welcome = Welcome {

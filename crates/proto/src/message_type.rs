@@ -57,6 +57,16 @@ impl MessageType {
     }
 }
 
+impl MessageType {
+    /// Whether running such a request twice never does harm, so that every one counts as repeatable.
+    pub fn is_harmless(self) -> bool {
+        matches!(
+            self,
+            Self::ECHO | Self::STATUS | Self::MODELS | Self::TOKEN_COUNT
+        )
+    }
+}
+
 impl fmt::Display for MessageType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match Self::NAMED.iter().find(|(ty, _)| ty == self) {

@@ -35,7 +35,10 @@ pub struct OpenPrefix {
     pub repeatable: bool,
     /// Response bytes that may come before the first CREDIT; 0 means the connection's.
     pub response_window: u32,
-    /// With uid and client instance the key that recognises a repeated request; 0 means none.
+    /// Of a request that comes again: whole items of its response that the client has.
+    pub received: u32,
+    /// Of a request that comes again after its connection was lost: the id that it had at first. 0: it comes for the first
+    /// time.
     pub sequence: u64,
 }
 
@@ -48,6 +51,7 @@ impl OpenPrefix {
         bytes[12] = self.class as u8;
         bytes[13] = u8::from(self.repeatable);
         bytes[16..20].copy_from_slice(&self.response_window.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.received.to_le_bytes());
         bytes[24..].copy_from_slice(&self.sequence.to_le_bytes());
         bytes
     }
@@ -73,6 +77,7 @@ impl OpenPrefix {
             class,
             repeatable: bytes[13] & 1 != 0,
             response_window: u32_at(bytes, 16),
+            received: u32_at(bytes, 20),
             sequence: u64_at(bytes, 24),
         };
         Ok((prefix, body))

@@ -87,6 +87,8 @@ struct Stream {
     inline: u32,
     /// Response bytes that may still be sent.
     credit: u32,
+    /// Items of the response that were sent whole.
+    items: u32,
     upload: Option<Upload>,
     accept: bool,
     grant: u32,
@@ -355,12 +357,40 @@ impl ServerState {
 
     /// A DATA frame with `bytes` of payload, prefix not counted, has been written.
     pub fn sent(&mut self, id: u64, bytes: u32) {
+        self.note_sent(id, bytes, 0);
+    }
+
+    /// The same for a frame that ends an item.
+    pub fn sent_item(&mut self, id: u64, bytes: u32) {
+        self.note_sent(id, bytes, 1);
+    }
+
+    #[inline]
+    fn note_sent(&mut self, id: u64, bytes: u32, items: u32) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.credit = stream.credit.saturating_sub(bytes);
+            stream.items = stream.items.saturating_add(items);
             stream.accept = false;
             self.inline_bytes -= u64::from(std::mem::take(&mut stream.inline));
             self.forget_accepted(id);
         }
+    }
+
+    /// Items of the response that were sent whole: of a stream that goes on from another connection, those before it, too.
+    pub fn items(&self, id: u64) -> u32 {
+        self.streams.get(&id).map_or(0, |stream| stream.items)
+    }
+
+    /// The stream's response goes on behind so many items that its client has from an earlier connection.
+    pub fn goes_on(&mut self, id: u64, items: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.items = items;
+        }
+    }
+
+    /// The highest id that the client has used.
+    pub fn last_id(&self) -> u64 {
+        self.last_id
     }
 
     /// The END frame has been written: the stream is gone.
@@ -389,6 +419,11 @@ impl ServerState {
             });
             self.goaway_unsaid = true;
         }
+    }
+
+    /// Whether GOAWAY has been said, or is about to be: no request is taken any more.
+    pub fn is_going_away(&self) -> bool {
+        self.goaway.is_some()
     }
 
     /// Every live stream's id.

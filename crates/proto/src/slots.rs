@@ -20,15 +20,15 @@ struct Slot<T> {
 
 impl<T> Slots<T> {
     /// A table for at most `most` streams at once, of which it takes no more than a million: the number may be the
-    /// peer's.
-    pub(crate) fn new(most: u32) -> Self {
+    /// peer's. Ids are above `after`.
+    pub(crate) fn new(most: u32, after: u64) -> Self {
         let most = most.clamp(1, 1 << 20);
         let bits = most.next_power_of_two().trailing_zeros();
         Self {
             slots: Vec::new(),
             free: Vec::new(),
             bits,
-            last_id: 0,
+            last_id: after,
             most: most as usize,
         }
     }
@@ -103,10 +103,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_map_whose_ids_rise(most in 1u32..9, steps in proptest::collection::vec(any::<(bool, u8)>(), 0..200)) {
-            let mut slots = Slots::new(most);
+        fn it_is_a_map_whose_ids_rise(most in 1u32..9, after in 0u64..100, steps in proptest::collection::vec(any::<(bool, u8)>(), 0..200)) {
+            let mut slots = Slots::new(most, after);
             let mut model = BTreeMap::new();
-            let mut last = 0;
+            let mut last = after;
             for (insert, value) in steps {
                 if insert && !slots.is_full() {
                     let id = slots.insert(value);

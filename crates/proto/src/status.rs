@@ -51,6 +51,8 @@ pub struct ConnectionStatus {
     pub uid: u32,
     /// `shared memory` or `socket`.
     pub transport: String,
+    /// How many connections it had before this one, by its own word.
+    pub earlier: u64,
     /// Requests taken since it connected.
     pub requests: u64,
     /// Requests under way.
@@ -142,6 +144,12 @@ pub struct Breaker {
 pub struct Counters {
     /// Connections taken.
     pub connections: u64,
+    /// Those of them whose clients had had one before: of this daemon, or of one before it.
+    pub reconnections: u64,
+    /// Requests that came again after their connection was lost.
+    pub repeated: u64,
+    /// Those of them that ran on meanwhile and were fetched.
+    pub fetched: u64,
     /// Connections refused: uid, limit, version.
     pub refused: u64,
     /// Requests taken.

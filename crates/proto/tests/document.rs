@@ -257,6 +257,7 @@ fn hello() {
     let hello = Hello {
         version_min: 1,
         version_max: 3,
+        earlier: 0x0405,
         features: Features {
             shared_memory: true,
             crc: false,
@@ -272,7 +273,7 @@ fn hello() {
         &[
             ("version_min", vec![1]),
             ("version_max", vec![3]),
-            ("reserved", vec![0; 2]),
+            ("earlier", hello.earlier.to_le_bytes().to_vec()),
             ("features", vec![1, 0, 0, 0]),
             ("instance", hello.instance.to_le_bytes().to_vec()),
             ("response_window", 0x1122_3344_u32.to_le_bytes().to_vec()),
@@ -364,6 +365,7 @@ fn open_prefix() {
         class: lapce_ai_proto::Class::Bulk,
         repeatable: true,
         response_window: 0x2122_2324,
+        received: 0x4142_4344,
         sequence: 0x0012_3334_3536_3738,
     };
     let encoded = prefix.encode();
@@ -381,7 +383,7 @@ fn open_prefix() {
                 "response_window",
                 prefix.response_window.to_le_bytes().to_vec(),
             ),
-            ("reserved", vec![0; 4]),
+            ("received", prefix.received.to_le_bytes().to_vec()),
             ("sequence", prefix.sequence.to_le_bytes().to_vec()),
         ],
     );

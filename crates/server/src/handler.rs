@@ -11,7 +11,7 @@ use lapce_ai_proto::{Class, ErrorBody, ErrorCode, Fault, MessageType, OpenPrefix
 use lapce_ai_transport::{Buffer, Peer};
 
 use crate::server::Shared;
-use crate::session::{ReplyBytes, Session, Tx};
+use crate::session::{ReplyBytes, Session, Stopped, Tx};
 
 pub(crate) type SyncHandler = Box<dyn Fn(Request<'_>, Reply<'_>) + Send + Sync>;
 pub(crate) type AsyncHandler =
@@ -258,9 +258,16 @@ impl Responder {
     /// # Errors
     /// [`Gone`].
     pub async fn end(mut self) -> Result<(), Gone> {
-        let ended = poll_fn(|context| self.session.poll_end(self.id, context)).await;
-        self.ended = true;
-        ended
+        loop {
+            let ended = poll_fn(|context| self.session.poll_end(self.id, context)).await;
+            match ended {
+                Err(Stopped::Moved(session, id)) => (self.session, self.id) = (session, id),
+                ended => {
+                    self.ended = true;
+                    return ended.map_err(|_| Gone);
+                }
+            }
+        }
     }
 
     /// Ends the response with an error.
@@ -269,13 +276,19 @@ impl Responder {
         self.session.fail(&self.shared, self.id, body);
     }
 
-    async fn send_item(&self, item: &[u8], last: bool) -> Result<(), Gone> {
-        let mut offset = 0;
-        poll_fn(|context| {
-            self.session
-                .poll_send(self.id, item, &mut offset, last, context)
-        })
-        .await
+    async fn send_item(&mut self, item: &[u8], last: bool) -> Result<(), Gone> {
+        loop {
+            let mut offset = 0;
+            let sent = poll_fn(|context| {
+                self.session
+                    .poll_send(self.id, item, &mut offset, last, context)
+            });
+            match sent.await {
+                Ok(()) => return Ok(()),
+                Err(Stopped::Gone) => return Err(Gone),
+                Err(Stopped::Moved(session, id)) => (self.session, self.id) = (session, id),
+            }
+        }
     }
 }
 

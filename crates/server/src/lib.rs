@@ -26,9 +26,11 @@ mod occupancy;
 mod options;
 mod pace;
 mod reactor;
+mod repeats;
 mod server;
 mod session;
 
 pub use handler::{Body, Gone, OwnedRequest, Reply, Request, Responder};
 pub use options::Options;
+pub use repeats::RepeatOptions;
 pub use server::{Running, Server, ServerHandle, StartError};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lapce_ai_proto::Limits;
 use lapce_ai_transport::{PoolOptions, ServerTerms, usable_cpus};
 
-use crate::StartError;
+use crate::{RepeatOptions, StartError};
 
 /// Limits and times of a [`Server`](crate::Server). Everything has a default.
 #[derive(Debug, Clone)]
@@ -48,6 +48,8 @@ pub struct Options {
     pub require_crc: bool,
     /// Whether segments are offered.
     pub shared_memory: bool,
+    /// What is remembered of connections that were lost.
+    pub repeats: RepeatOptions,
     /// The server stops by itself when nobody has been connected for so long.
     pub exit_when_idle: Option<Duration>,
 }
@@ -145,6 +147,7 @@ impl Default for Options {
             pool: PoolOptions::default(),
             require_crc: false,
             shared_memory: true,
+            repeats: RepeatOptions::default(),
             exit_when_idle: None,
         }
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use lapce_ai_proto::status::{ConnectionStatus, Counters, ReactorStatus};
 use lapce_ai_proto::{ErrorBody, MessageType, OPEN_PREFIX_LEN};
 use lapce_ai_transport::{Buffer, BufferPool, CONTROL_ROOM, Listener, PoolStats};
+use tokio::runtime::Handle;
 
 use crate::handler::{Handler, OwnedRequest, Reply, Request, Responder, Router};
 use crate::line::{Granted, Line, Waiter};
@@ -18,6 +19,7 @@ use crate::mailbox::Mailbox;
 use crate::occupancy::Occupancy;
 use crate::options::Options;
 use crate::reactor::{Door, Reactor};
+use crate::repeats::{Repeats, Verdict};
 use crate::session::Session;
 
 /// Why a server cannot start.
@@ -49,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) pool: BufferPool,
     pub(crate) line: Line,
+    pub(crate) repeats: Repeats,
     pub(crate) counters: AtomicCounters,
     pub(crate) sessions: Mutex<BTreeMap<u64, Arc<Session>>>,
     pub(crate) occupancy: Arc<Occupancy>,
@@ -62,6 +65,9 @@ pub(crate) struct Shared {
 #[derive(Debug, Default)]
 pub(crate) struct AtomicCounters {
     pub(crate) connections: AtomicU64,
+    pub(crate) reconnections: AtomicU64,
+    pub(crate) repeated: AtomicU64,
+    pub(crate) fetched: AtomicU64,
     pub(crate) refused: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) cancelled: AtomicU64,
@@ -75,6 +81,7 @@ impl Shared {
         Self {
             pool: BufferPool::new(options.pool),
             line: Line::default(),
+            repeats: Repeats::new(options.repeats.clone()),
             options,
             counters: AtomicCounters::default(),
             sessions: Mutex::default(),
@@ -99,6 +106,44 @@ impl Shared {
     pub(crate) fn forget(&self, connection: u64, id: Option<u64>) -> usize {
         let deliver = |granted| self.deliver(granted);
         self.line.forget(connection, id, &self.pool, deliver)
+    }
+
+    /// What is to be done with a request of `session` that had the id `sequence` on an earlier connection. Those of its
+    /// earlier connections that still stand here are closed first: the client has let them go, however that came, and only
+    /// then it is known what was taken of them, and nothing more is. To be called under the session's lock; those of the
+    /// earlier ones are taken.
+    pub(crate) fn judge(
+        self: &Arc<Self>,
+        session: &Session,
+        sequence: u64,
+        runtime: &Handle,
+    ) -> Verdict {
+        let whose = session.whose();
+        let earlier: Vec<Arc<Session>> = {
+            let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            let earlier = sessions.range(..session.id).map(|(_, earlier)| earlier);
+            earlier
+                .filter(|earlier| earlier.whose() == whose)
+                .cloned()
+                .collect()
+        };
+        for earlier in earlier {
+            let mut tx = earlier.lock();
+            if tx.closed {
+                continue;
+            }
+            // One that drains takes nothing new, and is used to its end.
+            if !tx.state.is_going_away() || tx.writer.is_hung_up() {
+                let ended = earlier.close(&mut tx, self, runtime);
+                self.counters
+                    .cancelled
+                    .fetch_add(ended as u64, Ordering::Relaxed);
+            } else if tx.state.last_id() >= sequence {
+                // It may run there.
+                return Verdict::Refuse;
+            }
+        }
+        self.repeats.judge(whose, sequence, Instant::now())
     }
 
     /// Memory came back that somebody waits for.
@@ -202,11 +247,7 @@ impl Server {
     ///
     /// # Errors
     /// Options that make no sense, or the system's refusal.
-    pub fn start(
-        self,
-        listener: Listener,
-        runtime: &tokio::runtime::Handle,
-    ) -> Result<Running, StartError> {
+    pub fn start(self, listener: Listener, runtime: &Handle) -> Result<Running, StartError> {
         let Self { router, shared } = self;
         shared.options.check()?;
         let reactors = shared.mailboxes.len();
@@ -294,6 +335,7 @@ impl ServerHandle {
                     "socket"
                 }
                 .to_owned(),
+                earlier: session.peer.earlier.into(),
                 requests: session.requests.load(Ordering::Relaxed),
                 in_flight: session.live.load(Ordering::Relaxed),
                 connected_secs: session.since.elapsed().as_secs(),
@@ -308,6 +350,9 @@ impl ServerHandle {
         let of_reactors = self.shared.mailboxes.iter();
         Counters {
             connections: load(&counters.connections),
+            reconnections: load(&counters.reconnections),
+            repeated: load(&counters.repeated),
+            fetched: load(&counters.fetched),
             refused: load(&counters.refused),
             requests: of_reactors.map(|mailbox| load(&mailbox.requests)).sum(),
             failed: load(&counters.failed),

@@ -10,12 +10,13 @@ use lapce_ai_proto::{
     ErrorBody, ErrorCode, FIN, Fault, ITEM_PREFIX_LEN, Kind, MORE, OpenPrefix, PREFIX, ServerState,
 };
 use lapce_ai_transport::{Buffer, PIECE, Peer, TransportError, Writer};
+use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-use crate::handler::Gone;
 use crate::mailbox::Mailbox;
 use crate::options::Options;
 use crate::pace::Pace;
+use crate::repeats::{Left, Running, Whose};
 use crate::server::Shared;
 
 /// One connection, as everybody but the reactor sees it.
@@ -51,7 +52,11 @@ pub(crate) struct Tx {
     pub(crate) parked: usize,
     /// When the client stopped taking what is written, if it has.
     pub(crate) blocked_since: Option<Instant>,
-    closed: bool,
+    pub(crate) closed: bool,
+    /// What came again and was run here: the id of each, and the one that it had at first. Few, and mostly none.
+    repeats: Vec<(u64, u64)>,
+    /// Once the connection is closed: requests that run on without it.
+    adrift: HashMap<u64, Adrift>,
     /// What a sync handler's answer ran into; the reactor takes it after the handler.
     pub(crate) fault: Option<Fault>,
 }
@@ -60,6 +65,42 @@ pub(crate) struct Tx {
 struct Stream {
     abort: Option<AbortHandle>,
     waker: Option<Waker>,
+}
+
+/// A request that runs on though its connection was lost.
+#[derive(Debug)]
+enum Adrift {
+    /// Whoever has its answer waits for the client to fetch it.
+    Waiting {
+        /// The id that it had at first.
+        first: u64,
+        /// Items that were sent whole.
+        items: u32,
+        abort: AbortHandle,
+        waker: Option<Waker>,
+    },
+    /// It failed meanwhile.
+    Failed { first: u64, body: ErrorBody },
+    /// It goes on there.
+    Moved(Arc<Session>, u64),
+}
+
+/// Why an answer does not go on here.
+#[derive(Debug)]
+pub(crate) enum Stopped {
+    /// It is not wanted any more.
+    Gone,
+    /// It goes on in another session, with another id. An item that was not sent whole is sent there from its start.
+    Moved(Arc<Session>, u64),
+}
+
+/// What became of a request that a client wants to fetch.
+pub(crate) enum Fetched {
+    /// It goes on here: how to end its task.
+    GoesOn(AbortHandle),
+    Failed(ErrorBody),
+    /// The client does not stand where the answer does, or it is over.
+    Lost,
 }
 
 /// A sync handler's answer that could not be written at once.
@@ -119,6 +160,8 @@ impl Session {
             parked: 0,
             blocked_since: None,
             closed: false,
+            repeats: Vec::new(),
+            adrift: HashMap::new(),
             fault: None,
         };
         Self {
@@ -169,12 +212,12 @@ impl Session {
         offset: &mut usize,
         last: bool,
         context: &mut Context<'_>,
-    ) -> Poll<Result<(), Gone>> {
+    ) -> Poll<Result<(), Stopped>> {
         let mut tx = self.lock();
+        if tx.closed {
+            return tx.poll_adrift(id, context);
+        }
         let outcome = loop {
-            if tx.closed {
-                return Poll::Ready(Err(Gone));
-            }
             match tx.write_piece(id, item, *offset, last) {
                 Ok(Some(Written::All)) => break Poll::Ready(Ok(())),
                 Ok(Some(Written::Some(bytes))) => *offset += bytes,
@@ -186,11 +229,8 @@ impl Session {
                     tx.wait_for_room(id, context);
                     break Poll::Pending;
                 }
-                Ok(None) => return Poll::Ready(Err(Gone)),
-                Err(_) => {
-                    self.call_reactor();
-                    return Poll::Ready(Err(Gone));
-                }
+                Ok(None) => return Poll::Ready(Err(Stopped::Gone)),
+                Err(error) => return self.broken(&mut tx, id, &error, context),
             }
         };
         if last && outcome.is_ready() {
@@ -200,15 +240,35 @@ impl Session {
         outcome
     }
 
-    /// Ends a response without a further item.
-    pub(crate) fn poll_end(&self, id: u64, context: &mut Context<'_>) -> Poll<Result<(), Gone>> {
-        let mut tx = self.lock();
-        if tx.closed || tx.state.credit(id).is_none() {
-            return Poll::Ready(Err(Gone));
+    /// The connection broke. Its reactor is told, and closes it.
+    fn broken(
+        &self,
+        tx: &mut Tx,
+        id: u64,
+        error: &TransportError,
+        context: &Context<'_>,
+    ) -> Poll<Result<(), Stopped>> {
+        self.call_reactor();
+        if error.fault().is_some() {
+            return Poll::Ready(Err(Stopped::Gone));
         }
-        let Ok(written) = tx.writer.frame(Kind::End, 0, 0, id, &[], &[]) else {
-            self.call_reactor();
-            return Poll::Ready(Err(Gone));
+        // The client is gone. It may come again and fetch the answer: that is known once it is closed.
+        tx.wait(id, context);
+        Poll::Pending
+    }
+
+    /// Ends a response without a further item.
+    pub(crate) fn poll_end(&self, id: u64, context: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
+        let mut tx = self.lock();
+        if tx.closed {
+            return tx.poll_adrift(id, context);
+        }
+        if tx.state.credit(id).is_none() {
+            return Poll::Ready(Err(Stopped::Gone));
+        }
+        let written = match tx.writer.frame(Kind::End, 0, 0, id, &[], &[]) {
+            Ok(written) => written,
+            Err(error) => return self.broken(&mut tx, id, &error, context),
         };
         if written {
             tx.state.ended(id);
@@ -227,7 +287,14 @@ impl Session {
     /// Ends a stream with an error, from a task.
     pub(crate) fn fail(&self, shared: &Shared, id: u64, body: ErrorBody) {
         let mut tx = self.lock();
-        if tx.closed || tx.state.credit(id).is_none() {
+        if tx.closed {
+            if let Some((session, id)) = tx.fail_adrift(id, &body) {
+                drop(tx);
+                session.fail(shared, id, body);
+            }
+            return;
+        }
+        if tx.state.credit(id).is_none() {
             return;
         }
         shared.counters.failed.fetch_add(1, Ordering::Relaxed);
@@ -237,7 +304,189 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Whose requests they are.
+    pub(crate) fn whose(&self) -> Whose {
+        Whose {
+            uid: self.peer.credentials.uid,
+            instance: self.peer.instance,
+        }
+    }
+
+    /// Ends everything: buffers are freed, the peer is hung up on, and tasks are aborted but for those that the client may
+    /// still fetch. What may be asked of the connection later is remembered. Returns how many requests ended with it.
+    pub(crate) fn close(
+        self: &Arc<Self>,
+        tx: &mut Tx,
+        shared: &Arc<Shared>,
+        runtime: &Handle,
+    ) -> usize {
+        if tx.closed {
+            return 0;
+        }
+        tx.closed = true;
+        let mut left = Left {
+            through: tx.state.last_id(),
+            ..Left::default()
+        };
+        let live = tx.state.live();
+        for id in tx.state.ids() {
+            let begun = tx.streams.contains_key(&id)
+                || tx.state.credit(id).is_none()
+                || tx.replies.iter().any(|reply| reply.id == id);
+            if !begun {
+                left.spared.push(tx.first_id(id));
+            }
+        }
+        for (id, stream) in std::mem::take(&mut tx.streams) {
+            let Some(abort) = stream.abort else {
+                continue;
+            };
+            if tx.state.credit(id).is_none() || !shared.repeats.hold() {
+                abort.abort();
+                continue;
+            }
+            if let Some(waker) = stream.waker {
+                // It waits for what does not come any more.
+                waker.wake();
+            }
+            let first = tx.first_id(id);
+            left.running.push((first, (Arc::clone(self), id)));
+            let adrift = Adrift::Waiting {
+                first,
+                items: tx.state.items(id),
+                abort,
+                waker: None,
+            };
+            tx.adrift.insert(id, adrift);
+        }
+        tx.replies.clear();
+        tx.room_waiters.clear();
+        tx.parked = 0;
+        tx.writer.hang_up();
+        let running = left.running.len();
+        shared.repeats.lost(self.whose(), left, Instant::now());
+        if running > 0 {
+            let (session, shared) = (Arc::clone(self), Arc::clone(shared));
+            runtime.spawn(async move {
+                tokio::time::sleep(shared.repeats.grace()).await;
+                session.give_up(&shared);
+            });
+        }
+        live - running
+    }
+
+    /// Nobody fetches the requests that run on.
+    fn give_up(&self, shared: &Shared) {
+        let mut tx = self.lock();
+        let mut over = Vec::new();
+        tx.adrift.retain(|_, adrift| match adrift {
+            Adrift::Waiting { first, abort, .. } => {
+                abort.abort();
+                over.push(*first);
+                false
+            }
+            Adrift::Failed { first, .. } => {
+                over.push(*first);
+                false
+            }
+            Adrift::Moved(..) => true,
+        });
+        drop(tx);
+        let cancelled = &shared.counters.cancelled;
+        cancelled.fetch_add(over.len() as u64, Ordering::Relaxed);
+        for first in over {
+            shared.repeats.unfetched(self.whose(), first);
+            shared.repeats.release();
+        }
+    }
+
+    /// The client wants a request of this session, which it lost, to go on as `id` of another one. It has so many items of the answer.
+    pub(crate) fn fetch(
+        running: &Running,
+        to: &Arc<Self>,
+        id: u64,
+        received: u32,
+        shared: &Shared,
+    ) -> Fetched {
+        let (session, old) = running;
+        let mut tx = session.lock();
+        let fetched = match tx.adrift.remove(old) {
+            Some(Adrift::Waiting {
+                items,
+                abort,
+                waker,
+                ..
+            }) if items == received => {
+                tx.adrift.insert(*old, Adrift::Moved(Arc::clone(to), id));
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+                Fetched::GoesOn(abort)
+            }
+            Some(Adrift::Waiting { abort, .. }) => {
+                abort.abort();
+                Fetched::Lost
+            }
+            Some(Adrift::Failed { body, .. }) => Fetched::Failed(body),
+            Some(moved @ Adrift::Moved(..)) => {
+                tx.adrift.insert(*old, moved);
+                return Fetched::Lost;
+            }
+            None => return Fetched::Lost,
+        };
+        drop(tx);
+        shared.repeats.release();
+        fetched
+    }
+}
+
 impl Tx {
+    /// Where an answer goes on whose connection was lost.
+    fn poll_adrift(&mut self, id: u64, context: &Context<'_>) -> Poll<Result<(), Stopped>> {
+        match self.adrift.get_mut(&id) {
+            Some(Adrift::Waiting { waker, .. }) => {
+                *waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+            Some(Adrift::Moved(session, id)) => {
+                Poll::Ready(Err(Stopped::Moved(Arc::clone(session), *id)))
+            }
+            Some(Adrift::Failed { .. }) | None => Poll::Ready(Err(Stopped::Gone)),
+        }
+    }
+
+    /// A request that runs on has failed. If it goes on elsewhere, where.
+    fn fail_adrift(&mut self, id: u64, body: &ErrorBody) -> Option<Running> {
+        let adrift = self.adrift.get_mut(&id)?;
+        match adrift {
+            Adrift::Waiting { first, .. } => {
+                *adrift = Adrift::Failed {
+                    first: *first,
+                    body: body.clone(),
+                };
+                None
+            }
+            Adrift::Failed { .. } => None,
+            Adrift::Moved(session, id) => Some((Arc::clone(session), *id)),
+        }
+    }
+
+    /// A request that came again is run here.
+    pub(crate) fn note_repeat(&mut self, id: u64, first: u64) {
+        if self.repeats.len() >= self.state.live().max(16) * 2 {
+            let state = &self.state;
+            self.repeats.retain(|(id, _)| state.credit(*id).is_some());
+        }
+        self.repeats.push((id, first));
+    }
+
+    /// The id that a request had at first.
+    fn first_id(&self, id: u64) -> u64 {
+        let repeat = self.repeats.iter().find(|(here, _)| *here == id);
+        repeat.map_or(id, |(_, first)| *first)
+    }
+
     /// Writes what a stream may send of an item now; `None`: the stream has ended.
     fn write_piece(
         &mut self,
@@ -283,6 +532,8 @@ impl Tx {
         self.blocked_since = None;
         if kind == Kind::End {
             self.state.ended(id);
+        } else if all {
+            self.state.sent_item(id, piece.len() as u32);
         } else {
             self.state.sent(id, piece.len() as u32);
         }
@@ -300,7 +551,7 @@ impl Tx {
         }
     }
 
-    fn wait(&mut self, id: u64, context: &mut Context<'_>) {
+    fn wait(&mut self, id: u64, context: &Context<'_>) {
         let stream = self.streams.entry(id).or_default();
         match &mut stream.waker {
             Some(waker) => waker.clone_from(context.waker()),
@@ -482,23 +733,6 @@ impl Tx {
     /// Whether anything waits to be written or to be answered.
     pub(crate) fn is_quiet(&self) -> bool {
         self.state.live() == 0 && !self.state.has_control() && !self.writer.wants_writable()
-    }
-
-    /// Ends everything: tasks are aborted, buffers freed, the peer hung up on.
-    pub(crate) fn close(&mut self) {
-        if self.closed {
-            return;
-        }
-        self.closed = true;
-        for (_, stream) in self.streams.drain() {
-            if let Some(abort) = stream.abort {
-                abort.abort();
-            }
-        }
-        self.replies.clear();
-        self.room_waiters.clear();
-        self.parked = 0;
-        self.writer.hang_up();
     }
 
     /// Ends every stream, as the server stops.

@@ -183,6 +183,7 @@ fn a_message_allocates_nothing() {
                 crc: carrier.crc,
             },
             response_window: 1 << 16,
+            earlier: 0,
             timeout: PATIENCE,
             server_uids: Vec::new(),
         };

@@ -11,3 +11,5 @@ mod handlers;
 mod hostile;
 #[path = "limits.rs"]
 mod limits;
+#[path = "repeats.rs"]
+mod repeats;

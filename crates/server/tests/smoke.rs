@@ -19,6 +19,7 @@ fn options(shared_memory: bool) -> ConnectOptions {
             crc: false,
         },
         response_window: 1 << 18,
+        earlier: 0,
         timeout: Duration::from_secs(5),
         server_uids: Vec::new(),
     }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::{Codec, ErrorBody, Fault, Features, Hello, Kind, Welcome};
-use lapce_ai_shm::{Bell, Segment, ShmError, Woken, peer_credentials, recv_with_fd, send_with_fd};
+use lapce_ai_shm::{
+    Bell, PeerCredentials, Segment, ShmError, Woken, peer_credentials, recv_with_fd, send_with_fd,
+};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket, socket_with,
@@ -27,6 +29,8 @@ pub struct ConnectOptions {
     pub features: Features,
     /// Response bytes per stream that may come before the first CREDIT.
     pub response_window: u32,
+    /// How many connections this client has had before.
+    pub earlier: u16,
     /// Longest wait for the daemon's answer.
     pub timeout: Duration,
     /// Users whose daemon is trusted with requests, beside this user and root.
@@ -80,6 +84,33 @@ pub enum ConnectError {
     },
 }
 
+/// How long to wait before an attempt that found the daemon's [backlog full](Attempt::Crowded) goes on.
+const CROWDED: Duration = Duration::from_millis(1);
+
+/// How far an attempt to connect is.
+#[derive(Debug)]
+pub enum Attempt {
+    /// The daemon's backlog is full, and a Unix socket cannot be waited on for that: go on in a millisecond.
+    Crowded(Connecting),
+    /// WELCOME has not come: go on when the socket is readable.
+    Pending(Connecting),
+    /// The connection is there.
+    Done(Box<(Connection, Welcome)>),
+}
+
+/// A connection that is being made, without blocking. How long that may take is the caller's business;
+/// [`timed_out`](Self::timed_out) is the error for it.
+#[derive(Debug)]
+pub struct Connecting {
+    path: PathBuf,
+    address: SocketAddrUnix,
+    socket: Arc<OwnedFd>,
+    /// Who listens, once that is known and HELLO has been sent.
+    credentials: Option<PeerCredentials>,
+    received: Vec<u8>,
+    segment: Option<OwnedFd>,
+}
+
 /// Connects to the daemon's socket and shakes hands. Blocks for at most the options' time-out.
 ///
 /// # Errors
@@ -88,151 +119,222 @@ pub fn connect(
     path: &Path,
     options: &ConnectOptions,
 ) -> Result<(Connection, Welcome), ConnectError> {
-    let io_error = |source: io::Error| ConnectError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let address = SocketAddrUnix::new(path).map_err(|errno| io_error(errno.into()))?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-        .map_err(|errno| io_error(errno.into()))?;
     let deadline = Instant::now() + options.timeout;
+    let mut attempt = Connecting::begin(path, options)?;
     loop {
-        match connect_socket(&socket, &address) {
-            Ok(()) => break,
-            Err(Errno::NOENT | Errno::CONNREFUSED) => {
-                return Err(ConnectError::NotRunning {
-                    path: path.to_owned(),
-                });
+        let left = deadline.saturating_duration_since(Instant::now());
+        let connecting = match attempt {
+            Attempt::Done(done) => return Ok(*done),
+            Attempt::Crowded(connecting) if left.is_zero() => {
+                return Err(connecting.timed_out(options));
             }
-            Err(Errno::INTR) => {}
-            // The daemon's backlog is full; a Unix socket cannot be waited on for that.
-            Err(Errno::AGAIN) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(1));
+            Attempt::Crowded(connecting) => {
+                std::thread::sleep(CROWDED);
+                connecting
             }
-            Err(Errno::AGAIN) => return Err(timed_out(path, options)),
-            Err(errno) => return Err(io_error(errno.into())),
-        }
-    }
-    let credentials = peer_credentials(&socket).map_err(io_error)?;
-    let uid = credentials.uid;
-    if uid != geteuid().as_raw() && uid != 0 && !options.server_uids.contains(&uid) {
-        return Err(ConnectError::Untrusted {
-            path: path.to_owned(),
-            uid,
-        });
-    }
-    let hello = Hello::new(
-        &options.name,
-        options.instance,
-        options.features,
-        options.response_window,
-    );
-    let frame = Codec::HANDSHAKE.encode(Kind::Hello, 0, 0, 0, &hello.encode());
-    match send_with_fd(&socket, &frame, None) {
-        Ok(n) if n == frame.len() => {}
-        // Closed already: then why has been said, and is still to be read.
-        Err(lapce_ai_shm::FdError::System { source, .. })
-            if matches!(
-                source.kind(),
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-            ) => {}
-        _ => return Err(TransportError::PeerGone.into()),
-    }
-    let (welcome, segment, received) = await_welcome(path, &socket, options, deadline)?;
-    let peer = Peer {
-        credentials,
-        name: welcome.name.clone(),
-        instance: welcome.instance,
-        shared_memory: welcome.features.shared_memory,
-    };
-    let codec = Codec {
-        crc: welcome.features.crc,
-        max_payload: welcome.limits.max_frame_payload,
-    };
-    let socket = Arc::new(socket);
-    let connection = match (welcome.features.shared_memory, segment) {
-        (true, Some(segment)) => {
-            let segment =
-                Segment::open(segment, welcome.request_capacity, welcome.response_capacity)?;
-            let (producer, consumer) = segment.into_client_ends();
-            Connection::over_rings(socket, (consumer, producer), codec, peer)
-        }
-        (false, None) => Connection::over_socket(socket, received, codec, peer),
-        _ => return Err(TransportError::Fault(Fault::BadPayload).into()),
-    };
-    Ok((connection, welcome))
-}
-
-fn timed_out(path: &Path, options: &ConnectOptions) -> ConnectError {
-    ConnectError::TimedOut {
-        path: path.to_owned(),
-        timeout: options.timeout,
-    }
-}
-
-/// The daemon's answer, its descriptor, and what came behind it.
-fn await_welcome(
-    path: &Path,
-    socket: &OwnedFd,
-    options: &ConnectOptions,
-    deadline: Instant,
-) -> Result<(Welcome, Option<OwnedFd>, Vec<u8>), ConnectError> {
-    let mut received = Vec::new();
-    let mut segment = None;
-    loop {
-        let mut chunk = [0; 512];
-        match recv_with_fd(socket, &mut chunk) {
-            Ok((0, _)) => return Err(TransportError::PeerGone.into()),
-            Ok((n, descriptor)) => {
-                received.extend_from_slice(&chunk[..n]);
-                segment = segment.or(descriptor);
-            }
-            Err(lapce_ai_shm::FdError::System { source, .. })
-                if source.kind() == io::ErrorKind::WouldBlock =>
-            {
-                let left = deadline.saturating_duration_since(Instant::now());
-                match Bell::new(socket)
-                    .wait(Some(left))
-                    .map_err(TransportError::from)?
-                {
-                    Woken::TimedOut => return Err(timed_out(path, options)),
+            Attempt::Pending(connecting) => {
+                let woken = Bell::new(&connecting.socket).wait(Some(left));
+                match woken.map_err(TransportError::from)? {
+                    Woken::TimedOut => return Err(connecting.timed_out(options)),
                     // What was sent before the end is still to be read.
-                    Woken::Rung | Woken::PeerGone => continue,
+                    Woken::Rung | Woken::PeerGone => connecting,
                 }
             }
-            // The daemon closed without having read HELLO.
-            Err(lapce_ai_shm::FdError::System { source, .. })
-                if source.kind() == io::ErrorKind::ConnectionReset =>
-            {
-                return Err(TransportError::PeerGone.into());
-            }
-            Err(error) => {
-                return Err(ConnectError::Io {
-                    path: path.to_owned(),
-                    source: io::Error::other(error),
-                });
-            }
-        }
-        let Some((frame, taken)) = Codec::HANDSHAKE
-            .decode(&received)
-            .map_err(TransportError::Fault)?
-        else {
-            continue;
         };
-        match frame.kind {
-            Kind::Welcome => {
-                let welcome = Welcome::decode(frame.payload).map_err(TransportError::Fault)?;
-                received.drain(..taken);
-                return Ok((welcome, segment, received));
+        attempt = connecting.advance(options)?;
+    }
+}
+
+impl Connecting {
+    /// Begins to connect to a daemon's socket.
+    ///
+    /// # Errors
+    /// As of [`connect`].
+    pub fn begin(path: &Path, options: &ConnectOptions) -> Result<Attempt, ConnectError> {
+        let io_error = |errno: Errno| ConnectError::Io {
+            path: path.to_owned(),
+            source: errno.into(),
+        };
+        let address = SocketAddrUnix::new(path).map_err(io_error)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(io_error)?;
+        let connecting = Self {
+            path: path.to_owned(),
+            address,
+            socket: Arc::new(socket),
+            credentials: None,
+            received: Vec::new(),
+            segment: None,
+        };
+        connecting.advance(options)
+    }
+
+    /// Goes on as far as it goes without waiting.
+    ///
+    /// # Errors
+    /// As of [`connect`].
+    pub fn advance(mut self, options: &ConnectOptions) -> Result<Attempt, ConnectError> {
+        let credentials = match self.credentials {
+            Some(credentials) => credentials,
+            None => {
+                if !self.reach()? {
+                    return Ok(Attempt::Crowded(self));
+                }
+                let credentials = self.greet(options)?;
+                *self.credentials.insert(credentials)
             }
-            Kind::Error => {
-                return Err(ConnectError::Refused(ErrorBody::read(
-                    frame.ty,
-                    frame.payload,
-                )));
-            }
-            _ => return Err(TransportError::Fault(Fault::UnexpectedFrame).into()),
+        };
+        match self.read_welcome()? {
+            Some(welcome) => self.finish(welcome, credentials),
+            None => Ok(Attempt::Pending(self)),
         }
+    }
+
+    /// The socket, to wait on.
+    pub fn shared_socket(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.socket)
+    }
+
+    /// The error of an attempt that has taken too long.
+    pub fn timed_out(&self, options: &ConnectOptions) -> ConnectError {
+        ConnectError::TimedOut {
+            path: self.path.clone(),
+            timeout: options.timeout,
+        }
+    }
+
+    fn io_error(&self, source: io::Error) -> ConnectError {
+        ConnectError::Io {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    /// False: the daemon's backlog is full.
+    fn reach(&self) -> Result<bool, ConnectError> {
+        loop {
+            match connect_socket(&self.socket, &self.address) {
+                Ok(()) => return Ok(true),
+                Err(Errno::NOENT | Errno::CONNREFUSED) => {
+                    return Err(ConnectError::NotRunning {
+                        path: self.path.clone(),
+                    });
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(errno) => return Err(self.io_error(errno.into())),
+            }
+        }
+    }
+
+    /// Looks who listens, and sends HELLO.
+    fn greet(&self, options: &ConnectOptions) -> Result<PeerCredentials, ConnectError> {
+        let credentials = peer_credentials(&self.socket).map_err(|source| self.io_error(source))?;
+        let uid = credentials.uid;
+        if uid != geteuid().as_raw() && uid != 0 && !options.server_uids.contains(&uid) {
+            return Err(ConnectError::Untrusted {
+                path: self.path.clone(),
+                uid,
+            });
+        }
+        let hello = Hello {
+            earlier: options.earlier,
+            ..Hello::new(
+                &options.name,
+                options.instance,
+                options.features,
+                options.response_window,
+            )
+        };
+        let frame = Codec::HANDSHAKE.encode(Kind::Hello, 0, 0, 0, &hello.encode());
+        match send_with_fd(&self.socket, &frame, None) {
+            Ok(n) if n == frame.len() => Ok(credentials),
+            // Closed already: then why has been said, and is still to be read.
+            Err(lapce_ai_shm::FdError::System { source, .. })
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                Ok(credentials)
+            }
+            _ => Err(TransportError::PeerGone.into()),
+        }
+    }
+
+    /// The daemon's answer, if it has come; what came behind it stays in `received`.
+    fn read_welcome(&mut self) -> Result<Option<Welcome>, ConnectError> {
+        loop {
+            let mut chunk = [0; 512];
+            match recv_with_fd(&self.socket, &mut chunk) {
+                Ok((0, _)) => return Err(TransportError::PeerGone.into()),
+                Ok((n, descriptor)) => {
+                    self.received.extend_from_slice(&chunk[..n]);
+                    self.segment = self.segment.take().or(descriptor);
+                }
+                Err(lapce_ai_shm::FdError::System { source, .. })
+                    if source.kind() == io::ErrorKind::WouldBlock =>
+                {
+                    return Ok(None);
+                }
+                // The daemon closed without having read HELLO.
+                Err(lapce_ai_shm::FdError::System { source, .. })
+                    if source.kind() == io::ErrorKind::ConnectionReset =>
+                {
+                    return Err(TransportError::PeerGone.into());
+                }
+                Err(error) => return Err(self.io_error(io::Error::other(error))),
+            }
+            let Some((frame, taken)) = Codec::HANDSHAKE
+                .decode(&self.received)
+                .map_err(TransportError::Fault)?
+            else {
+                continue;
+            };
+            match frame.kind {
+                Kind::Welcome => {
+                    let welcome = Welcome::decode(frame.payload).map_err(TransportError::Fault)?;
+                    self.received.drain(..taken);
+                    return Ok(Some(welcome));
+                }
+                Kind::Error => {
+                    return Err(ConnectError::Refused(ErrorBody::read(
+                        frame.ty,
+                        frame.payload,
+                    )));
+                }
+                _ => return Err(TransportError::Fault(Fault::UnexpectedFrame).into()),
+            }
+        }
+    }
+
+    fn finish(
+        self,
+        welcome: Welcome,
+        credentials: PeerCredentials,
+    ) -> Result<Attempt, ConnectError> {
+        let peer = Peer {
+            credentials,
+            name: welcome.name.clone(),
+            instance: welcome.instance,
+            earlier: 0,
+            shared_memory: welcome.features.shared_memory,
+        };
+        let codec = Codec {
+            crc: welcome.features.crc,
+            max_payload: welcome.limits.max_frame_payload,
+        };
+        let connection = match (welcome.features.shared_memory, self.segment) {
+            (true, Some(segment)) => {
+                let segment =
+                    Segment::open(segment, welcome.request_capacity, welcome.response_capacity)?;
+                let (producer, consumer) = segment.into_client_ends();
+                Connection::over_rings(self.socket, (consumer, producer), codec, peer)
+            }
+            (false, None) => Connection::over_socket(self.socket, self.received, codec, peer),
+            _ => return Err(TransportError::Fault(Fault::BadPayload).into()),
+        };
+        Ok(Attempt::Done(Box::new((connection, welcome))))
     }
 }

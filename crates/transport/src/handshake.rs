@@ -163,6 +163,7 @@ impl Handshake {
             credentials: self.credentials,
             name: hello.name,
             instance: hello.instance,
+            earlier: hello.earlier,
             shared_memory: features.shared_memory,
         };
         Ok(match segment {

@@ -2,7 +2,7 @@
 //!
 //! | stop on the path | here |
 //! |---|---|
-//! | finding each other | [`RuntimeDir`], [`Listener`], [`connect()`] |
+//! | finding each other | [`RuntimeDir`], [`Listener`], [`connect()`], or [`Connecting`] without blocking |
 //! | handshake | [`Handshake`] on the daemon's side, inside [`connect()`] on the client's |
 //! | bytes -> frames, frames -> bytes | [`Reader`], [`Writer`], the two halves of a [`Connection`] |
 //! | payload bytes that outlive a frame | [`BufferPool`], [`Buffer`] |
@@ -19,7 +19,7 @@ mod listener;
 mod pool;
 mod runtime_dir;
 
-pub use connect::{ConnectError, ConnectOptions, connect};
+pub use connect::{Attempt, ConnectError, ConnectOptions, Connecting, connect};
 pub use connection::{Batch, CONTROL_ROOM, Connection, PIECE, Peer, Reader, Rest, Writer, flush};
 pub use error::TransportError;
 pub use handshake::{Handshake, Progress, ServerTerms};

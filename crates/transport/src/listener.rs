@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, OFlags, Timespec, Timestamps, UTIME_NOW, flock, utimensat,
+};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
@@ -16,6 +18,12 @@ use crate::{RuntimeDir, RuntimeDirError};
 
 /// Connections that may wait to be accepted. The kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// The present, as `utimensat` takes it.
+const UTIME_NOW_TIMESPEC: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: UTIME_NOW as _,
+};
 
 /// Why the daemon cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +117,13 @@ impl Listener {
             fs::set_permissions(path, everybody).map_err(failed("open to others"))?;
         }
         listen(&socket, BACKLOG).map_err(|errno| failed("listen on")(errno.into()))?;
+        // Clients that watch the directory heard of the name before anybody listened: now they hear of it again. Those who
+        // do not, because this failed, look for themselves.
+        let now = Timestamps {
+            last_access: UTIME_NOW_TIMESPEC,
+            last_modification: UTIME_NOW_TIMESPEC,
+        };
+        let _ = utimensat(CWD, path, &now, AtFlags::SYMLINK_NOFOLLOW);
         Ok(Self {
             dir: dir.clone(),
             socket,

@@ -691,6 +691,7 @@ fn no_answer(carrier: Carrier) {
     let (_base, dir) = place();
     let _listener = Listener::bind(&dir).unwrap();
     let options = ConnectOptions {
+        earlier: 0,
         timeout: std::time::Duration::from_millis(20),
         ..options(carrier)
     };

@@ -15,7 +15,7 @@ pub use self::typed::ChatItems;
 use self::wait::{park, passed, with_waker};
 use crate::link::{Lent, Link, Outgoing, Stream, Tx};
 use crate::session::{Plan, Session, Step, Wait};
-use crate::{Body, ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
+use crate::{Body, ClientError, Event, Health, Options, ReconnectCounters, RequestOptions, State};
 
 /// A client of the daemon for programs without a runtime. Any number of threads may use it at once, over one connection.
 ///
@@ -152,13 +152,12 @@ impl BlockingClient {
         options: &RequestOptions,
         lent: bool,
     ) -> Result<Pending<'a>, ClientError> {
-        let plan = self.session.plan(ty, options, true);
-        let how = Outgoing {
+        let mut plan = self.session.plan(ty, options, true);
+        let how = How {
             may_lag: true,
             lent,
-            ..plan.outgoing(&body)
         };
-        let stream = self.begin(&plan, how)?;
+        let stream = self.begin(&mut plan, &body, how)?;
         Ok(Pending {
             client: self,
             plan: (!plan.is_plain()).then(|| Box::new(plan)),
@@ -181,8 +180,8 @@ impl BlockingClient {
     ) -> Result<Items<'_>, ClientError> {
         // It is kept while it may have to be sent again, and sent from there.
         let body = body.into().into_owned();
-        let plan = self.session.plan(ty, options, false);
-        let stream = self.begin(&plan, plan.outgoing(&body))?;
+        let mut plan = self.session.plan(ty, options, false);
+        let stream = self.begin(&mut plan, &body, How::default())?;
         Ok(Items {
             client: self,
             plan,
@@ -201,6 +200,11 @@ impl BlockingClient {
         self.session.state()
     }
 
+    /// How the connection does, as far as the last call saw.
+    pub fn health(&self) -> Health {
+        self.session.health()
+    }
+
     /// The latest events of the connection, oldest first.
     pub fn history(&self) -> Vec<Event> {
         self.session.history()
@@ -216,7 +220,7 @@ impl BlockingClient {
     /// # Errors
     /// There will be none: [`ClientError::Unreachable`] or [`ClientError::Closed`].
     pub fn wait_connected(&self) -> Result<(), ClientError> {
-        self.link(None).map(drop)
+        self.link(None, false).map(drop)
     }
 
     /// Closes the connection.
@@ -224,12 +228,16 @@ impl BlockingClient {
         drop(self);
     }
 
-    /// The present link. Without one, one of those who ask connects and the others wait.
-    fn link(&self, deadline: Option<Instant>) -> Result<Arc<Link>, ClientError> {
+    /// The present link; see [`Session::poll_link`]. Without one, one of those who ask connects and the others wait.
+    fn link(&self, deadline: Option<Instant>, at_once: bool) -> Result<Arc<Link>, ClientError> {
         let mut wait = Wait::default();
         loop {
-            if let Poll::Ready(link) = with_waker(|waker| self.session.poll_link(&mut wait, waker))
-            {
+            let polled = with_waker(|waker| self.session.poll_link(&mut wait, at_once, waker));
+            if let Poll::Ready(link) = polled {
+                // Others may sleep in the belief that we connect.
+                if link.is_err() {
+                    self.session.hand_over();
+                }
                 return link;
             }
             if passed(deadline) {
@@ -246,7 +254,7 @@ impl BlockingClient {
                 park(deadline);
                 continue;
             };
-            match self.session.step() {
+            match with_waker(|waker| self.session.step(waker)) {
                 Step::Connect => {
                     // Why it failed stands in the state, which is looked at next.
                     let _ = self.session.connected(self.session.connect());
@@ -260,13 +268,24 @@ impl BlockingClient {
         }
     }
 
-    fn begin(&self, plan: &Plan, request: Outgoing<'_>) -> Result<Stream, ClientError> {
+    fn begin(&self, plan: &mut Plan, body: &Body<'_>, how: How) -> Result<Stream, ClientError> {
+        self.try_to_begin(plan, body, how)
+            .map_err(|error| plan.not_sent(error))
+    }
+
+    fn try_to_begin(
+        &self,
+        plan: &mut Plan,
+        body: &Body<'_>,
+        how: How,
+    ) -> Result<Stream, ClientError> {
         loop {
-            let link = self.link(plan.deadline())?;
+            let link = self.link(plan.deadline(), plan.needs_its_daemon())?;
+            plan.prepare(link.daemon())?;
             let request = Outgoing {
-                // Its deadline may have come closer.
-                prefix: plan.prefix(),
-                ..request
+                lent: how.lent,
+                may_lag: how.may_lag,
+                ..plan.outgoing(body)
             };
             let mut ticket = None;
             let mut begun = with_waker(|waker| link.begin(&request, &mut ticket, waker));
@@ -290,6 +309,13 @@ impl BlockingClient {
             }
         }
     }
+}
+
+/// How a request is sent beside what is planned: see [`Outgoing`].
+#[derive(Debug, Clone, Copy, Default)]
+struct How {
+    lent: bool,
+    may_lag: bool,
 }
 
 /// A request under way, whose answer is one item. Dropping it cancels it.
@@ -358,12 +384,12 @@ impl Pending<'_> {
                 let options = RequestOptions::default();
                 Box::new(self.client.session.plan(self.ty, &options, true))
             });
-            plan.after(outcome)?;
-            let again = Outgoing {
+            plan.after(outcome, self.stream.link.daemon())?;
+            let how = How {
                 lent: self.lent,
-                ..plan.outgoing(&self.body)
+                may_lag: false,
             };
-            self.stream = self.client.begin(plan, again)?;
+            self.stream = self.client.begin(plan, &self.body, how)?;
         }
     }
 }
@@ -408,13 +434,18 @@ impl Items<'_> {
                     if !may_repeat {
                         self.body = Body::Lent(&[]);
                     }
+                    if taken {
+                        self.plan.handed_out();
+                    }
                     return Ok(taken);
                 }
                 Err(outcome) => {
                     self.client.session.note(&stream.link);
-                    self.plan.after(outcome)?;
-                    let again = self.plan.outgoing(&self.body);
-                    self.stream = Some(self.client.begin(&self.plan, again)?);
+                    self.plan.after(outcome, stream.link.daemon())?;
+                    let begun = self
+                        .client
+                        .begin(&mut self.plan, &self.body, How::default());
+                    self.stream = Some(begun?);
                 }
             }
         }

@@ -1,39 +1,79 @@
 //! The client's tasks: one makes the connection again when it is lost, one pumps each link while nobody else does.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use lapce_ai_transport::{ConnectError, TransportError};
+use lapce_ai_transport::{Attempt, ConnectError, Connecting, TransportError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Sleep};
 
 use crate::link::{End, Link, Phase, QUIET};
-use crate::session::{Session, Step};
+use crate::session::{Connected, Session, Step};
 
 /// Batches that one turn of the driving task takes before it lets others run.
 const BATCHES: usize = 32;
+/// How long an attempt waits that found the daemon's backlog full.
+const CROWDED: Duration = Duration::from_millis(1);
 
-pub(super) async fn attempt(session: &Arc<Session>) -> Result<Arc<Link>, ConnectError> {
-    let connecting = Arc::clone(session);
-    let connected = match tokio::task::spawn_blocking(move || connecting.connect()).await {
-        Ok(connected) => connected,
-        // Only a runtime that shuts down drops the attempt.
-        Err(error) => Err(ConnectError::Io {
-            path: session.options.socket.clone(),
-            source: std::io::Error::other(error),
-        }),
-    };
-    session.connected(connected)
+/// Connects once.
+pub(super) async fn attempt(session: &Session) -> Result<Arc<Link>, ConnectError> {
+    session.connected(connect(session).await)
+}
+
+async fn connect(session: &Session) -> Connected {
+    let options = session.connect_options();
+    let until = Instant::now() + options.timeout;
+    let mut attempt = Connecting::begin(&session.options.socket, &options)?;
+    loop {
+        let connecting = match attempt {
+            Attempt::Done(done) => return Ok(*done),
+            Attempt::Crowded(connecting) => {
+                if Instant::now() >= until {
+                    return Err(connecting.timed_out(&options));
+                }
+                tokio::time::sleep(CROWDED).await;
+                connecting
+            }
+            Attempt::Pending(connecting) => {
+                let readable = readable(connecting.shared_socket());
+                match tokio::time::timeout_at(until, readable).await {
+                    Err(_) => return Err(connecting.timed_out(&options)),
+                    Ok(Err(source)) => {
+                        let path = session.options.socket.clone();
+                        return Err(ConnectError::Io { path, source });
+                    }
+                    Ok(Ok(())) => connecting,
+                }
+            }
+        };
+        attempt = connecting.advance(&options)?;
+    }
+}
+
+async fn readable(socket: Arc<OwnedFd>) -> io::Result<()> {
+    let registered = register(socket, Interest::READABLE)?;
+    registered.readable().await.map(drop)
+}
+
+fn register(socket: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, for types whose descriptor may change; an Arc<OwnedFd> keeps its one open"
+    )]
+    AsyncFd::with_interest(socket, interest)
 }
 
 /// Makes the connection again whenever it is wanted.
 pub(super) async fn supervise(session: Arc<Session>) {
+    let kick = Waker::from(Arc::clone(&session.kick));
     loop {
-        match session.step() {
+        match session.step(&kick) {
             Step::Connect => {
                 if let Ok(link) = attempt(&session).await {
                     tokio::spawn(drive(Arc::clone(&session), link));
@@ -41,9 +81,9 @@ pub(super) async fn supervise(session: Arc<Session>) {
             }
             Step::WaitUntil(until) => {
                 // Ending earlier is as well: the step is looked up again.
-                let _ = tokio::time::timeout_at(until.into(), session.kick.notified()).await;
+                let _ = tokio::time::timeout_at(until.into(), session.kick.kicked()).await;
             }
-            Step::Rest => session.kick.notified().await,
+            Step::Rest => session.kick.kicked().await,
             Step::Closed => return,
         }
     }
@@ -57,12 +97,7 @@ pub(super) async fn drive(session: Arc<Session>, link: Arc<Link>) {
         false => Interest::READABLE | Interest::WRITABLE,
     };
     let mut trimming = false;
-    #[expect(
-        deprecated,
-        reason = "its successor is unsafe, for types whose descriptor may change; an Arc<OwnedFd> keeps its one open"
-    )]
-    let registered = AsyncFd::with_interest(link.shared_socket(), interest);
-    match registered {
+    match register(link.shared_socket(), interest) {
         Ok(socket) => {
             let mut quiet = pin!(tokio::time::sleep(QUIET));
             poll_fn(|cx| {

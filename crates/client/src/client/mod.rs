@@ -16,7 +16,7 @@ use self::drive::{attempt, drive, supervise};
 pub use self::typed::ChatStream;
 use crate::link::{Link, Outgoing, Refused, Stream, Tx};
 use crate::session::{Plan, Session, Wait};
-use crate::{Body, ClientError, Event, Options, ReconnectCounters, RequestOptions, State};
+use crate::{Body, ClientError, Event, Health, Options, ReconnectCounters, RequestOptions, State};
 
 /// A client of the daemon. Cheap to clone; all clones share one connection, which is made again when it is lost.
 ///
@@ -106,7 +106,7 @@ impl Client {
         let body = body.into();
         let mut plan = self.session().plan(ty, options, true);
         loop {
-            let stream = begin(self.session(), &plan, &body).await?;
+            let stream = begin(self.session(), &mut plan, &body).await?;
             let answered = poll_fn(|cx| {
                 poll_stream(&stream, cx, self.session().options.spin, |tx, waker| {
                     tx.take_answer(stream.index, answer, waker)
@@ -120,7 +120,7 @@ impl Client {
                 Err(outcome) => outcome,
             };
             self.session().note(&stream.link);
-            plan.after(outcome)?;
+            plan.after(outcome, stream.link.daemon())?;
         }
     }
 
@@ -136,8 +136,8 @@ impl Client {
     ) -> Result<ItemStream, ClientError> {
         // It is kept while it may have to be sent again, and sent from there.
         let body = body.into().into_owned();
-        let plan = self.session().plan(ty, options, false);
-        let stream = begin(self.session(), &plan, &body).await?;
+        let mut plan = self.session().plan(ty, options, false);
+        let stream = begin(self.session(), &mut plan, &body).await?;
         Ok(ItemStream {
             shared: Arc::clone(&self.shared),
             plan,
@@ -156,6 +156,11 @@ impl Client {
         self.session().state()
     }
 
+    /// How the connection does.
+    pub fn health(&self) -> Health {
+        self.session().health()
+    }
+
     /// The latest events of the connection, oldest first.
     pub fn history(&self) -> Vec<Event> {
         self.session().history()
@@ -171,7 +176,7 @@ impl Client {
     /// # Errors
     /// There will be none: [`ClientError::Unreachable`] or [`ClientError::Closed`].
     pub async fn wait_connected(&self) -> Result<(), ClientError> {
-        link(self.session()).await.map(drop)
+        link(self.session(), false).await.map(drop)
     }
 
     /// Closes the connection, for all clones; what is under way ends with [`ClientError::Closed`].
@@ -237,13 +242,19 @@ impl ItemStream {
                     if !may_repeat {
                         self.body = Body::Lent(&[]);
                     }
+                    if taken {
+                        self.plan.handed_out();
+                    }
                     return Ok(taken);
                 }
                 Err(outcome) => {
-                    self.shared.session.note(&stream.link);
-                    self.plan.after(outcome)?;
+                    let session = &self.shared.session;
+                    session.note(&stream.link);
                     // Cancel-safe: until the new one is there, the old one says the same again.
-                    self.stream = Some(begin(&self.shared.session, &self.plan, &self.body).await?);
+                    let mut plan = self.plan.clone();
+                    plan.after(outcome, stream.link.daemon())?;
+                    self.stream = Some(begin(session, &mut plan, &self.body).await?);
+                    self.plan = plan;
                 }
             }
         }
@@ -263,10 +274,10 @@ async fn by<T>(
     }
 }
 
-/// The present link, when there is one.
-async fn link(session: &Session) -> Result<Arc<Link>, ClientError> {
+/// The present link, when there is one; see [`Session::poll_link`].
+async fn link(session: &Session, at_once: bool) -> Result<Arc<Link>, ClientError> {
     let mut wait = Wait::default();
-    poll_fn(|cx| session.poll_link(&mut wait, cx.waker())).await
+    poll_fn(|cx| session.poll_link(&mut wait, at_once, cx.waker())).await
 }
 
 /// A place in a link's queue, given up when dropped.
@@ -282,10 +293,12 @@ impl Drop for Place<'_> {
 }
 
 /// Sends the request on the present link, once there is one and it takes it.
-async fn begin(session: &Session, plan: &Plan, body: &Body<'_>) -> Result<Stream, ClientError> {
+async fn begin(session: &Session, plan: &mut Plan, body: &Body<'_>) -> Result<Stream, ClientError> {
+    let deadline = plan.deadline();
     let begun = async {
         loop {
-            let link = link(session).await?;
+            let link = link(session, plan.needs_its_daemon()).await?;
+            plan.prepare(link.daemon())?;
             let request = plan.outgoing(body);
             match begin_on(&link, &request).await {
                 Ok(index) => return Ok(Stream::new(link, index)),
@@ -296,7 +309,8 @@ async fn begin(session: &Session, plan: &Plan, body: &Body<'_>) -> Result<Stream
             }
         }
     };
-    by(plan.deadline(), begun).await?
+    let begun = by(deadline, begun).await.and_then(|begun| begun);
+    begun.map_err(|error| plan.not_sent(error))
 }
 
 async fn begin_on(link: &Link, request: &Outgoing<'_>) -> Result<u32, Refused> {

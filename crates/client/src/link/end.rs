@@ -50,8 +50,14 @@ pub(crate) enum Phase {
 pub(crate) enum Outcome {
     /// The daemon's error.
     Failed(ErrorBody),
-    /// The connection was lost. `safe`: it may be sent again.
-    Lost { safe: bool, reason: Arc<str> },
+    /// The connection was lost.
+    Lost {
+        /// What the request was called on it; `None`: it did not get there, or was sent back, so it was not run.
+        id: Option<u64>,
+        /// The daemon has neither accepted nor answered it.
+        untouched: bool,
+        reason: Arc<str>,
+    },
     /// The client was closed.
     Closed,
 }

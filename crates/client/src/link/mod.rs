@@ -83,11 +83,17 @@ fn wake_all(wakes: &mut Vec<Waker>) {
 }
 
 impl Link {
-    pub(crate) fn new(connection: Connection, welcome: Welcome, response_window: u32) -> Self {
+    /// `last_id`: the highest id of the client's earlier links.
+    pub(crate) fn new(
+        connection: Connection,
+        welcome: Welcome,
+        response_window: u32,
+        last_id: u64,
+    ) -> Self {
         let Connection { reader, writer, .. } = connection;
         let socket = reader.shared_socket();
         Self {
-            tx: Mutex::new(Tx::new(writer, &welcome, response_window)),
+            tx: Mutex::new(Tx::new(writer, &welcome, response_window, last_id)),
             rx: Mutex::new(Rx::new(reader)),
             socket,
             phase: AtomicU8::new(Phase::Open as u8),
@@ -115,6 +121,16 @@ impl Link {
             1 => Phase::GoingAway,
             _ => Phase::Ended,
         }
+    }
+
+    /// The daemon's life at the other end.
+    pub(crate) fn daemon(&self) -> u128 {
+        self.welcome.instance
+    }
+
+    /// The highest id that was used here. Final once the link takes no more requests.
+    pub(crate) fn last_id(&self) -> u64 {
+        lock(&self.tx).state.last_id()
     }
 
     /// Why it ended.

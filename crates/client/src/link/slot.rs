@@ -59,6 +59,8 @@ pub(super) enum SlotEnd {
     Fine,
     Failed(ErrorBody),
     Lost,
+    /// Sent back by a daemon that goes away.
+    NotRun,
 }
 
 impl Slot {
@@ -230,7 +232,7 @@ impl Tx {
         }
     }
 
-    /// Whether the request may still have to be sent again.
+    /// Whether the request may still have to be sent again from its start.
     pub(crate) fn may_repeat(&self, index: u32) -> bool {
         self.slots[index as usize].may_repeat()
     }
@@ -240,10 +242,14 @@ impl Tx {
         match &slot.end {
             Some(SlotEnd::Failed(body)) => Outcome::Failed(body.clone()),
             _ if matches!(self.end.as_deref(), Some(End::Closed)) => Outcome::Closed,
-            _ => Outcome::Lost {
-                safe: slot.may_repeat(),
-                reason: Arc::clone(&self.reason),
-            },
+            end => {
+                let not_run = matches!(end, Some(SlotEnd::NotRun)) || self.deferred == Some(index);
+                Outcome::Lost {
+                    id: (!not_run).then_some(slot.id),
+                    untouched: slot.is_untouched(),
+                    reason: Arc::clone(&self.reason),
+                }
+            }
         }
     }
 }

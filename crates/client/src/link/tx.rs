@@ -52,7 +52,12 @@ pub(crate) struct Tx {
 }
 
 impl Tx {
-    pub(super) fn new(writer: Writer, welcome: &Welcome, response_window: u32) -> Self {
+    pub(super) fn new(
+        writer: Writer,
+        welcome: &Welcome,
+        response_window: u32,
+        last_id: u64,
+    ) -> Self {
         let limits = welcome.limits;
         // A ring smaller than a frame with its reserve could never take one.
         let room = match welcome.request_capacity as usize {
@@ -68,7 +73,7 @@ impl Tx {
         };
         Self {
             writer,
-            state: ClientState::new(limits, response_window),
+            state: ClientState::after(last_id, limits, response_window),
             slots: Vec::new(),
             free: Vec::new(),
             spare: Vec::new(),
@@ -389,7 +394,7 @@ impl Tx {
                             && self.slots[index as usize].is_untouched() =>
                     {
                         self.reason = Arc::from(body.to_string());
-                        SlotEnd::Lost
+                        SlotEnd::NotRun
                     }
                     _ => SlotEnd::Failed(body),
                 };

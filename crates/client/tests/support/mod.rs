@@ -47,6 +47,8 @@ pub(crate) enum Note {
         deadline_ms: u32,
         sequence: u64,
     },
+    /// One that came again and was refused, with the id that it had at first.
+    Repeated(MessageType, u64),
     Cancelled(MessageType),
     Gone(u64),
     ClientFault(Fault),
@@ -408,6 +410,14 @@ impl Served {
 
     fn act(&mut self, event: Owned) {
         match event {
+            // Without a memory like the real daemon's, it knows by the type what it has run.
+            Owned::Request(id, ty @ (ACCEPT_DIE | ITEM_DIE), prefix, _)
+                if prefix.sequence != 0 && !prefix.repeatable =>
+            {
+                self.log.note(Note::Repeated(ty, prefix.sequence));
+                self.state
+                    .fail(id, ErrorBody::new(ErrorCode::OutcomeUnknown, "was run"));
+            }
             Owned::Request(id, ty, prefix, body) => {
                 self.seen(ty, &prefix);
                 self.request(id, ty, body);

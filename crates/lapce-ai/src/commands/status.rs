@@ -48,8 +48,9 @@ fn lines(status: &Status) -> Vec<String> {
     facts.push(vec![
         text("since the start"),
         format!(
-            "{} connections ({} refused, {} cut), {} requests ({} failed, {} cancelled)",
+            "{} connections ({} of clients that came again, {} refused, {} cut), {} requests ({} failed, {} cancelled)",
             counters.connections,
+            counters.reconnections,
             counters.refused,
             counters.faults,
             counters.requests,
@@ -57,6 +58,13 @@ fn lines(status: &Status) -> Vec<String> {
             counters.cancelled
         ),
     ]);
+    if counters.repeated > 0 {
+        let text_of = format!(
+            "{} requests came again after a connection was lost, {} of them while they ran",
+            counters.repeated, counters.fetched
+        );
+        facts.push(vec![text("repeated"), text_of]);
+    }
     if counters.overruns > 0 {
         let text_of = format!(
             "{} times sync handlers held their reactor up: the log says which",
@@ -201,7 +209,7 @@ fn span(secs: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use lapce_ai_proto::status::{ConnectionStatus, ProviderStatus, TierStatus};
+    use lapce_ai_proto::status::{ConnectionStatus, Counters, ProviderStatus, TierStatus};
 
     use super::*;
 
@@ -252,6 +260,13 @@ mod tests {
                     TierStatus::default(),
                 ],
             },
+            counters: Counters {
+                connections: 9,
+                reconnections: 4,
+                repeated: 3,
+                fetched: 2,
+                ..Default::default()
+            },
             ..Status::default()
         };
         let text = lines(&status).join("\n");
@@ -262,6 +277,8 @@ mod tests {
             "local     built in",
             "3           1        evil name",
             "reactors         2, with 7, 6 connections",
+            "9 connections (4 of clients that came again, 0 refused, 0 cut)",
+            "repeated         3 requests came again after a connection was lost, 2 of them while they ran",
             "4.9 KiB of 64 MiB held, 3 MiB at most so far; 4 KiB kept free",
             "2 requests wait for memory, 7 ever did: 1.5 ms together, 900 µs at most",
             "4 KiB    1       1     100  11    12",

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use lapce_ai_proto::{Limits, OPEN_PREFIX_LEN};
 use lapce_ai_providers::PoolConfig;
-use lapce_ai_server::Options;
+use lapce_ai_server::{Options, RepeatOptions};
 use lapce_ai_transport::{CONTROL_ROOM, PoolOptions, RuntimeDir, usable_cpus};
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
@@ -159,6 +159,8 @@ pub struct Ipc {
     pub drain_timeout: Duration,
     /// How long the sync handlers of one batch may take before that is counted and logged.
     pub handler_limit: Duration,
+    /// What is remembered of connections that were lost.
+    pub repeats: RepeatOptions,
     /// How long the daemon looks for more before it sleeps.
     pub spin: Duration,
     /// Threads that read from connections.
@@ -423,6 +425,7 @@ fn read_ipc(tree: &mut layers::Table, findings: &mut Findings) -> Ipc {
         &seconds(0..=DAY),
     );
     let handler_limit_millis = ipc.get("handler_limit_millis", 10, &integer(1u32..=60_000));
+    let repeats = read_repeats(&mut ipc);
     let spin_micros = ipc.get("spin_micros", 50, &integer(0u32..=100_000));
     let threads = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let reactor_threads = ipc.get(
@@ -454,12 +457,34 @@ fn read_ipc(tree: &mut layers::Table, findings: &mut Findings) -> Ipc {
         stall_bytes: small(stall_bytes),
         drain_timeout,
         handler_limit: Duration::from_millis(handler_limit_millis.into()),
+        repeats,
         spin: Duration::from_micros(spin_micros.into()),
         reactor_threads,
         require_crc,
         shared_memory,
         allowed_uids,
         server_uids,
+    }
+}
+
+/// What is remembered of connections that were lost.
+fn read_repeats(ipc: &mut Section<'_>) -> RepeatOptions {
+    let default = RepeatOptions::default();
+    let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    RepeatOptions {
+        clients: size(ipc.get(
+            "remembered_clients",
+            count(default.clients),
+            &kinds::integer(0u32..=1_000_000),
+        )),
+        age: ipc.get("remembered_secs", default.age, &kinds::seconds(0..=3600)),
+        running: size(ipc.get(
+            "lost_requests",
+            count(default.running),
+            &kinds::integer(0u32..=100_000),
+        )),
+        grace: ipc.get("lost_request_secs", default.grace, &kinds::seconds(0..=600)),
     }
 }
 

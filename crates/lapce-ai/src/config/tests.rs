@@ -86,6 +86,7 @@ fn the_defaults_are_the_server_s() {
     assert_eq!(config.ipc.reactor_threads as usize, server.reactors);
     assert_eq!(config.ipc.stall_timeout, server.stall_timeout);
     assert_eq!(config.ipc.stall_bytes as usize, server.stall_bytes);
+    assert_eq!(config.ipc.repeats, server.repeats);
 }
 
 #[test]

@@ -126,6 +126,7 @@ fn options(config: &Config, args: &ServeArgs) -> Options {
         idle_timeout: ipc.idle_timeout,
         default_deadline: config.requests.default_deadline,
         handler_limit: ipc.handler_limit,
+        repeats: ipc.repeats.clone(),
         spin: ipc.spin,
         reactors: size(ipc.reactor_threads),
         pool: PoolOptions {

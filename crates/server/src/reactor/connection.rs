@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use lapce_ai_proto::{Class, ErrorBody, ErrorCode, Frame, MessageType, OpenPrefix, ServerEvent};
 use lapce_ai_transport::{Buffer, Reader, Rest, TransportError, flush};
 use rustix::event::epoll;
+use tokio::runtime::Handle;
 
 use super::{Tools, fault_body, is_over};
 use crate::handler::{Body, Handler, OwnedRequest, Reply, Request, Responder, take_fault};
@@ -16,8 +17,9 @@ use crate::line::{Granted, Waiter};
 use crate::mailbox::Mailbox;
 use crate::occupancy::Place;
 use crate::pace::Pace;
+use crate::repeats::Verdict;
 use crate::server::Shared;
-use crate::session::{Session, Tx};
+use crate::session::{Fetched, Session, Tx};
 
 pub(super) struct Connection {
     pub(super) reader: Reader,
@@ -112,6 +114,10 @@ impl Connection {
         }
         let session = &self.session;
         let mut tx = session.lock();
+        if tx.closed {
+            // The client has come again, and let go of this one.
+            return Err(TransportError::PeerGone);
+        }
         // A client that does not read its answers is not read either, beyond a bound; one that keeps to the
         // protocol's first rule never gets here (docs/protocol.md, section 5).
         if tools.is_over(&tx) {
@@ -241,6 +247,9 @@ impl Connection {
         let Granted { waiter, mut buffer } = granted;
         let session = Arc::clone(&self.session);
         let mut tx = session.lock();
+        if tx.closed {
+            return Ok(());
+        }
         tx.parked -= waiter.first.len();
         let early = self.ended_early.iter().position(|id| *id == waiter.id);
         let ended = early.map(|at| self.ended_early.swap_remove(at)).is_some();
@@ -356,6 +365,9 @@ impl Connection {
     ) -> Result<(), TransportError> {
         self.ended_early.retain(|early| *early != id);
         let mut tx = self.session.lock();
+        if tx.closed {
+            return Ok(());
+        }
         tx.parked -= parked;
         shared.counters.failed.fetch_add(1, Ordering::Relaxed);
         let message = "the deadline passed while the request waited for memory";
@@ -382,7 +394,7 @@ impl Connection {
     }
 
     /// Ends the connection and everything that hangs on it.
-    pub(super) fn close(&self, error: &TransportError, shared: &Shared) {
+    pub(super) fn close(&self, error: &TransportError, shared: &Arc<Shared>, runtime: &Handle) {
         let connection = self.session.id;
         let name = &self.session.peer.name;
         if let Some(body) = fault_body(error) {
@@ -392,11 +404,13 @@ impl Connection {
         } else {
             tracing::debug!(connection, name, %error, "disconnected");
         }
-        // Whoever goes away cancels what it had open.
+        // Whoever goes away cancels what it had open, unless it comes again at once.
         let mut tx = self.session.lock();
-        let open = tx.state.live() as u64;
-        shared.counters.cancelled.fetch_add(open, Ordering::Relaxed);
-        tx.close();
+        let ended = self.session.close(&mut tx, shared, runtime) as u64;
+        shared
+            .counters
+            .cancelled
+            .fetch_add(ended, Ordering::Relaxed);
     }
 }
 
@@ -430,6 +444,9 @@ fn on_frame(
         } => {
             *latest = Some((ty, class_of(ty, &prefix)));
             count_request(session, tools.mailbox);
+            if prefix.sequence != 0 && !repeat(session, tx, id, &prefix, Some(body.len()), tools)? {
+                return Ok(());
+            }
             match tools.router.get(ty) {
                 Some(Handler::Sync(_)) if tools.is_over(tx) => {
                     tx.track(id, &prefix, body.len())?;
@@ -498,6 +515,9 @@ fn on_frame(
         } => {
             *latest = Some((ty, class_of(ty, &prefix)));
             count_request(session, tools.mailbox);
+            if prefix.sequence != 0 && !repeat(session, tx, id, &prefix, None, tools)? {
+                return Ok(());
+            }
             if tools.router.get(ty).is_none() {
                 refuse_type(tx, id, ty, tools.shared);
             } else if let Some(mut buffer) = tools.shared.at_once(prefix.total_length as usize) {
@@ -567,6 +587,53 @@ fn on_frame(
         }
         ServerEvent::Nothing => Ok(()),
     }
+}
+
+/// A request that comes again, since its connection was lost. True: it is to be run, and was not before, or may be twice.
+/// Otherwise it is taken care of. `inline`: it came in one frame, of so many bytes, and is not tracked yet.
+#[cold]
+fn repeat(
+    session: &Arc<Session>,
+    tx: &mut Tx,
+    id: u64,
+    prefix: &OpenPrefix,
+    inline: Option<usize>,
+    tools: &Tools<'_>,
+) -> Result<bool, TransportError> {
+    let (shared, first) = (tools.shared, prefix.sequence);
+    shared.counters.repeated.fetch_add(1, Ordering::Relaxed);
+    let fetched = match shared.judge(session, first, tools.runtime) {
+        Verdict::Run => {
+            tx.note_repeat(id, first);
+            return Ok(true);
+        }
+        Verdict::Fetch(running) => Session::fetch(&running, session, id, prefix.received, shared),
+        Verdict::Refuse => Fetched::Lost,
+    };
+    if matches!(fetched, Fetched::Lost) && prefix.repeatable {
+        tx.note_repeat(id, first);
+        return Ok(true);
+    }
+    if let Some(inline) = inline {
+        tx.track(id, prefix, inline)?;
+    }
+    match fetched {
+        Fetched::GoesOn(abort) => {
+            shared.counters.fetched.fetch_add(1, Ordering::Relaxed);
+            tx.note_repeat(id, first);
+            tx.state.goes_on(id, prefix.received);
+            tx.state.accept(id);
+            tx.running(id, abort);
+        }
+        Fetched::Failed(body) => tx.state.fail(id, body),
+        Fetched::Lost => {
+            shared.counters.failed.fetch_add(1, Ordering::Relaxed);
+            let message = "its connection was lost, and the daemon has no answer for it any more";
+            tx.state
+                .fail(id, ErrorBody::new(ErrorCode::OutcomeUnknown, message));
+        }
+    }
+    Ok(false)
 }
 
 /// How urgent a request is: as it says, or as its type has it.

@@ -251,6 +251,7 @@ impl Reactor {
         }
         let id = 1 + self.shared.accepted.fetch_add(1, Ordering::Relaxed);
         let window = hello.response_window;
+        let again = hello.earlier > 0;
         let pid = handshake.credentials().pid;
         // Before WELCOME: the client can be seen once it has that.
         let reactor = place.settle();
@@ -265,6 +266,10 @@ impl Reactor {
             .counters
             .connections
             .fetch_add(1, Ordering::Relaxed);
+        if again {
+            let reconnections = &self.shared.counters.reconnections;
+            reconnections.fetch_add(1, Ordering::Relaxed);
+        }
         let newcomer = Newcomer {
             id,
             connection,

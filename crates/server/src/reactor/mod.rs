@@ -482,7 +482,7 @@ impl Reactor {
         self.shared.forget(connection.session.id, None);
         // The socket lives as long as a task that still holds the session, and must not wake anybody.
         let _ = epoll::delete(&self.epoll, connection.reader.socket());
-        connection.close(error, &self.shared);
+        connection.close(error, &self.shared, &self.runtime);
         self.shared
             .sessions
             .lock()

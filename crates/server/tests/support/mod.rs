@@ -320,7 +320,7 @@ impl Client {
 
     /// Shakes hands, or says how the daemon refused.
     pub fn try_new(path: &Path, carrier: Carrier, window: u32) -> Result<Self, ErrorBody> {
-        Self::shake_hands(socket(path), carrier, window)
+        Self::shake_hands(socket(path), carrier, window, 5)
             .map_err(|why| why.expect("the daemon closed without a word"))
     }
 
@@ -328,7 +328,17 @@ impl Client {
     pub fn if_taken(path: &Path, carrier: Carrier) -> Option<Self> {
         let socket = UnixStream::connect(path).ok()?;
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self::shake_hands(socket, carrier, 1 << 16).ok()
+        Self::shake_hands(socket, carrier, 1 << 16, 5).ok()
+    }
+
+    /// A client of this instance that has used ids up to `last_id` before.
+    pub fn again(daemon: &Daemon, carrier: Carrier, instance: u128, last_id: u64) -> Self {
+        let socket = socket(&daemon.path);
+        let client = Self::shake_hands(socket, carrier, 1 << 20, instance);
+        Self {
+            next_id: last_id,
+            ..client.unwrap_or_else(|why| panic!("not taken: {why:?}"))
+        }
     }
 
     /// `None` as the error: the daemon has hung up.
@@ -336,12 +346,13 @@ impl Client {
         socket: UnixStream,
         carrier: Carrier,
         window: u32,
+        instance: u128,
     ) -> Result<Self, Option<ErrorBody>> {
         let features = Features {
             shared_memory: carrier.shared_memory,
             crc: carrier.crc,
         };
-        let hello = Hello::new("without rules", 5, features, window);
+        let hello = Hello::new("without rules", instance, features, window);
         let frame = Codec::HANDSHAKE.encode(Kind::Hello, 0, 0, 0, &hello.encode());
         // A daemon that is full may have answered and closed already.
         let _ = (&socket).write_all(&frame);

@@ -46,6 +46,8 @@ pub struct Peer {
     pub name: String,
     /// Its random instance, which changes when it starts anew.
     pub instance: u128,
+    /// How many connections it had before this one, by its own word: a client's; a daemon's is 0.
+    pub earlier: u16,
     /// Frames go through shared memory.
     pub shared_memory: bool,
 }

@@ -2,9 +2,10 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lapce_ai_proto::{Codec, Control, HEADER_LEN, Kind};
-use lapce_ai_shm::{Bell, MappedRing, Producer};
+use lapce_ai_shm::{Bell, MappedRing, Producer, Woken};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
 
@@ -207,6 +208,12 @@ impl Writer {
             Sink::Ring(producer) => producer.is_trimmed() && self.staged.capacity() == 0,
             Sink::Socket { .. } => true,
         }
+    }
+
+    /// Whether the peer has hung up, or died, by now.
+    pub fn is_hung_up(&self) -> bool {
+        let woken = Bell::new(&self.socket).wait(Some(Duration::ZERO));
+        matches!(woken, Ok(Woken::PeerGone))
     }
 
     /// Ends the connection: the peer sees its end once it has read what was flushed.

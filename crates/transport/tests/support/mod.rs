@@ -69,6 +69,7 @@ pub fn options(carrier: Carrier) -> ConnectOptions {
             crc: carrier.crc,
         },
         response_window: 1 << 16,
+        earlier: 0,
         timeout: PATIENCE,
         server_uids: Vec::new(),
     }

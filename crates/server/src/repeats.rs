@@ -1,0 +1,303 @@
+//! What is remembered of connections that were lost, so that a request which comes again is not run again.
+//!
+//! Ids of streams rise over all connections of a client, so a client's requests need no other number, and those that were
+//! taken need no list: of each client that lost a connection the highest id says which ones were. Beside it stand the
+//! exceptions, which are few: what was taken and never run, and what still runs and waits to be fetched. So nothing is
+//! noted while messages flow, and what is kept is small and bounded.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::session::Session;
+
+/// How much is remembered of connections that were lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepeatOptions {
+    /// Of so many clients, the latest ones: 1024. What another one sends again ends as `outcome_unknown`, unless it is
+    /// marked repeatable.
+    pub clients: usize,
+    /// For so long: 60 s.
+    pub age: Duration,
+    /// So many requests are run on at once whose connection was lost; further ones end with it: 64.
+    pub running: usize,
+    /// A request runs on for so long without its client, which may fetch the answer meanwhile. Zero: it ends with its
+    /// connection. 1 s.
+    pub grace: Duration,
+}
+
+impl Default for RepeatOptions {
+    fn default() -> Self {
+        Self {
+            clients: 1024,
+            age: Duration::from_secs(60),
+            running: 64,
+            grace: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Ids of all clients together that are kept as exceptions.
+const MOST_IDS: usize = 4096;
+
+/// Whose requests they are: the uid by the kernel's word, and the client's random instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Whose {
+    pub(crate) uid: u32,
+    pub(crate) instance: u128,
+}
+
+/// A request that runs on after its connection was lost: its old session, and its id there.
+pub(crate) type Running = (Arc<Session>, u64);
+
+/// What is left of a connection that was lost.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// The highest id that was taken.
+    pub(crate) through: u64,
+    /// What was taken and never run, by the first id that each request had.
+    pub(crate) spared: Vec<u64>,
+    /// What runs on, by the first id.
+    pub(crate) running: Vec<(u64, Running)>,
+}
+
+/// What is to be done with a request that comes again.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// It has not been run.
+    Run,
+    /// It runs.
+    Fetch(Running),
+    /// It was run, or nobody knows.
+    Refuse,
+}
+
+/// The memory. Changed when a connection is lost and when a request comes again, never with a message.
+#[derive(Debug)]
+pub(crate) struct Repeats {
+    options: RepeatOptions,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    clients: HashMap<Whose, Past>,
+    /// The same by age: the number of each one's latest loss.
+    order: BTreeMap<u64, Whose>,
+    losses: u64,
+    running: usize,
+    ids: usize,
+}
+
+#[derive(Debug)]
+struct Past {
+    loss: u64,
+    at: Instant,
+    through: u64,
+    spared: BTreeSet<u64>,
+    /// Above `through`, and run since.
+    since: BTreeSet<u64>,
+    running: HashMap<u64, Running>,
+}
+
+impl Past {
+    fn ids(&self) -> usize {
+        self.spared.len() + self.since.len()
+    }
+}
+
+impl Repeats {
+    pub(crate) fn new(options: RepeatOptions) -> Self {
+        Self {
+            options,
+            inner: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long a request runs on without its client.
+    pub(crate) fn grace(&self) -> Duration {
+        self.options.grace
+    }
+
+    /// A place for a request that shall run on, if there is one.
+    pub(crate) fn hold(&self) -> bool {
+        let mut inner = self.lock();
+        let room = inner.running < self.options.running && !self.options.grace.is_zero();
+        inner.running += usize::from(room);
+        room
+    }
+
+    /// A request that ran on does so no more: it was fetched, or has ended.
+    pub(crate) fn release(&self) {
+        self.lock().running -= 1;
+    }
+
+    /// A request that ran on and was not fetched has ended.
+    pub(crate) fn unfetched(&self, whose: Whose, first: u64) {
+        if let Some(past) = self.lock().clients.get_mut(&whose) {
+            past.running.remove(&first);
+        }
+    }
+
+    /// A connection was lost.
+    pub(crate) fn lost(&self, whose: Whose, left: Left, now: Instant) {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        inner.losses += 1;
+        let loss = inner.losses;
+        let past = inner.clients.entry(whose).or_insert_with(|| Past {
+            loss,
+            at: now,
+            through: 0,
+            spared: BTreeSet::new(),
+            since: BTreeSet::new(),
+            running: HashMap::new(),
+        });
+        inner.order.remove(&past.loss);
+        inner.order.insert(loss, whose);
+        inner.ids -= past.ids();
+        (past.loss, past.at) = (loss, now);
+        past.through = past.through.max(left.through);
+        let through = past.through;
+        past.since.retain(|id| *id > through);
+        past.spared.extend(left.spared);
+        past.running.extend(left.running);
+        inner.ids += past.ids();
+        while let Some((&oldest, &whose)) = inner.order.first_key_value() {
+            let old = |past: &Past| now.saturating_duration_since(past.at) >= self.options.age;
+            let over = inner.clients.len() > self.options.clients || inner.ids > MOST_IDS;
+            if !over && !inner.clients.get(&whose).is_some_and(old) {
+                break;
+            }
+            inner.order.remove(&oldest);
+            if let Some(past) = inner.clients.remove(&whose) {
+                inner.ids -= past.ids();
+            }
+        }
+    }
+
+    /// A request comes again that had this id at first.
+    pub(crate) fn judge(&self, whose: Whose, sequence: u64, now: Instant) -> Verdict {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let Some(past) = inner.clients.get_mut(&whose) else {
+            return Verdict::Refuse;
+        };
+        if now.saturating_duration_since(past.at) >= self.options.age {
+            return Verdict::Refuse;
+        }
+        if let Some(running) = past.running.remove(&sequence) {
+            return Verdict::Fetch(running);
+        }
+        if past.spared.remove(&sequence) {
+            inner.ids -= 1;
+            return Verdict::Run;
+        }
+        if sequence > past.through && inner.ids < MOST_IDS && past.since.insert(sequence) {
+            inner.ids += 1;
+            return Verdict::Run;
+        }
+        Verdict::Refuse
+    }
+
+    /// Clients, exceptions, and requests that run on.
+    #[cfg(test)]
+    fn sizes(&self) -> (usize, usize, usize) {
+        let inner = self.lock();
+        assert_eq!(inner.clients.len(), inner.order.len());
+        let ids: usize = inner.clients.values().map(Past::ids).sum();
+        assert_eq!(ids, inner.ids);
+        (inner.clients.len(), inner.ids, inner.running)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whose(instance: u128) -> Whose {
+        Whose { uid: 7, instance }
+    }
+
+    fn left(through: u64, spared: &[u64]) -> Left {
+        Left {
+            through,
+            spared: spared.to_vec(),
+            running: Vec::new(),
+        }
+    }
+
+    fn runs(repeats: &Repeats, whose: Whose, sequence: u64, now: Instant) -> bool {
+        matches!(repeats.judge(whose, sequence, now), Verdict::Run)
+    }
+
+    #[test]
+    fn what_was_taken_is_not_run_again_and_what_was_not_is_run_once() {
+        let (repeats, now) = (Repeats::new(RepeatOptions::default()), Instant::now());
+        repeats.lost(whose(1), left(10, &[8]), now);
+        assert!(!runs(&repeats, whose(1), 10, now));
+        assert!(!runs(&repeats, whose(1), 1, now));
+        for never_run in [8, 11, 1 << 60] {
+            assert!(runs(&repeats, whose(1), never_run, now));
+            assert!(!runs(&repeats, whose(1), never_run, now), "once");
+        }
+        // The connection on which they were run is lost, too.
+        repeats.lost(whose(1), left(30, &[]), now);
+        for taken in [8, 11, 29, 30, 1 << 60] {
+            assert!(!runs(&repeats, whose(1), taken, now), "{taken}");
+        }
+        assert!(runs(&repeats, whose(1), 31, now));
+    }
+
+    #[test]
+    fn nobody_has_anything_of_others() {
+        let (repeats, now) = (Repeats::new(RepeatOptions::default()), Instant::now());
+        repeats.lost(whose(1), left(10, &[8]), now);
+        let other_user = Whose {
+            uid: 8,
+            instance: 1,
+        };
+        for stranger in [whose(2), other_user] {
+            for sequence in [8, 10, 11] {
+                assert!(!runs(&repeats, stranger, sequence, now));
+            }
+        }
+        assert!(runs(&repeats, whose(1), 8, now));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_by_number_and_age() {
+        let options = RepeatOptions {
+            clients: 10,
+            running: 2,
+            ..RepeatOptions::default()
+        };
+        let (repeats, now) = (Repeats::new(options), Instant::now());
+        for instance in 0..100_000 {
+            repeats.lost(whose(instance), left(5, &[3]), now);
+        }
+        assert_eq!(repeats.sizes(), (10, 10, 0));
+        assert!(!runs(&repeats, whose(99_989), 3, now), "forgotten");
+        assert!(runs(&repeats, whose(99_990), 3, now));
+        // One client with very many exceptions, of either kind.
+        let many: Vec<u64> = (0..2 * MOST_IDS as u64).collect();
+        repeats.lost(whose(0), left(1 << 20, &many), now);
+        assert_eq!(repeats.sizes(), (0, 0, 0));
+        repeats.lost(whose(0), left(5, &[]), now);
+        let run = (10..20_000).filter(|sequence| runs(&repeats, whose(0), *sequence, now));
+        assert_eq!(run.count(), MOST_IDS);
+        // Age.
+        let later = now + Duration::from_secs(60);
+        assert!(!runs(&repeats, whose(0), 6, later));
+        repeats.lost(whose(1), left(5, &[]), later);
+        assert_eq!(repeats.sizes(), (1, 0, 0));
+        assert!([repeats.hold(), repeats.hold()].iter().all(|held| *held));
+        assert!(!repeats.hold());
+        repeats.release();
+        assert!(repeats.hold());
+    }
+}
