@@ -25,14 +25,16 @@
 //! # Ok::<(), lapce_ai_client::ClientError>(())
 //! ```
 //!
-//! Both make a lost connection again, by the [`ReconnectPolicy`]. What was under way then is sent again if the daemon had
-//! not accepted it, or it is [repeatable](RequestOptions::repeatable); otherwise it ends with
+//! Both make a lost connection again, by the [`ReconnectPolicy`]. If the daemon has lived on, it says what became of what was
+//! under way, and what still runs goes on. If it is another, requests are sent again that the last one had
+//! not accepted, or that are [repeatable](RequestOptions::repeatable). Everything else ends with
 //! [`ClientError::OutcomeUnknown`], and nothing is ever run twice behind your back.
 //!
 //! | stop on the path | here |
 //! |---|---|
 //! | request -> frames -> answer, one connection | `link/`, runtime-free, under both clients |
 //! | which connection, and when another | `session.rs`, `reconnect.rs` (no clock, no I/O), `watch.rs` |
+//! | what becomes of a request whose connection is lost | `plan.rs` (no I/O) |
 //! | waiting | `client/` on tokio, `blocking/` by leader and followers |
 //! | types <-> bodies | `typed.rs` of either client, over `bodies.rs` |
 #![forbid(unsafe_code)]
@@ -44,6 +46,7 @@ mod client;
 mod error;
 mod link;
 mod options;
+mod plan;
 mod reconnect;
 mod session;
 mod watch;

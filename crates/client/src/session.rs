@@ -3,19 +3,17 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use lapce_ai_proto::{Class, ErrorBody, ErrorCode, Features, MessageType, OpenPrefix, Welcome};
+use lapce_ai_proto::{ErrorCode, Features, MessageType, Welcome};
 use lapce_ai_transport::{ConnectError, ConnectOptions, Connection, connect};
 use tokio::sync::Notify;
 
-use crate::link::{End, Link, Outcome, Outgoing, Phase, Refused};
+use crate::link::{End, Link, Phase};
+use crate::plan::Plan;
 use crate::reconnect::Reconnect;
 use crate::watch::{Seen, Watching};
-use crate::{Body, ClientError, Health, Options, RequestOptions, State};
-
-/// How much longer than a request's deadline its client waits for the daemon's word.
-pub(crate) const GRACE: Duration = Duration::from_secs(1);
+use crate::{ClientError, Health, Options, RequestOptions, State};
 
 /// A daemon's answer to a connection.
 pub(crate) type Connected = Result<(Connection, Welcome), ConnectError>;
@@ -368,22 +366,7 @@ impl Session {
 
     /// A request that may go over several connections.
     pub(crate) fn plan(&self, ty: MessageType, options: &RequestOptions, one_item: bool) -> Plan {
-        // A time too far to be represented is no deadline.
-        let deadline = options
-            .deadline
-            .and_then(|after| Instant::now().checked_add(after));
-        Plan {
-            ty,
-            class: options.class,
-            prefixed: *options != RequestOptions::default(),
-            repeatable: options.repeatable || ty.is_harmless(),
-            one_item,
-            deadline,
-            received: 0,
-            lost: None,
-            resends: 0,
-            max_resends: self.options.reconnect.max_resends,
-        }
+        Plan::new(ty, options, one_item, self.options.reconnect.max_resends)
     }
 }
 
@@ -393,183 +376,5 @@ fn may_pass(error: &ConnectError) -> bool {
         ConnectError::Untrusted { .. } | ConnectError::Segment(_) => false,
         ConnectError::Refused(body) => body.code.may_retry(),
         _ => true,
-    }
-}
-
-/// A request that may go over several connections.
-#[derive(Debug, Clone)]
-pub(crate) struct Plan {
-    ty: MessageType,
-    class: Class,
-    /// Its options say something beside type and body.
-    prefixed: bool,
-    repeatable: bool,
-    one_item: bool,
-    deadline: Option<Instant>,
-    /// Items of the answer that were handed out.
-    received: u32,
-    /// What is known of it, since a connection was lost on which it may have been taken.
-    lost: Option<Lost>,
-    resends: u32,
-    max_resends: u32,
-}
-
-/// A request that may have been taken by a daemon whose connection was lost.
-#[derive(Debug, Clone)]
-struct Lost {
-    /// Which life of the daemon.
-    daemon: u128,
-    /// What it was called there at first.
-    sequence: u64,
-    /// The daemon has neither accepted nor answered it.
-    untouched: bool,
-    reason: Arc<str>,
-}
-
-impl Plan {
-    /// Nothing beside its type and body is to be sent or remembered.
-    pub(crate) fn is_plain(&self) -> bool {
-        !self.prefixed && self.one_item && self.lost.is_none()
-    }
-
-    /// It may be run from its start, though it may have been before.
-    fn may_run_again(&self) -> bool {
-        self.repeatable && self.received == 0
-    }
-
-    /// Only the daemon that took it can say what became of it.
-    pub(crate) fn needs_its_daemon(&self) -> bool {
-        let touched = self.lost.as_ref().is_some_and(|lost| !lost.untouched);
-        touched && !self.may_run_again()
-    }
-
-    /// Prepares to send it to a daemon in one of its lives.
-    ///
-    /// # Errors
-    /// [`ClientError::OutcomeUnknown`]: another life took it, and it must not be run twice.
-    pub(crate) fn prepare(&mut self, daemon: u128) -> Result<(), ClientError> {
-        let Some(lost) = &self.lost else {
-            return Ok(());
-        };
-        // The same one knows whether it was run.
-        if lost.daemon != daemon {
-            if self.needs_its_daemon() {
-                return Err(self.unknown());
-            }
-            self.lost = None;
-        }
-        Ok(())
-    }
-
-    fn unknown(&self) -> ClientError {
-        let reason = self.lost.as_ref().map(|lost| lost.reason.to_string());
-        ClientError::OutcomeUnknown {
-            reason: reason.unwrap_or_default(),
-        }
-    }
-
-    /// The error of a request that could not be sent again.
-    pub(crate) fn not_sent(&self, error: ClientError) -> ClientError {
-        match error {
-            ClientError::Connect(_)
-            | ClientError::Unreachable { .. }
-            | ClientError::DeadlineExceeded
-                if self.needs_its_daemon() =>
-            {
-                self.unknown()
-            }
-            error => error,
-        }
-    }
-
-    /// An item of the answer was handed out.
-    pub(crate) fn handed_out(&mut self) {
-        self.received = self.received.saturating_add(1);
-    }
-
-    /// What is sent now.
-    pub(crate) fn outgoing<'a>(&self, body: &'a Body<'a>) -> Outgoing<'a> {
-        Outgoing {
-            ty: self.ty,
-            body,
-            lent: false,
-            prefix: self.prefix(),
-            repeatable: self.may_run_again(),
-            one_item: self.one_item,
-            may_lag: false,
-        }
-    }
-
-    /// What OPEN says beside type and body.
-    pub(crate) fn prefix(&self) -> Option<OpenPrefix> {
-        (self.prefixed || self.lost.is_some()).then(|| OpenPrefix {
-            deadline_ms: self.deadline.map_or(0, |deadline| {
-                let left = deadline
-                    .saturating_duration_since(Instant::now())
-                    .as_millis();
-                u32::try_from(left).unwrap_or(u32::MAX).max(1)
-            }),
-            class: self.class,
-            repeatable: self.may_run_again(),
-            received: self.received,
-            sequence: self.lost.as_ref().map_or(0, |lost| lost.sequence),
-            ..OpenPrefix::default()
-        })
-    }
-
-    /// When waiting for a connection or for one's turn ends.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.deadline
-    }
-
-    /// When waiting for an answer ends, if the daemon says nothing.
-    pub(crate) fn last_moment(&self) -> Option<Instant> {
-        self.deadline
-            .and_then(|deadline| deadline.checked_add(GRACE))
-    }
-
-    /// What becomes of a request whose stream ended so, on a link to this life of the daemon. `Ok`: send it again.
-    pub(crate) fn after(&mut self, outcome: Outcome, daemon: u128) -> Result<(), ClientError> {
-        let (id, untouched, reason) = match outcome {
-            Outcome::Failed(body) if body.code == ErrorCode::OutcomeUnknown => {
-                let reason = body.message;
-                return Err(ClientError::OutcomeUnknown { reason });
-            }
-            Outcome::Failed(body) => return Err(ClientError::Daemon(body.into())),
-            Outcome::Closed => return Err(ClientError::Closed),
-            Outcome::Lost {
-                id,
-                untouched,
-                reason,
-            } => (id, untouched, reason),
-        };
-        if let Some(id) = id {
-            let before = self.lost.take();
-            self.lost = Some(Lost {
-                daemon,
-                sequence: before.as_ref().map_or(id, |lost| lost.sequence),
-                untouched: untouched && before.is_none_or(|lost| lost.untouched),
-                reason: Arc::clone(&reason),
-            });
-        }
-        if self.resends >= self.max_resends {
-            let reason = reason.to_string();
-            return Err(ClientError::OutcomeUnknown { reason });
-        }
-        self.resends += 1;
-        Ok(())
-    }
-}
-
-impl From<Refused> for Option<ClientError> {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Gone => None,
-            Refused::TooLarge(most) => {
-                let message = format!("at most {most} bytes are taken");
-                let body = ErrorBody::new(ErrorCode::MessageTooLarge, message);
-                Some(ClientError::Daemon(body.into()))
-            }
-        }
     }
 }

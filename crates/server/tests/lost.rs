@@ -27,13 +27,60 @@ const NOTE: MessageType = MessageType(0x8020);
 /// Notes that it ran, and answers in five items, a moment between them.
 const NOTE_SLOWLY: MessageType = MessageType(0x8021);
 
-/// Hands bytes on between clients and a daemon, until it is told to cut.
+/// Hands bytes on between clients and a daemon, and cuts all connections after every few pieces. So it depends on no time how
+/// much gets through.
 struct Cutter {
     path: PathBuf,
-    live: Arc<Mutex<Vec<UnixStream>>>,
-    stop: Arc<AtomicBool>,
+    wire: Arc<Wire>,
     thread: Option<JoinHandle<()>>,
     _dir: tempfile::TempDir,
+}
+
+#[derive(Default)]
+struct Wire {
+    live: Mutex<Vec<UnixStream>>,
+    stop: AtomicBool,
+    pieces: AtomicU64,
+    cuts: AtomicU64,
+}
+
+impl Wire {
+    /// Cuts every connection, wherever its bytes are.
+    fn cut(&self) {
+        for socket in self.live.lock().unwrap().drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// A piece has come that is to be handed on: cuts after 20 to 108 of them.
+    fn count(&self) {
+        let cuts = self.cuts.load(Ordering::SeqCst);
+        let most = 20 + cuts * 7 % 23 * 4;
+        if self.pieces.fetch_add(1, Ordering::SeqCst) == most {
+            self.pieces.store(0, Ordering::SeqCst);
+            self.cuts.fetch_add(1, Ordering::SeqCst);
+            self.cut();
+        }
+    }
+
+    fn hand_on(&self, mut from: UnixStream, mut to: UnixStream) {
+        // Few at a time: so a cut finds messages halfway.
+        let mut chunk = [0; 700];
+        loop {
+            match from.read(&mut chunk) {
+                Ok(n) if n > 0 => {
+                    self.count();
+                    if to.write_all(&chunk[..n]).is_err() {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                _ => break,
+            }
+        }
+        let _ = from.shutdown(Shutdown::Both);
+        let _ = to.shutdown(Shutdown::Both);
+    }
 }
 
 impl Cutter {
@@ -42,68 +89,49 @@ impl Cutter {
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
         let path = dir.path().join("cutter.sock");
         let listener = UnixListener::bind(&path).unwrap();
-        let live = Arc::<Mutex<Vec<UnixStream>>>::default();
-        let stop = Arc::new(AtomicBool::new(false));
+        let wire = Arc::<Wire>::default();
         let thread = thread::spawn({
-            let (daemon, live, stop) = (daemon.to_owned(), Arc::clone(&live), Arc::clone(&stop));
+            let (daemon, wire) = (daemon.to_owned(), Arc::clone(&wire));
             move || {
                 for client in listener.incoming() {
-                    if stop.load(Ordering::SeqCst) {
+                    if wire.stop.load(Ordering::SeqCst) {
                         return;
                     }
                     let client = client.unwrap();
                     let Ok(server) = UnixStream::connect(&daemon) else {
                         return;
                     };
-                    let mut live = live.lock().unwrap();
-                    live.push(client.try_clone().unwrap());
-                    live.push(server.try_clone().unwrap());
+                    let again = |socket: &UnixStream| socket.try_clone().unwrap();
+                    wire.live
+                        .lock()
+                        .unwrap()
+                        .extend([again(&client), again(&server)]);
                     for (from, to) in [(&client, &server), (&server, &client)] {
-                        let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                        thread::spawn(move || hand_on(from, to));
+                        let (from, to, wire) = (again(from), again(to), Arc::clone(&wire));
+                        thread::spawn(move || wire.hand_on(from, to));
                     }
                 }
             }
         });
         Self {
             path,
-            live,
-            stop,
+            wire,
             thread: Some(thread),
             _dir: dir,
         }
     }
 
-    /// Cuts every connection, wherever its bytes are. False: there was none.
-    fn cut(&self) -> bool {
-        let mut live = self.live.lock().unwrap();
-        let any = !live.is_empty();
-        for socket in live.drain(..) {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-        any
+    /// Whether it has cut often enough.
+    fn is_tired(&self) -> bool {
+        self.wire.cuts.load(Ordering::SeqCst) >= 100
     }
-}
-
-fn hand_on(mut from: UnixStream, mut to: UnixStream) {
-    // Few at a time: so a cut finds messages halfway.
-    let mut chunk = [0; 700];
-    loop {
-        match from.read(&mut chunk) {
-            Ok(n) if n > 0 && to.write_all(&chunk[..n]).is_ok() => {}
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            _ => break,
-        }
-    }
-    let _ = from.shutdown(Shutdown::Both);
-    let _ = to.shutdown(Shutdown::Both);
 }
 
 impl Drop for Cutter {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
+        self.wire.stop.store(true, Ordering::SeqCst);
         let _ = UnixStream::connect(&self.path);
-        self.cut();
+        self.wire.cut();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -206,48 +234,25 @@ impl Ends {
     }
 }
 
-/// Cuts again and again while `work` goes on, which is told how often it was, and ends when that is enough.
-fn while_cutting(cutter: &Cutter, work: impl FnOnce(&Arc<AtomicU64>)) {
-    let cuts = Arc::new(AtomicU64::new(0));
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut pause = 1;
-            while !over.load(Ordering::SeqCst) {
-                pause = pause * 7 % 23;
-                thread::sleep(Duration::from_millis(2 + pause));
-                cuts.fetch_add(u64::from(cutter.cut()), Ordering::SeqCst);
-            }
-        });
-        work(&cuts);
-        over.store(true, Ordering::SeqCst);
-    });
-}
-
-/// Cuts that are enough.
-const ENOUGH: u64 = 60;
-
 #[test]
 fn calls_through_many_cuts_are_run_once() {
     let (daemon, runs) = daemon();
     let cutter = Cutter::before(&daemon.path);
     let client = BlockingClient::connect(client_options(&cutter)).unwrap();
     let (ends, asked) = (Ends::default(), AtomicU64::new(0));
-    while_cutting(&cutter, |cuts| {
-        thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    while cuts.load(Ordering::SeqCst) < ENOUGH {
-                        let body = body(asked.fetch_add(1, Ordering::SeqCst));
-                        let answer = client.call(NOTE, &body);
-                        if let Ok(answer) = &answer {
-                            assert!(*answer == body);
-                        }
-                        ends.note(&runs, &body, answer.map(drop));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !cutter.is_tired() {
+                    let body = body(asked.fetch_add(1, Ordering::SeqCst));
+                    let answer = client.call(NOTE, &body);
+                    if let Ok(answer) = &answer {
+                        assert!(*answer == body);
                     }
-                });
-            }
-        });
+                    ends.note(&runs, &body, answer.map(drop));
+                }
+            });
+        }
     });
     let counters = client.counters();
     assert!(counters.lost > 0, "{counters:?}");
@@ -259,7 +264,7 @@ fn calls_through_many_cuts_are_run_once() {
 #[test]
 fn streams_through_many_cuts_lose_nothing_and_run_once() {
     let (daemon, runs) = daemon();
-    let cutter = Cutter::before(&daemon.path);
+    let cutter = Arc::new(Cutter::before(&daemon.path));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -268,23 +273,22 @@ fn streams_through_many_cuts_lose_nothing_and_run_once() {
     let (ends, asked) = (Arc::new(Ends::default()), Arc::new(AtomicU64::new(0)));
     let client = runtime.block_on(Client::connect(client_options(&cutter)));
     let client = client.unwrap();
-    while_cutting(&cutter, |cuts| {
-        runtime.block_on(async {
-            let tasks = (0..4).map(|_| {
-                let (client, ends) = (client.clone(), Arc::clone(&ends));
-                let (runs, asked, cuts) = (Arc::clone(&runs), Arc::clone(&asked), Arc::clone(cuts));
-                tokio::spawn(async move {
-                    while cuts.load(Ordering::SeqCst) < ENOUGH {
-                        let body = body(asked.fetch_add(1, Ordering::SeqCst));
-                        let ended = stream(&client, &body).await;
-                        ends.note(&runs, &body, ended);
-                    }
-                })
-            });
-            for task in tasks.collect::<Vec<_>>() {
-                task.await.unwrap();
-            }
+    runtime.block_on(async {
+        let tasks = (0..4).map(|_| {
+            let (client, ends) = (client.clone(), Arc::clone(&ends));
+            let (runs, asked, cutter) =
+                (Arc::clone(&runs), Arc::clone(&asked), Arc::clone(&cutter));
+            tokio::spawn(async move {
+                while !cutter.is_tired() {
+                    let body = body(asked.fetch_add(1, Ordering::SeqCst));
+                    let ended = stream(&client, &body).await;
+                    ends.note(&runs, &body, ended);
+                }
+            })
         });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
     });
     let counters = daemon.handle.counters();
     assert!(counters.fetched > 0, "{counters:?}");

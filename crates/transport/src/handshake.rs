@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lapce_ai_proto::{
     Codec, ErrorBody, ErrorCode, Fault, Features, HEADER_LEN, Hello, Kind, Limits, VERSION, Welcome,
 };
-use lapce_ai_shm::{PeerCredentials, Segment, peer_credentials, send_with_fd};
+use lapce_ai_shm::{PeerCredentials, Segment, ShmError, peer_credentials, send_with_fd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
@@ -125,8 +125,7 @@ impl Handshake {
             match Segment::create(terms.request_capacity, terms.response_capacity) {
                 Ok(segment) => Some(segment),
                 Err(error) => {
-                    let message = format!("no memory for this connection: {error}");
-                    self.refuse(&ErrorBody::new(ErrorCode::Overloaded, message.as_str()));
+                    self.refuse(&no_segment(&error));
                     let source = std::io::Error::other(error);
                     return Err(TransportError::System {
                         call: "memfd_create",
@@ -186,5 +185,23 @@ impl Handshake {
     /// The socket to wait on.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// Why there is no segment, for the client. A segment takes a descriptor for a moment, also where the connection got one.
+fn no_segment(error: &ShmError) -> ErrorBody {
+    let errno = match error {
+        ShmError::System { source, .. } => Errno::from_io_error(source),
+        _ => None,
+    };
+    match errno {
+        Some(Errno::MFILE | Errno::NFILE) => ErrorBody::new(
+            ErrorCode::TooManyConnections,
+            "the daemon has no descriptors left",
+        ),
+        _ => ErrorBody::new(
+            ErrorCode::Overloaded,
+            format!("no memory for this connection: {error}"),
+        ),
     }
 }

@@ -14,7 +14,8 @@ use lapce_ai_proto::{MessageType, Welcome};
 pub use self::typed::ChatItems;
 use self::wait::{park, passed, with_waker};
 use crate::link::{Lent, Link, Outgoing, Stream, Tx};
-use crate::session::{Plan, Session, Step, Wait};
+use crate::plan::Plan;
+use crate::session::{Session, Step, Wait};
 use crate::{Body, ClientError, Event, Health, Options, ReconnectCounters, RequestOptions, State};
 
 /// A client of the daemon for programs without a runtime. Any number of threads may use it at once, over one connection.

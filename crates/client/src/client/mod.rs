@@ -15,7 +15,8 @@ use lapce_ai_transport::Spin;
 use self::drive::{attempt, drive, supervise};
 pub use self::typed::ChatStream;
 use crate::link::{Link, Outgoing, Refused, Stream, Tx};
-use crate::session::{Plan, Session, Wait};
+use crate::plan::Plan;
+use crate::session::{Session, Wait};
 use crate::{Body, ClientError, Event, Health, Options, ReconnectCounters, RequestOptions, State};
 
 /// A client of the daemon. Cheap to clone; all clones share one connection, which is made again when it is lost.
