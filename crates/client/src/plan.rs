@@ -246,7 +246,7 @@ mod tests {
         Some((prefix.sequence, prefix.received, prefix.repeatable))
     }
 
-    fn is_unknown<T>(result: Result<T, ClientError>) -> bool {
+    fn is_unknown<T>(result: &Result<T, ClientError>) -> bool {
         matches!(result, Err(ClientError::OutcomeUnknown { .. }))
     }
 
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(says(&untouched), None, "as for the first time");
         let mut touched = plan(false);
         touched.after(lost(70, false), FIRST).unwrap();
-        assert!(is_unknown(touched.prepare(SECOND)));
+        assert!(is_unknown(&touched.prepare(SECOND)));
         let mut repeatable = plan(true);
         repeatable.after(lost(70, false), FIRST).unwrap();
         assert!(!repeatable.needs_its_daemon());
@@ -293,12 +293,12 @@ mod tests {
         plan.after(lost(70, false), FIRST).unwrap();
         plan.prepare(FIRST).unwrap();
         assert_eq!(says(&plan), Some((70, 1, false)));
-        assert!(plan.needs_its_daemon() && is_unknown(plan.prepare(SECOND)));
+        assert!(plan.needs_its_daemon() && is_unknown(&plan.prepare(SECOND)));
         let unreachable = ClientError::Unreachable {
             attempts: 1,
             reason: String::new(),
         };
-        assert!(is_unknown::<()>(Err(plan.not_sent(unreachable))));
+        assert!(is_unknown::<()>(&Err(plan.not_sent(unreachable))));
     }
 
     #[test]
@@ -320,13 +320,13 @@ mod tests {
         for id in 1..=3 {
             plan.after(lost(id, true), FIRST).unwrap();
         }
-        assert!(is_unknown(plan.after(lost(4, true), FIRST)));
+        assert!(is_unknown(&plan.after(lost(4, true), FIRST)));
     }
 
     #[test]
     fn the_daemons_word_that_it_is_unknown_is_the_clients() {
         let body = ErrorBody::new(ErrorCode::OutcomeUnknown, "was run");
-        assert!(is_unknown(plan(false).after(Outcome::Failed(body), FIRST)));
+        assert!(is_unknown(&plan(false).after(Outcome::Failed(body), FIRST)));
         let harmless = Plan::new(MessageType::ECHO, &RequestOptions::default(), true, 3);
         assert!(harmless.is_plain() && harmless.may_run_again());
     }

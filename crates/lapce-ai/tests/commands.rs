@@ -595,7 +595,7 @@ fn a_handler_that_holds_its_reactor_up_is_counted_and_logged() {
             }
         });
         until("a handler was halted and that was counted", || {
-            signal(daemon.pid(), Signal::STOP);
+            support::stop(daemon.pid());
             thread::sleep(Duration::from_millis(50));
             signal(daemon.pid(), Signal::CONT);
             home.status()["counters"]["overruns"].as_u64() > Some(0)

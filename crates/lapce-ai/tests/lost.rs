@@ -62,7 +62,7 @@ async fn what_was_in_flight_at_a_kill_is_sent_again_or_ends() {
     });
     until("all of them run", || running(&home) >= 3);
     // Not accepted: a daemon that is stopped reads nothing.
-    signal(first.pid(), Signal::STOP);
+    support::stop(first.pid());
     let unread = ask(RequestOptions::default());
     tokio::time::sleep(Duration::from_millis(50)).await;
     signal(first.pid(), Signal::KILL);
@@ -100,7 +100,7 @@ async fn a_stopped_daemon_is_given_up_by_the_deadline_and_works_on() {
     let daemon = home.serve(&[]);
     let client = connect(&home).await;
     client.call(MessageType::ECHO, b"before").await.unwrap();
-    signal(daemon.pid(), Signal::STOP);
+    support::stop(daemon.pid());
     let soon = RequestOptions::with_deadline(Duration::from_millis(100));
     let error = client
         .call_with(MessageType::ECHO, b"meanwhile", &soon)

@@ -66,7 +66,7 @@ fn a_stopped_client_slows_nobody_and_costs_bounded_memory() {
     let pid = i32::try_from(chat.id()).unwrap();
     first_bytes(&mut chat);
     let before = memory(daemon.pid());
-    signal(pid, Signal::STOP);
+    support::stop(pid);
     // Its window and its ring are full soon; then the daemon gives up on it, and says so.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {

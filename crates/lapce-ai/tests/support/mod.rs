@@ -281,6 +281,20 @@ pub fn signal(pid: i32, signal: Signal) {
     let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
 }
 
+/// Stops a process, and waits until each of its threads stands still: the signal reaches them one by one.
+pub fn stop(pid: i32) {
+    signal(pid, Signal::STOP);
+    until("all threads stand still", || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        threads.flatten().all(|thread| {
+            // "12 (name) T ...", and a name may have anything in it.
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            let after = stat.rsplit(')').next().unwrap_or_default();
+            after.trim_start().starts_with('T')
+        })
+    });
+}
+
 /// Reads from a child's standard output until it has written something.
 pub fn first_bytes(child: &mut Child) -> Vec<u8> {
     let mut bytes = [0; 64];
