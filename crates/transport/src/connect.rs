@@ -95,7 +95,7 @@ pub enum Attempt {
     /// WELCOME has not come: go on when the socket is readable.
     Pending(Connecting),
     /// The connection is there.
-    Done(Connection, Welcome),
+    Done(Box<(Connection, Welcome)>),
 }
 
 /// A connection that is being made, without blocking. How long that may take is the caller's business;
@@ -124,7 +124,7 @@ pub fn connect(
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let connecting = match attempt {
-            Attempt::Done(connection, welcome) => return Ok((connection, welcome)),
+            Attempt::Done(done) => return Ok(*done),
             Attempt::Crowded(connecting) if left.is_zero() => {
                 return Err(connecting.timed_out(options));
             }
@@ -335,6 +335,6 @@ impl Connecting {
             (false, None) => Connection::over_socket(self.socket, self.received, codec, peer),
             _ => return Err(TransportError::Fault(Fault::BadPayload).into()),
         };
-        Ok(Attempt::Done(connection, welcome))
+        Ok(Attempt::Done(Box::new((connection, welcome))))
     }
 }

@@ -32,7 +32,7 @@ async fn connect(session: &Session) -> Connected {
     let mut attempt = Connecting::begin(&session.options.socket, &options)?;
     loop {
         let connecting = match attempt {
-            Attempt::Done(connection, welcome) => return Ok((connection, welcome)),
+            Attempt::Done(done) => return Ok(*done),
             Attempt::Crowded(connecting) => {
                 if Instant::now() >= until {
                     return Err(connecting.timed_out(&options));
