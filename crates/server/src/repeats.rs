@@ -93,6 +93,8 @@ struct Inner {
 struct Past {
     loss: u64,
     at: Instant,
+    /// The latest connection on which something came again.
+    present: u64,
     through: u64,
     spared: BTreeSet<u64>,
     /// Above `through`, and run since.
@@ -143,6 +145,20 @@ impl Repeats {
         }
     }
 
+    /// The client has let go of its connections before this one.
+    pub(crate) fn let_go(&self, whose: Whose, connection: u64) {
+        if let Some(past) = self.lock().clients.get_mut(&whose) {
+            past.present = past.present.max(connection);
+        }
+    }
+
+    /// Whether the client has let go of a connection before it was even served: it was on its way to its reactor.
+    pub(crate) fn is_let_go(&self, whose: Whose, connection: u64) -> bool {
+        let inner = self.lock();
+        let past = inner.clients.get(&whose);
+        past.is_some_and(|past| connection < past.present)
+    }
+
     /// A connection was lost.
     pub(crate) fn lost(&self, whose: Whose, left: Left, now: Instant) {
         let mut inner = self.lock();
@@ -152,6 +168,7 @@ impl Repeats {
         let past = inner.clients.entry(whose).or_insert_with(|| Past {
             loss,
             at: now,
+            present: 0,
             through: 0,
             spared: BTreeSet::new(),
             since: BTreeSet::new(),

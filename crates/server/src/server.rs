@@ -119,6 +119,19 @@ impl Shared {
         runtime: &Handle,
     ) -> Verdict {
         let whose = session.whose();
+        let mut elsewhere = self.close_earlier(session, sequence, runtime);
+        // One that is on its way to its reactor is seen by one of the two: here, or there.
+        self.repeats.let_go(whose, session.id);
+        elsewhere |= self.close_earlier(session, sequence, runtime);
+        if elsewhere {
+            return Verdict::Refuse;
+        }
+        self.repeats.judge(whose, sequence, Instant::now())
+    }
+
+    /// Closes a client's connections before this one. True: one of them goes on, and may run that request.
+    fn close_earlier(self: &Arc<Self>, session: &Session, sequence: u64, runtime: &Handle) -> bool {
+        let whose = session.whose();
         let earlier: Vec<Arc<Session>> = {
             let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
             let earlier = sessions.range(..session.id).map(|(_, earlier)| earlier);
@@ -127,23 +140,23 @@ impl Shared {
                 .cloned()
                 .collect()
         };
+        let mut elsewhere = false;
         for earlier in earlier {
             let mut tx = earlier.lock();
             if tx.closed {
                 continue;
             }
             // One that drains takes nothing new, and is used to its end.
-            if !tx.state.is_going_away() || tx.writer.is_hung_up() {
-                let ended = earlier.close(&mut tx, self, runtime);
-                self.counters
-                    .cancelled
-                    .fetch_add(ended as u64, Ordering::Relaxed);
-            } else if tx.state.last_id() >= sequence {
-                // It may run there.
-                return Verdict::Refuse;
+            if tx.state.is_going_away() && !tx.writer.is_hung_up() {
+                elsewhere |= tx.state.last_id() >= sequence;
+                continue;
             }
+            let ended = earlier.close(&mut tx, self, runtime);
+            self.counters
+                .cancelled
+                .fetch_add(ended as u64, Ordering::Relaxed);
         }
-        self.repeats.judge(whose, sequence, Instant::now())
+        elsewhere
     }
 
     /// Memory came back that somebody waits for.

@@ -704,7 +704,16 @@ impl Tx {
             let Some(mut reply) = self.replies.pop_front() else {
                 break;
             };
-            match self.write_piece(reply.id, reply.bytes.as_slice(), reply.offset, true)? {
+            let written =
+                match self.write_piece(reply.id, reply.bytes.as_slice(), reply.offset, true) {
+                    Ok(written) => written,
+                    Err(error) => {
+                        // Its request was run: that must be known when the connection is closed.
+                        self.replies.push_front(reply);
+                        return Err(error);
+                    }
+                };
+            match written {
                 Some(Written::Some(bytes)) => {
                     without_credit = 0;
                     reply.offset += bytes;

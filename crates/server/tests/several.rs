@@ -11,5 +11,7 @@ mod handlers;
 mod hostile;
 #[path = "limits.rs"]
 mod limits;
+#[path = "lost.rs"]
+mod lost;
 #[path = "repeats.rs"]
 mod repeats;

@@ -414,6 +414,10 @@ impl Reactor {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id, Arc::clone(&session));
+        if self.shared.repeats.is_let_go(session.whose(), id) {
+            // While it was on its way from another reactor, its client came again: what it has sent here it sends there.
+            session.lock().closed = true;
+        }
         self.connections
             .insert(Box::new(Connection::new(reader, session, place)));
         self.note_idle_deadline();
