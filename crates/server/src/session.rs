@@ -53,6 +53,8 @@ pub(crate) struct Tx {
     /// When the client stopped taking what is written, if it has.
     pub(crate) blocked_since: Option<Instant>,
     pub(crate) closed: bool,
+    /// The client was cut for what it did, or did not do: its tasks end with it, and are not kept for it to come again.
+    pub(crate) forfeit: bool,
     /// What came again and was run here: the id of each, and the one that it had at first. Few, and mostly none.
     repeats: Vec<(u64, u64)>,
     /// Once the connection is closed: requests that run on without it.
@@ -160,6 +162,7 @@ impl Session {
             parked: 0,
             blocked_since: None,
             closed: false,
+            forfeit: false,
             repeats: Vec::new(),
             adrift: HashMap::new(),
             fault: None,
@@ -342,7 +345,7 @@ impl Session {
             let Some(abort) = stream.abort else {
                 continue;
             };
-            if tx.state.credit(id).is_none() || !shared.repeats.hold() {
+            if tx.forfeit || tx.state.credit(id).is_none() || !shared.repeats.hold() {
                 abort.abort();
                 continue;
             }

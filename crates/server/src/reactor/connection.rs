@@ -349,6 +349,7 @@ impl Connection {
                 connection = self.session.id,
                 "a client does not read its answers"
             );
+            tx.forfeit = true;
             return Err(TransportError::PeerGone);
         }
         self.watched = may_stall(&self.uploads, &tx);
@@ -406,6 +407,7 @@ impl Connection {
         }
         // Whoever goes away cancels what it had open, unless it comes again at once.
         let mut tx = self.session.lock();
+        tx.forfeit |= error.fault().is_some();
         let ended = self.session.close(&mut tx, shared, runtime) as u64;
         shared
             .counters
