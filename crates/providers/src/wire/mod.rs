@@ -13,6 +13,7 @@ mod error;
 pub(crate) mod gemini;
 mod json;
 pub(crate) mod openai;
+mod rate_limit;
 mod retry_after;
 
 use std::fmt::Debug;
@@ -30,6 +31,7 @@ use crate::http::HttpClient;
 use crate::provider::BoxFuture;
 
 pub use decoding::Decoding;
+pub(crate) use rate_limit::rate_limits;
 pub(crate) use retry_after::retry_after;
 
 /// How one provider's HTTP API is spoken. It holds the base URL and the key.
