@@ -5,6 +5,7 @@
 
 mod kinds;
 mod layers;
+mod limits;
 mod pool;
 mod provider;
 mod section;
@@ -25,6 +26,7 @@ use lapce_ai_transport::{CONTROL_ROOM, PoolOptions, RuntimeDir, usable_cpus};
 use serde_json::Value;
 
 pub use layers::{Origin, Problem};
+pub use limits::ClientLimits;
 pub use pool::RouteSettings;
 pub use provider::{ApiKey, LocalSettings, OpenAiSettings, ProviderKind, ProviderSettings};
 pub use waits::Waits;
@@ -37,11 +39,13 @@ pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// What stands where a key stood.
 const REDACTED: &str = "[redacted]";
-const SECTIONS: [&str; 9] = [
+const SECTIONS: [&str; 11] = [
     "ipc",
     "requests",
     "retries",
     "breaker",
+    "limits",
+    "clients",
     "log",
     "metrics",
     "discovery",
@@ -110,6 +114,10 @@ pub struct Config {
     pub requests: Requests,
     /// What happens when a provider fails.
     pub pool: PoolConfig,
+    /// How much is used of providers that say nothing else.
+    pub limits: lapce_ai_providers::Limits,
+    /// How much each client may ask for.
+    pub clients: ClientLimits,
     /// The log.
     pub log: Log,
     /// Metrics.
@@ -302,6 +310,8 @@ impl Config {
         let ipc = read_ipc(&mut tree, &mut findings);
         let requests = read_requests(&mut tree, &mut findings);
         let pool = pool::read_pool(&mut tree, &mut findings);
+        let limits = limits::read_usual(&mut tree, &mut findings);
+        let clients = limits::read_clients(&mut tree, &mut findings);
         let log = read_log(&mut tree, file.as_deref(), &mut findings);
         let metrics = read_metrics(&mut tree, &mut findings);
         let discovery = read_discovery(&mut tree, &mut findings);
@@ -309,6 +319,7 @@ impl Config {
             tree.remove("providers"),
             file.as_deref(),
             requests.waits,
+            &limits,
             &mut findings,
         );
         let routes = pool::read_routes(tree.remove("routes"), &providers, &mut findings);
@@ -335,6 +346,8 @@ impl Config {
             ipc,
             requests,
             pool,
+            limits,
+            clients,
             log,
             metrics,
             discovery,

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ErrorKind, FailureMode, Format, LocalConfig, LocalFailure, Phase, Profile, SecretString,
+    ErrorKind, FailureMode, Format, Limits, LocalConfig, LocalFailure, Phase, Profile, SecretString,
 };
 use serde_json::Value;
 
 use super::layers::{Entry, Origin, Raw};
+use super::limits;
 use super::section::{Findings, Section};
 use super::waits::{self, Waits};
 use super::{kinds, name_of};
@@ -23,6 +24,8 @@ pub struct ProviderSettings {
     pub name: String,
     /// The model that is meant where only the provider is named.
     pub default_model: Option<String>,
+    /// How much of it is used.
+    pub limits: Limits,
     /// How it is spoken to.
     pub kind: ProviderKind,
 }
@@ -116,6 +119,7 @@ pub(super) fn read_all(
     entry: Option<Entry>,
     file: Option<&Path>,
     usual: Waits,
+    limits: &Limits,
     findings: &mut Findings,
 ) -> Vec<ProviderSettings> {
     let table = match entry {
@@ -140,7 +144,7 @@ pub(super) fn read_all(
     });
     entries
         .into_iter()
-        .filter_map(|(name, entry)| read(name, entry, file, usual, findings))
+        .filter_map(|(name, entry)| read(name, entry, file, usual, limits, findings))
         .collect()
 }
 
@@ -149,6 +153,7 @@ fn read(
     entry: Entry,
     file: Option<&Path>,
     usual: Waits,
+    limits: &Limits,
     findings: &mut Findings,
 ) -> Option<ProviderSettings> {
     let place = entry.origin.clone();
@@ -183,6 +188,7 @@ fn read(
         }
     };
     let default_model = section.maybe("default_model", &kinds::text("a model's name"));
+    let limits = limits::read(&mut section, limits);
     let kind = match ty {
         Type::Local => ProviderKind::Local(read_local(&mut section)),
         Type::OpenAi => ProviderKind::OpenAi(Box::new(read_openai(
@@ -197,6 +203,7 @@ fn read(
     Some(ProviderSettings {
         name,
         default_model,
+        limits,
         kind,
     })
 }

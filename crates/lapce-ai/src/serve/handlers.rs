@@ -7,8 +7,8 @@ use lapce_ai_proto::ai::{
     AIRequest, AIResponse, EmbeddingsRequest, ModelList, ModelListError, ModelsRequest, TokenCount,
 };
 use lapce_ai_proto::status::Status;
-use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
-use lapce_ai_providers::{Answer, Event};
+use lapce_ai_proto::{Class, ErrorBody, ErrorCode, MessageType};
+use lapce_ai_providers::{Answer, Caller, Event, Priority};
 use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -241,13 +241,13 @@ impl App {
             Err(error) => return failed(responder, error),
         };
         let streamed = chat.stream;
-        let deadline = held.deadline.map(Into::into);
+        let caller = caller(&held);
         let Answer {
             mut stream,
             provider,
             model,
             trail,
-        } = match self.providers.pool().chat(&plan, chat, deadline).await {
+        } = match self.providers.pool().chat(&plan, chat, caller).await {
             Ok(answer) => answer,
             Err(error) => {
                 let trail = error.trail.to_string();
@@ -304,6 +304,20 @@ impl App {
         // The client has its answer; what is left is the end of the provider's, so that its connection can be reused.
         while let Some(Ok(_)) = stream.next().await {}
         Ok(())
+    }
+}
+
+/// Who made the request, as far as the pool wants to know.
+fn caller(request: &OwnedRequest) -> Caller {
+    Caller {
+        deadline: request.deadline.map(Into::into),
+        priority: match request.class {
+            Class::Interactive => Priority::Interactive,
+            Class::Bulk => Priority::Bulk,
+            // The server has put the type's own class in the place of `ByType`.
+            Class::Normal | Class::ByType => Priority::Normal,
+        },
+        uid: Some(request.peer().credentials.uid),
     }
 }
 
