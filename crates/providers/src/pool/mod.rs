@@ -1,13 +1,14 @@
 //! The pool: one request survives any provider's bad day.
 //!
 //! A [`Plan`] lists the targets that may answer a request. [`Pool::chat`] asks them one after the other until the first
-//! token comes, and says in a [`Trail`] whom it asked and why it went on. What each provider and model did lately decides
+//! token comes, [`Pool::embed`] and [`Pool::count_tokens`] until all has come, and says in a [`Trail`] whom it asked and why it went on. What each provider and model did lately decides
 //! whether it is asked at all ([`BreakerConfig`]), with which of its keys, and in which order ([`Balance`]).
 //! When all have failed it waits and begins anew ([`RetryConfig`]), as long as the deadline allows.
 //!
 //! Once the first token is out, the answer is that target's to the end: nothing is repeated, nothing lost.
 //! Dropping the future or the stream drops the HTTP request and gives everything back.
 
+mod ask;
 mod backoff;
 mod balance;
 mod breaker;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::chat::ChatRequest;
+use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::{ErrorKind, Phase, ProviderError};
 use crate::profile::Features;
 use crate::provider::{ChatStream, Provider};
@@ -42,10 +44,11 @@ pub use live::Counts;
 pub use member::{Member, MemberStatus};
 pub use trail::{Attempt, Outcome, Skip, Trail};
 
+use ask::{Ask, Count};
 use lines::Lines;
 use member::{Call, Demand, Refused};
+use rate::Busy;
 use rate::client::Clients;
-use rate::{Busy, Cost};
 use stream::Bound;
 
 /// How a pool deals with failures.
@@ -85,11 +88,11 @@ pub struct Plan {
     pub balance: Balance,
 }
 
-/// An answer that has begun.
+/// An answer: a chat's that has begun, or the whole of what else was asked for.
 #[derive(Debug)]
-pub struct Answer {
-    /// Its events.
-    pub stream: ChatStream,
+pub struct Answer<T = ChatStream> {
+    /// What was asked for; of a chat its events.
+    pub given: T,
     /// Who gives it.
     pub provider: Arc<str>,
     /// The model that was asked.
@@ -151,14 +154,59 @@ impl Pool {
     pub async fn chat(
         &self,
         plan: &Plan,
-        mut request: ChatRequest,
+        request: ChatRequest,
         caller: impl Into<Caller>,
     ) -> Result<Answer, NoAnswer> {
-        let caller = caller.into();
+        self.ask(plan, request, caller.into()).await
+    }
+
+    /// Has vectors made by one of the plan's targets, as [`chat`](Self::chat) has a chat answered. Those of one model do
+    /// not compare with another's, so a plan for vectors should have one model, wherever it runs.
+    ///
+    /// # Errors
+    ///
+    /// [`NoAnswer`], by the deadline at the latest.
+    pub async fn embed(
+        &self,
+        plan: &Plan,
+        request: EmbeddingRequest,
+        caller: impl Into<Caller>,
+    ) -> Result<Answer<Embeddings>, NoAnswer> {
+        self.ask(plan, request, caller.into()).await
+    }
+
+    /// Has the tokens of `request` counted by the plan's first target: another's tokens are other tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`NoAnswer`], by the deadline at the latest; of the kind [`Unsupported`](ErrorKind::Unsupported) where the
+    /// provider does not count.
+    pub async fn count_tokens(
+        &self,
+        plan: &Plan,
+        request: ChatRequest,
+        caller: impl Into<Caller>,
+    ) -> Result<Answer<u64>, NoAnswer> {
+        let first = Plan {
+            targets: plan.targets.iter().take(1).cloned().collect(),
+            balance: Balance::Ordered,
+        };
+        self.ask(&first, Count(request), caller.into()).await
+    }
+
+    async fn ask<A: Ask>(
+        &self,
+        plan: &Plan,
+        mut request: A,
+        caller: Caller,
+    ) -> Result<Answer<A::Given>, NoAnswer> {
         let deadline = caller.deadline;
         let mut trail = Trail::default();
         let mut failures = Failures::default();
         let able = able(plan, &request, &mut trail, &mut failures);
+        if able.is_empty() {
+            return Err(failures.no_answer(trail));
+        }
         let demand = match self.demand(&caller, &request) {
             Ok(demand) => demand,
             Err(busy) => return Err(client_busy(&able, busy, trail)),
@@ -177,7 +225,7 @@ impl Pool {
                     turn: None,
                 };
                 match ask(target, &mut request, asking, &mut trail).await {
-                    Ok(stream) => return Ok(answer(target, stream, trail)),
+                    Ok(given) => return Ok(answer(target, given, trail)),
                     Err(failure) => {
                         if failure.busy {
                             busy.push(target);
@@ -197,7 +245,7 @@ impl Pool {
                     turn: Some(turn),
                 };
                 match ask(target, &mut request, asking, &mut trail).await {
-                    Ok(stream) => return Ok(answer(target, stream, trail)),
+                    Ok(given) => return Ok(answer(target, given, trail)),
                     Err(failure) => {
                         if failures.note(failure) {
                             return Err(failures.no_answer(trail));
@@ -215,8 +263,8 @@ impl Pool {
     }
 
     /// What the request asks of the limits, its client's first.
-    fn demand(&self, caller: &Caller, request: &ChatRequest) -> Result<Demand, Busy> {
-        let cost = Cost::of(request);
+    fn demand(&self, caller: &Caller, request: &impl Ask) -> Result<Demand, Busy> {
+        let cost = request.cost();
         let bill = match (&self.clients, caller.uid) {
             (Some(clients), Some(uid)) => clients.charge(uid, cost, Instant::now())?,
             _ => None,
@@ -262,12 +310,12 @@ impl Pool {
 /// The targets that can do what the request needs.
 fn able(
     plan: &Plan,
-    request: &ChatRequest,
+    request: &impl Ask,
     trail: &mut Trail,
     failures: &mut Failures,
 ) -> Vec<Target> {
     let is_able = |target: &&Target| {
-        let Some(feature) = needs::lacking(request, target.member.features()) else {
+        let Some(feature) = request.lacking(target.member.features()) else {
             return true;
         };
         skipped(target, Skip::Lacks(feature), trail);
@@ -323,9 +371,9 @@ impl Failures {
     }
 }
 
-fn answer(target: &Target, stream: ChatStream, trail: Trail) -> Answer {
+fn answer<T>(target: &Target, given: T, trail: Trail) -> Answer<T> {
     Answer {
-        stream,
+        given,
         provider: Arc::clone(target.member.name()),
         model: Arc::clone(&target.model),
         trail,
@@ -341,15 +389,16 @@ struct Asking<'a> {
 }
 
 /// Asks one target, with one key after the other while it is the keys that are refused.
-async fn ask(
+async fn ask<A: Ask>(
     target: &Target,
-    request: &mut ChatRequest,
+    request: &mut A,
     mut asking: Asking<'_>,
     trail: &mut Trail,
-) -> Result<ChatStream, Failure> {
+) -> Result<A::Given, Failure> {
     let Target { member, model, .. } = target;
-    request.model.clear();
-    request.model.push_str(model);
+    let named = request.model();
+    named.clear();
+    named.push_str(model);
     let mut failed = None;
     for _ in 0..member.keys() {
         let begun = Instant::now();
@@ -370,7 +419,7 @@ async fn ask(
         };
         let key = call.key;
         let bound = Bound::of(begun, member.whole, asking.demand.deadline);
-        let outcome = stream::open(call, request, bound).await;
+        let outcome = request.open(call, bound).await;
         trail.add(Attempt {
             provider: Arc::clone(member.name()),
             model: Arc::clone(model),
@@ -382,7 +431,7 @@ async fn ask(
             took: begun.elapsed(),
         });
         let error = match outcome {
-            Ok(stream) => return Ok(stream),
+            Ok(given) => return Ok(given),
             Err(error) => error,
         };
         let of_key = member::is_of_key(error.kind);

@@ -66,6 +66,15 @@ impl Cost {
         }
     }
 
+    /// What vectors of `texts` will probably cost.
+    pub(super) fn of_texts(texts: &[String]) -> Self {
+        let tokens = |text: &String| text.len().div_ceil(BYTES_PER_TOKEN) as u64;
+        Self {
+            input: texts.iter().map(tokens).sum(),
+            output: 0,
+        }
+    }
+
     /// What was said so far costs about so much.
     pub(super) fn said(self, bytes: usize) -> Self {
         Self {

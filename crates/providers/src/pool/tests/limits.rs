@@ -418,7 +418,7 @@ async fn tokens_are_estimated_before_and_put_right_after() {
     // What was cancelled costs what was said so far.
     let mut answer = pool.chat(&route, large(), None).await.unwrap();
     assert!(matches!(
-        answer.stream.next().await,
+        answer.given.next().await,
         Some(Ok(Event::Text(_)))
     ));
     drop(answer);
@@ -698,4 +698,32 @@ async fn a_thousand_at_once_keep_to_the_limits_and_each_ends() {
         counts.answered + counts.failed + counts.cancelled
     );
     assert_eq!(counts.shed as usize, shed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn vectors_and_counts_keep_to_the_limits_as_chats_do() {
+    let mut pool = pool();
+    let limits = Limits {
+        rate: Rate {
+            requests_per_minute: Some(60),
+            tokens_per_minute: Some(100),
+        },
+        ..at_most(1)
+    };
+    let (_, route) = limited(&mut pool, [limits]);
+    let held = pool.chat(&route, request(), None).await.unwrap();
+    let vectors = EmbeddingRequest {
+        input: vec!["x".repeat(40)],
+        ..EmbeddingRequest::default()
+    };
+    let soon = Some(Instant::now() + SECOND);
+    let failed = pool.embed(&route, vectors.clone(), soon).await.unwrap_err();
+    assert_eq!(failed.error.kind, ErrorKind::Shed, "{}", failed.trail);
+    drop(held);
+    sleep(600 * SECOND).await;
+    pool.embed(&route, vectors, None).await.unwrap();
+    pool.count_tokens(&route, request(), None).await.unwrap();
+    let status = pool.members()[0].status();
+    let left: Vec<u64> = status.limits.iter().map(|limit| limit.left).collect();
+    assert_eq!(left, [1, 58, 90]);
 }
