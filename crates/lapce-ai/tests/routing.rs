@@ -7,12 +7,12 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lapce_ai_client::ai::{AIRequest, Message, Tool};
-use lapce_ai_client::{Client, ErrorCode, Options};
+use lapce_ai_client::{Class, Client, ErrorCode, Options, RequestOptions};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::{Home, OpenAi, ended, first_bytes, signal, until};
@@ -383,5 +383,170 @@ fn a_client_that_cancels_or_goes_hangs_up_on_the_provider() {
                 "{health}"
             );
         }
+    }
+}
+
+/// Each request gets its answer when the test says so.
+fn on_demand() -> (Server, mpsc::Sender<()>) {
+    let (let_go, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let server = Server::new(move |_| {
+        // Whoever is gone lets go of all.
+        let _ = wait.lock().unwrap().recv();
+        Some(stream("done"))
+    });
+    (server, let_go)
+}
+
+#[test]
+fn requests_wait_for_their_turn_and_those_that_do_not_fit_are_sent_away() {
+    let (office, let_go) = on_demand();
+    let home = home("Requests at once", &[("office", &office)]);
+    let _daemon = home.serve(&[]);
+    let ask = || {
+        let mut command = home.command(&["chat", "--json", "-m", "office/m", "hi"]);
+        command.stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let first = ask();
+    until("the first one is asked for", || office.count() == 1);
+    let second = ask();
+    until("the second one waits", || {
+        health(&home, "office")["waiting"] == 1
+    });
+    let third = home.run(&["chat", "-m", "office/m", "hi"]);
+    assert_ne!(third.code, Some(0));
+    assert!(
+        third.err.contains("too many requests wait for it"),
+        "{third:?}"
+    );
+    let live = home.ok(&["providers", "--live"]);
+    let limit = live.lines().find(|line| line.contains("in flight"));
+    let words: Vec<&str> = limit.unwrap_or_default().split_whitespace().collect();
+    assert_eq!(words[..5], ["office", "in", "flight", "0", "1"], "{live}");
+    let_go.send(()).unwrap();
+    assert_eq!(ended(first).code, Some(0));
+    until("the second one is asked for", || office.count() == 2);
+    let_go.send(()).unwrap();
+    let second = ended(second);
+    let last: Value = serde_json::from_str(second.out.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        outcomes(&last),
+        ["office skipped limit_provider_in_flight", "office answered"]
+    );
+    let health = health(&home, "office");
+    assert_eq!((&health["queued"], &health["shed"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        (&health["waiting"], &health["maxWaiting"]),
+        (&json!(0), &json!(1))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_class_of_a_request_says_who_goes_first() {
+    let (office, let_go) = on_demand();
+    let config = format!(
+        "[providers.office]\ntype = 'openai'\nbase_url = '{}'\nmax_in_flight = 1\n",
+        office.url
+    );
+    let home = Home::new(&config);
+    let _daemon = home.serve(&[]);
+    let client = Client::connect(Options::new(home.socket())).await.unwrap();
+    let ask = |text: &str, class| {
+        let client = client.clone();
+        let request = AIRequest {
+            stream: Some(false),
+            ..AIRequest::new("office/m", vec![Message::user(text)])
+        };
+        let options = RequestOptions {
+            class,
+            ..RequestOptions::default()
+        };
+        tokio::spawn(async move { client.complete_with(&request, &options).await.unwrap() })
+    };
+    let mut asked = vec![ask("the first", Class::ByType)];
+    until("it is asked for", || office.count() == 1);
+    for (waiting, text, class) in [
+        (1, "no hurry", Class::Bulk),
+        (2, "urgent", Class::Interactive),
+    ] {
+        asked.push(ask(text, class));
+        until("it waits", || health(&home, "office")["waiting"] == waiting);
+    }
+    for _ in 0..3 {
+        let_go.send(()).unwrap();
+    }
+    for answer in asked {
+        assert_eq!(answer.await.unwrap().content, "done");
+    }
+    let requests = office.requests.lock().unwrap().clone();
+    let order = ["the first", "urgent", "no hurry"];
+    for (request, text) in requests.iter().zip(order) {
+        assert!(request.contains(text), "{requests:?}");
+    }
+    client.close().await;
+}
+
+#[test]
+fn a_rate_that_is_used_up_says_how_long_to_wait() {
+    let office = good("fine");
+    let home = home("Rate limits", &[("office", &office)]);
+    assert_eq!(home.ok(&["chat", "-m", "office/large", "hi"]), "fine\n");
+    let failed = home.run(&["chat", "-m", "office/large", "hi"]);
+    assert!(failed.err.contains("as much was asked for"), "{failed:?}");
+    assert!(failed.err.contains("try again in"), "{failed:?}");
+    // Other models have what is left of the provider's.
+    for _ in 0..2 {
+        assert_eq!(home.ok(&["chat", "-m", "office/m", "hi"]), "fine\n");
+    }
+    let failed = home.run(&["chat", "-m", "office/m", "hi"]);
+    assert!(failed.err.contains("try again in"), "{failed:?}");
+    assert_eq!(office.count(), 3);
+    assert_eq!(health(&home, "office")["shed"], 2);
+    let live = home.ok(&["providers", "--live"]);
+    assert!(live.contains("large tokens per minute"), "{live}");
+}
+
+#[test]
+fn a_key_that_has_nothing_left_is_not_used_until_its_reset() {
+    let spent = "x-ratelimit-limit-requests: 30\r\nx-ratelimit-remaining-requests: 0\r\nx-ratelimit-reset-requests: 1m40s\r\n";
+    let server = Server::new(move |_| {
+        let answer = stream("fine");
+        Some(answer.replacen("content-type", &format!("{spent}content-type"), 1))
+    });
+    let home = home("Limits that providers tell of", &[("groq", &server)]);
+    for _ in 0..2 {
+        assert_eq!(home.ok(&["chat", "-m", "groq/m", "hi"]), "fine\n");
+    }
+    let failed = home.run(&["chat", "-m", "groq/m", "hi"]);
+    assert!(failed.err.contains("try again in"), "{failed:?}");
+    let requests = server.requests.lock().unwrap();
+    let with = |key: &str| requests.iter().filter(|text| text.contains(key)).count();
+    assert_eq!((with("key-number-1"), with("key-number-2")), (1, 1));
+    let limits = &health(&home, "groq")["limits"];
+    assert_eq!(limits.as_array().unwrap().len(), 2, "{limits}");
+    assert_eq!(
+        (&limits[1]["key"], &limits[1]["left"]),
+        (&json!(2), &json!(0))
+    );
+    assert_eq!(limits[1]["learned"], true);
+}
+
+#[test]
+fn each_client_has_its_limits() {
+    let config = format!("{}\n[providers.local]\n", example("Clients"));
+    let home = Home::new(&config);
+    for _ in 0..2 {
+        home.ok(&["chat", "-m", "local", "hi"]);
+    }
+    let failed = home.run(&["chat", "-m", "local", "hi"]);
+    assert!(
+        failed.err.contains("this client made as many requests"),
+        "{failed:?}"
+    );
+    let us = rustix::process::geteuid().as_raw();
+    let own = config.replace("4294967294", &us.to_string());
+    let home = Home::new(&own);
+    for _ in 0..4 {
+        home.ok(&["chat", "-m", "local", "hi"]);
     }
 }

@@ -122,6 +122,42 @@ pub struct Health {
     /// Milliseconds until the first of those is used again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rest_ms: Option<u64>,
+    /// Requests that wait for its limits now.
+    pub waiting: u64,
+    /// How many may.
+    pub max_waiting: u64,
+    /// Requests that had to wait for its limits.
+    pub queued: u64,
+    /// Requests that were sent away, since the limits had no room for them in time.
+    pub shed: u64,
+    /// What is left of its limits: those that are configured, and those that it told of.
+    pub limits: Vec<LimitStatus>,
+}
+
+/// What is left of a limit.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LimitStatus {
+    /// Whose: `provider`, `model` or `key`.
+    pub scope: String,
+    /// Of what: `in_flight`, `requests`, `tokens`, `input_tokens` or `output_tokens`.
+    pub measure: String,
+    /// The model, where it is one model's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Which of several keys, from 1, where it is a key's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<u64>,
+    /// The most there may be, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub most: Option<u64>,
+    /// What is left.
+    pub left: u64,
+    /// Milliseconds until all of it is there again; absent for requests under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reset_ms: Option<u64>,
+    /// Whether the provider told of it; else it is configured.
+    pub learned: bool,
 }
 
 /// A circuit breaker that is not closed.

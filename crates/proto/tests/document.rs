@@ -989,6 +989,7 @@ fn faults() {
 fn described(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::Number(_) => "integer",
+        serde_json::Value::Bool(_) => "boolean",
         serde_json::Value::String(_) => "string",
         serde_json::Value::Array(_) => "[]",
         serde_json::Value::Object(_) => "{}",
@@ -1000,8 +1001,8 @@ fn described(value: &serde_json::Value) -> String {
 #[test]
 fn status() {
     use lapce_ai_proto::status::{
-        Breaker, ConnectionStatus, Counters, Health, PoolStatus, ProviderStatus, ReactorStatus,
-        Status, TierStatus,
+        Breaker, ConnectionStatus, Counters, Health, LimitStatus, PoolStatus, ProviderStatus,
+        ReactorStatus, Status, TierStatus,
     };
     use serde_json::to_value;
     let text = || Some(String::new());
@@ -1040,6 +1041,15 @@ fn status() {
                 first_token_p99_ms: Some(1),
                 rest_ms: Some(1),
                 ..Health::default()
+            })
+        }),
+        ("Limit", to_value(LimitStatus::default()), {
+            to_value(LimitStatus {
+                model: text(),
+                key: Some(1),
+                most: Some(1),
+                reset_ms: Some(1),
+                ..LimitStatus::default()
             })
         }),
         ("Breaker", to_value(Breaker::default()), {

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::rate_limit::RateLimits;
+
 /// The longest provider message that an error keeps, in bytes.
 const MESSAGE_LIMIT: usize = 2048;
 /// The most bytes of one character.
@@ -35,6 +37,8 @@ pub struct ProviderError {
     pub retry_after: Option<Duration>,
     /// The provider's id of the request, for its support.
     pub request_id: Option<Box<str>>,
+    /// What the answer's headers tell of the provider's limits.
+    pub rate_limits: RateLimits,
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
@@ -71,6 +75,8 @@ pub enum ErrorKind {
     ConnectionFailed,
     /// The provider was not asked: it failed too often just now, and its circuit breaker is open.
     CircuitOpen,
+    /// The provider was not asked: our own limits had no room for the request in time.
+    Shed,
     /// A time-out; which one.
     TimedOut(Phase),
     /// The answer ended without its end mark.
@@ -142,6 +148,7 @@ impl ErrorKind {
             | Self::ProviderInternal
             | Self::ConnectionFailed
             | Self::CircuitOpen
+            | Self::Shed
             | Self::StreamCut => true,
             _ => false,
         }
@@ -169,6 +176,7 @@ impl ErrorKind {
             Self::Authentication
             | Self::Permission
             | Self::RateLimited
+            | Self::Shed
             | Self::QuotaExhausted
             | Self::NotFound
             | Self::Configuration => Fault::Us,
@@ -192,6 +200,7 @@ impl ErrorKind {
             Self::ContentFiltered => "content_filtered",
             Self::ConnectionFailed => "connection_failed",
             Self::CircuitOpen => "circuit_open",
+            Self::Shed => "shed",
             Self::TimedOut(Phase::Connect) => "connect_timed_out",
             Self::TimedOut(Phase::FirstToken) => "first_token_timed_out",
             Self::TimedOut(Phase::NextToken) => "next_token_timed_out",
@@ -221,6 +230,7 @@ impl ErrorKind {
             Self::ContentFiltered => "refused by the provider's content filter",
             Self::ConnectionFailed => "no connection",
             Self::CircuitOpen => "not asked",
+            Self::Shed => "no room for it now",
             Self::TimedOut(Phase::Connect) => "connecting took too long",
             Self::TimedOut(Phase::FirstToken) => "the first token took too long",
             Self::TimedOut(Phase::NextToken) => "the next token took too long",
@@ -246,6 +256,7 @@ impl ProviderError {
             status: None,
             retry_after: None,
             request_id: None,
+            rate_limits: RateLimits::default(),
             source: None,
         }
     }

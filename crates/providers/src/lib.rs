@@ -59,6 +59,7 @@ mod local;
 mod pool;
 mod profile;
 mod provider;
+mod rate_limit;
 mod sse;
 mod wire;
 
@@ -76,11 +77,13 @@ pub use event_stream::{EventStreamError, EventStreamMessage, EventStreamParser, 
 pub use http::{HttpClient, HttpConfig, HttpProvider, Timeouts};
 pub use local::{FailureMode, Local, LocalConfig, LocalFailure};
 pub use pool::{
-    Answer, Attempt, Balance, BreakerConfig, BreakerState, Counts, Member, MemberStatus, NoAnswer,
-    Outcome, Plan, Pool, PoolConfig, RetryConfig, Skip, Target, Trail,
+    Answer, Attempt, Balance, BreakerConfig, BreakerState, Caller, Counts, Limit, LimitStatus,
+    Limits, Measure, Member, MemberStatus, ModelLimits, NoAnswer, Outcome, Plan, Pool, PoolConfig,
+    Priority, Rate, RetryConfig, Scope, Skip, Target, Trail,
 };
 pub use profile::{Auth, Feature, Features, Format, PROFILES, Profile, Settings};
 pub use provider::{BoxFuture, ChatResponse, ChatStream, EventStream, Provider, Source};
+pub use rate_limit::{Counted, RateLimits, RateWindow};
 /// Keys are given in this type, which never shows them.
 pub use secrecy::SecretString;
 pub use sse::{DEFAULT_MAX_EVENT_LEN, SseError, SseEvent, SseParser};

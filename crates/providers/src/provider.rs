@@ -9,6 +9,7 @@ use crate::chat::{ChatRequest, Content, Message, ModelInfo, Role, ToolCall};
 use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::ProviderError;
 use crate::event::{Event, FinishReason, Usage};
+use crate::rate_limit::RateLimits;
 use crate::wire::unsupported;
 
 /// A future in a box, so that [`Provider`] can be used as `dyn Provider`.
@@ -62,6 +63,7 @@ pub trait EventStream: Send {
 pub struct ChatStream {
     inner: Box<dyn EventStream>,
     ended: bool,
+    rate_limits: RateLimits,
 }
 
 impl ChatStream {
@@ -70,7 +72,20 @@ impl ChatStream {
         Self {
             inner: Box::new(events),
             ended: false,
+            rate_limits: RateLimits::default(),
         }
+    }
+
+    /// Adds what the answer's headers tell of the provider's limits.
+    #[must_use]
+    pub fn with_rate_limits(mut self, told: RateLimits) -> Self {
+        self.rate_limits = told;
+        self
+    }
+
+    /// What the answer's headers told of the provider's limits.
+    pub fn rate_limits(&self) -> &RateLimits {
+        &self.rate_limits
     }
 
     /// The next event, which borrows from the stream; `None` at the end.

@@ -462,6 +462,7 @@ async fn a_thousand_requests_through_a_storm_each_end_rightly_and_in_time() {
             answered,
             failed,
             cancelled,
+            ..
         } = status.counts;
         println!("{:22} {status:?}", member.name());
         assert_eq!(in_flight, 0, "{}", member.name());

@@ -1,6 +1,6 @@
 //! `lapce-ai providers --live`: how the daemon's providers do now.
 
-use lapce_ai_proto::status::{Breaker, Health, Status};
+use lapce_ai_proto::status::{Breaker, Health, LimitStatus, Status};
 
 use super::or_interrupted;
 use crate::config::Config;
@@ -33,6 +33,8 @@ fn lines(status: &Status) -> Vec<String> {
         "FAILED",
         "CANCELLED",
         "RUNNING",
+        "WAITING",
+        "SHED",
         "FIRST TOKEN p50/p95/p99",
         "KEYS",
         "BREAKER",
@@ -47,6 +49,8 @@ fn lines(status: &Status) -> Vec<String> {
             health.failed,
             health.cancelled,
             health.in_flight,
+            health.waiting,
+            health.shed,
         ];
         let mut row = vec![provider.name.clone()];
         row.extend(counts.map(|count| count.to_string()));
@@ -57,7 +61,55 @@ fn lines(status: &Status) -> Vec<String> {
         ]);
         rows.push(row);
     }
-    table(&rows)
+    let mut lines = table(&rows);
+    let limits = limits(status);
+    if limits.len() > 1 {
+        lines.push(String::new());
+        lines.extend(table(&limits));
+    }
+    lines
+}
+
+/// What is left of each limit, where there are any.
+fn limits(status: &Status) -> Vec<Vec<String>> {
+    let header = ["PROVIDER", "LIMIT", "LEFT", "OF", "FULL IN", "FROM"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    for provider in &status.providers {
+        let limits = provider.health.iter().flat_map(|health| &health.limits);
+        rows.extend(limits.map(|limit| one_limit(&provider.name, limit)));
+    }
+    rows
+}
+
+fn one_limit(provider: &str, limit: &LimitStatus) -> Vec<String> {
+    let key = limit.key.map(|key| format!("key {key} "));
+    let model = limit.model.as_deref().map(|model| format!("{model} "));
+    let measure = limit.measure.replace('_', " ");
+    let per = match (limit.measure.as_str(), limit.learned) {
+        ("in_flight", _) | (_, true) => "",
+        _ => " per minute",
+    };
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    vec![
+        provider.to_owned(),
+        format!(
+            "{}{}{measure}{per}",
+            key.unwrap_or_default(),
+            model.unwrap_or_default()
+        ),
+        limit.left.to_string(),
+        or_dash(limit.most.map(|most| most.to_string())),
+        or_dash(
+            limit
+                .reset_ms
+                .map(|millis| format!("{} s", millis.div_ceil(1000))),
+        ),
+        match limit.learned {
+            true => "its headers",
+            false => "configuration",
+        }
+        .to_owned(),
+    ]
 }
 
 fn first_token(health: &Health) -> String {
@@ -135,6 +187,27 @@ mod tests {
             keys: 2,
             resting_keys: 1,
             rest_ms: Some(30_000),
+            waiting: 4,
+            shed: 5,
+            limits: vec![
+                LimitStatus {
+                    scope: "provider".to_owned(),
+                    measure: "in_flight".to_owned(),
+                    most: Some(8),
+                    left: 3,
+                    ..LimitStatus::default()
+                },
+                LimitStatus {
+                    scope: "key".to_owned(),
+                    measure: "input_tokens".to_owned(),
+                    model: Some("gpt-x".to_owned()),
+                    key: Some(2),
+                    left: 900,
+                    reset_ms: Some(1500),
+                    learned: true,
+                    ..LimitStatus::default()
+                },
+            ],
             ..Health::default()
         };
         let provider = |name: &str, health| ProviderStatus {
@@ -150,8 +223,17 @@ mod tests {
         let words: Vec<&str> = lines[1].split_whitespace().collect();
         assert_eq!(
             words.join(" "),
-            "openai 12 9 2 1 0 200/900/1200 ms 2, 1 resting for 30 s gpt-x open for 5 s, half open"
+            "openai 12 9 2 1 0 4 5 200/900/1200 ms 2, 1 resting for 30 s gpt-x open for 5 s, half open"
         );
         assert!(lines[2].ends_with("closed"), "{lines:?}");
+        let limits = lines[5..].iter().map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.join(" ")
+        });
+        let expected = [
+            "openai in flight 3 8 - configuration",
+            "openai key 2 gpt-x input tokens 900 - 2 s its headers",
+        ];
+        assert!(limits.eq(expected), "{lines:?}");
     }
 }

@@ -7,6 +7,7 @@ mod aliases;
 mod key;
 mod kinds;
 mod layers;
+mod limits;
 mod pool;
 mod provider;
 mod section;
@@ -30,6 +31,7 @@ use serde_json::Value;
 
 pub use key::{ApiKey, KeyCommand, KeyProgram};
 pub use layers::{Origin, Problem};
+pub use limits::ClientLimits;
 pub use pool::RouteSettings;
 pub use provider::{HttpSettings, LocalSettings, ProviderKind, ProviderSettings};
 pub use waits::Waits;
@@ -42,11 +44,13 @@ pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// What stands where a key stood.
 const REDACTED: &str = "[redacted]";
-const SECTIONS: [&str; 11] = [
+const SECTIONS: [&str; 13] = [
     "ipc",
     "requests",
     "retries",
     "breaker",
+    "limits",
+    "clients",
     "log",
     "metrics",
     "discovery",
@@ -117,6 +121,10 @@ pub struct Config {
     pub requests: Requests,
     /// What happens when a provider fails.
     pub pool: PoolConfig,
+    /// How much is used of providers that say nothing else.
+    pub limits: lapce_ai_providers::Limits,
+    /// How much each client may ask for.
+    pub clients: ClientLimits,
     /// The log.
     pub log: Log,
     /// Metrics.
@@ -330,6 +338,8 @@ impl Config {
         let ipc = read_ipc(&mut tree, &mut findings);
         let requests = read_requests(&mut tree, &mut findings);
         let pool = pool::read_pool(&mut tree, &mut findings);
+        let limits = limits::read_usual(&mut tree, &mut findings);
+        let clients = limits::read_clients(&mut tree, &mut findings);
         let log = read_log(&mut tree, file.as_deref(), &mut findings);
         let metrics = read_metrics(&mut tree, &mut findings);
         let discovery = read_discovery(&mut tree, &mut findings);
@@ -338,6 +348,7 @@ impl Config {
             tree.remove("providers"),
             file.as_deref(),
             requests.waits,
+            &limits,
             &mut findings,
         );
         let aliases = aliases::read_all(tree.remove("aliases"), &providers, &mut findings);
@@ -365,6 +376,8 @@ impl Config {
             ipc,
             requests,
             pool,
+            limits,
+            clients,
             log,
             metrics,
             discovery,

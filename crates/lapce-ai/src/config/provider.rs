@@ -5,13 +5,14 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ErrorKind, FailureMode, Format, LocalConfig, LocalFailure, PROFILES, Phase, Profile,
+    ErrorKind, FailureMode, Format, Limits, LocalConfig, LocalFailure, PROFILES, Phase, Profile,
     SecretString,
 };
 use serde_json::Value;
 
 use super::key::{self, ApiKey};
 use super::layers::{Entry, Origin, Raw};
+use super::limits;
 use super::section::{Findings, Section};
 use super::waits::{self, Waits};
 use super::{kinds, name_of};
@@ -23,6 +24,8 @@ pub struct ProviderSettings {
     pub name: String,
     /// The model that is meant where only the provider is named.
     pub default_model: Option<String>,
+    /// How much of it is used.
+    pub limits: Limits,
     /// How it is spoken to.
     pub kind: ProviderKind,
 }
@@ -109,6 +112,7 @@ pub(super) fn read_all(
     entry: Option<Entry>,
     file: Option<&Path>,
     usual: Waits,
+    limits: &Limits,
     findings: &mut Findings,
 ) -> Vec<ProviderSettings> {
     let table = match entry {
@@ -133,7 +137,7 @@ pub(super) fn read_all(
     });
     entries
         .into_iter()
-        .filter_map(|(name, entry)| read(name, entry, file, usual, findings))
+        .filter_map(|(name, entry)| read(name, entry, file, usual, limits, findings))
         .collect()
 }
 
@@ -142,6 +146,7 @@ fn read(
     entry: Entry,
     file: Option<&Path>,
     usual: Waits,
+    limits: &Limits,
     findings: &mut Findings,
 ) -> Option<ProviderSettings> {
     let place = entry.origin.clone();
@@ -175,6 +180,7 @@ fn read(
         }
     };
     let default_model = section.maybe("default_model", &kinds::text("a model's name"));
+    let limits = limits::read(&mut section, limits);
     let kind = match Profile::named(ty) {
         Some(profile) => {
             let http = read_http(&mut section, &place, profile, file, usual);
@@ -186,6 +192,7 @@ fn read(
     Some(ProviderSettings {
         name,
         default_model,
+        limits,
         kind,
     })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use lapce_ai_providers::SecretString;
 use secrecy::zeroize::Zeroizing;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::REDACTED;
 use super::kinds::{self, Kind};
@@ -197,6 +197,41 @@ impl<'a> Section<'a> {
             }
             self.findings.problems.append(&mut findings.problems);
         }
+        found
+    }
+
+    /// Reads the table of tables `key`, each as a section of its own, with its name and its place. Nothing in them is secret.
+    pub(super) fn named_tables<T>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        mut read: impl FnMut(&str, &mut Section<'_>, Origin) -> Option<T>,
+    ) -> Vec<T> {
+        self.known.push(key);
+        let Some(Entry { raw, origin }) = self.table.remove(key) else {
+            self.note(key, Some(Value::Object(Map::new())), Origin::Default);
+            return Vec::new();
+        };
+        let Raw::Table(tables) = raw else {
+            let text = format!("{key} must be a table such as {{ {example} }}");
+            self.problem(origin, text);
+            return Vec::new();
+        };
+        let (mut found, mut shown) = (Vec::new(), Map::new());
+        for (name, entry) in tables {
+            let mut findings = Findings::default();
+            let place = entry.origin.clone();
+            let of_name = format!("{}.{key}.{name}", self.name);
+            let mut section = Section::new(of_name, Some(entry), &mut findings);
+            found.extend(read(&name, &mut section, place));
+            section.finish();
+            self.findings.problems.append(&mut findings.problems);
+            let set = findings.settings.into_iter();
+            let set = set.filter(|setting| setting.origin != Origin::Default);
+            let values = set.filter_map(|setting| Some((setting.key.to_string(), setting.value?)));
+            shown.insert(name, Value::Object(values.collect()));
+        }
+        self.note(key, Some(Value::Object(shown)), origin);
         found
     }
 

@@ -489,6 +489,81 @@ fn waits_of_a_provider_are_those_of_all_unless_it_says_otherwise() {
 }
 
 #[test]
+fn limits_are_every_provider_s_unless_it_has_its_own() {
+    use lapce_ai_providers::{ModelLimits, Rate};
+    let config = read(
+        "[limits]
+max_in_flight = 8
+tokens_per_minute = 1000
+[providers.groq]
+max_in_flight = 0
+max_waiting = 3
+key_requests_per_minute = 9
+learn_from_headers = false
+[providers.groq.model_limits.'llama/x']
+max_in_flight = 2
+requests_per_minute = 5
+[providers.local]
+[clients]
+requests_per_minute = 60
+[clients.users]
+1000 = { requests_per_minute = 0 }
+1001 = { tokens_per_minute = 7 }",
+    )
+    .unwrap();
+    let (groq, local) = (&config.providers[0].limits, &config.providers[1].limits);
+    assert_eq!(*local, config.limits);
+    assert_eq!(local.max_in_flight, Some(8));
+    assert_eq!((groq.max_in_flight, groq.queue), (None, 3));
+    let rate = |requests_per_minute, tokens_per_minute| Rate {
+        requests_per_minute,
+        tokens_per_minute,
+    };
+    assert_eq!(groq.rate, rate(None, Some(1000)));
+    assert_eq!(groq.key_rate, rate(Some(9), None));
+    let model = ModelLimits {
+        max_in_flight: Some(2),
+        rate: rate(Some(5), None),
+    };
+    assert_eq!(groq.models, [("llama/x".into(), model)]);
+    assert!(!groq.learn);
+    assert_eq!(config.clients.usual, rate(Some(60), None));
+    let special = [(1000, rate(None, None)), (1001, rate(Some(60), Some(7)))];
+    assert_eq!(config.clients.special, special);
+    // What is printed is read again as the same.
+    let printed = config.to_toml();
+    let again = read(&printed).unwrap();
+    assert_eq!(again.providers[0].limits, *groq, "{printed}");
+    assert_eq!(again.clients, config.clients);
+}
+
+#[test]
+fn wrong_limits_are_told_of_with_their_place() {
+    let text = error(
+        "[limits]
+max_in_flight = -1
+[providers.groq]
+max_wait_secs = 'long'
+model_limits = 3
+[providers.local.model_limits.x]
+max_waiting = 3
+[clients.users]
+me = { requests_per_minute = 1 }",
+    );
+    let lines: Vec<&str> = text.lines().collect();
+    for (line, sign) in lines.iter().zip([
+        "limits.max_in_flight must be a whole number from 0 to 1000000000",
+        "providers.groq.max_wait_secs must be a number of seconds",
+        "providers.groq: model_limits must be a table such as",
+        "unknown key `providers.local.model_limits.x.max_waiting`",
+        "clients.users.me: its name must be a user id such as 1000",
+    ]) {
+        assert!(line.contains(sign), "{text}");
+    }
+    assert_eq!(lines.len(), 5, "{text}");
+}
+
+#[test]
 fn the_address_tells_which_server_of_openai_s_kind_it_is() {
     for (text, profile) in [
         ("[providers.openai]", "openai"),

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use lapce_ai_proto::status::{Breaker, Health};
+use lapce_ai_proto::status::{self, Breaker, Health};
 use lapce_ai_proto::{Attempt, ErrorBody};
-use lapce_ai_providers::{BreakerState, MemberStatus, NoAnswer, Outcome, ProviderError, Trail};
+use lapce_ai_providers::{
+    BreakerState, LimitStatus, MemberStatus, NoAnswer, Outcome, ProviderError, Trail,
+};
 
 use super::wire;
 
@@ -74,6 +76,24 @@ pub(super) fn health(status: &MemberStatus) -> Health {
         keys: status.keys as u64,
         resting_keys: resting as u64,
         rest_ms: first.map(milliseconds),
+        waiting: status.waiting.0 as u64,
+        max_waiting: status.waiting.1 as u64,
+        queued: status.counts.queued,
+        shed: status.counts.shed,
+        limits: status.limits.iter().map(limit).collect(),
+    }
+}
+
+fn limit(status: &LimitStatus) -> status::LimitStatus {
+    status::LimitStatus {
+        scope: status.limit.scope.name().to_owned(),
+        measure: status.limit.measure.name().to_owned(),
+        model: status.model.as_deref().map(str::to_owned),
+        key: status.key.map(|key| key as u64),
+        most: status.most,
+        left: status.left,
+        reset_ms: status.reset.map(milliseconds),
+        learned: status.learned,
     }
 }
 

@@ -8,8 +8,8 @@ use lapce_ai_proto::ai::{
     ModelListError, ModelsRequest, TokenCount,
 };
 use lapce_ai_proto::status::Status;
-use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
-use lapce_ai_providers::{Answer, ErrorKind, Event, NoAnswer, Plan, Trail};
+use lapce_ai_proto::{Class, ErrorBody, ErrorCode, MessageType};
+use lapce_ai_providers::{Answer, Caller, ErrorKind, Event, NoAnswer, Plan, Priority, Trail};
 use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -207,11 +207,11 @@ impl App {
         let estimate = wire::estimated_tokens(&parsed);
         let plan = self.plan(&parsed.model)?;
         let chat = wire::chat_request(parsed, String::new())?;
-        let deadline = held.deadline.map(Into::into);
+        let caller = caller(&held);
         match self
             .providers
             .pool()
-            .count_tokens(&plan, chat, deadline)
+            .count_tokens(&plan, chat, caller)
             .await
         {
             Ok(answer) => Ok(TokenCount {
@@ -230,8 +230,8 @@ impl App {
         let parsed: EmbeddingsRequest = wire::parse(&held.body)?;
         let plan = self.plan(&parsed.model)?;
         let request = wire::embedding_request(parsed, String::new())?;
-        let deadline = held.deadline.map(Into::into);
-        let answer = self.providers.pool().embed(&plan, request, deadline).await;
+        let caller = caller(&held);
+        let answer = self.providers.pool().embed(&plan, request, caller).await;
         let Answer {
             given,
             provider,
@@ -283,13 +283,13 @@ impl App {
             Err(error) => return failed(responder, error),
         };
         let streamed = chat.stream;
-        let deadline = held.deadline.map(Into::into);
+        let caller = caller(&held);
         let Answer {
             given: mut stream,
             provider,
             model,
             trail,
-        } = match self.providers.pool().chat(&plan, chat, deadline).await {
+        } = match self.providers.pool().chat(&plan, chat, caller).await {
             Ok(answer) => answer,
             Err(error) => return failed(responder, no_answer(&error)),
         };
@@ -338,6 +338,20 @@ impl App {
         // The client has its answer; what is left is the end of the provider's, so that its connection can be reused.
         while let Some(Ok(_)) = stream.next().await {}
         Ok(())
+    }
+}
+
+/// Who made the request, as far as the pool wants to know.
+fn caller(request: &OwnedRequest) -> Caller {
+    Caller {
+        deadline: request.deadline.map(Into::into),
+        priority: match request.class {
+            Class::Interactive => Priority::Interactive,
+            Class::Bulk => Priority::Bulk,
+            // The server has put the type's own class in the place of `ByType`.
+            Class::Normal | Class::ByType => Priority::Normal,
+        },
+        uid: Some(request.peer().credentials.uid),
     }
 }
 

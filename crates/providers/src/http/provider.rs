@@ -17,7 +17,7 @@ use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::{ErrorKind, Phase, ProviderError};
 use crate::provider::{BoxFuture, ChatStream, Provider};
 use crate::sse::DEFAULT_MAX_EVENT_LEN;
-use crate::wire::{Decoding, Wire};
+use crate::wire::{Decoding, Wire, rate_limits};
 
 /// The most bytes of an error's body that are read.
 const ERROR_BODY_LIMIT: usize = 64 << 10;
@@ -127,7 +127,10 @@ impl HttpProvider {
         };
         // Whatever came in time is what there is to say.
         let _ = tokio::time::timeout(ERROR_BODY_TIMEOUT, whole).await;
-        self.wire.decode_error(head, &read, SystemTime::now())
+        let now = SystemTime::now();
+        let mut error = self.wire.decode_error(head, &read, now);
+        error.rate_limits = rate_limits(&head.headers, now);
+        error
     }
 
     async fn open(&self, request: &ChatRequest) -> Result<ChatStream, ProviderError> {
@@ -135,18 +138,20 @@ impl HttpProvider {
         let http = self.wire.chat_request(request, self.ready().await?)?;
         let response = self.send(http, self.timeouts.first_token).await?;
         let (head, body) = response.into_parts();
+        let told = rate_limits(&head.headers, SystemTime::now());
         let decoding = Decoding::new(self.wire.decoder(&head, self.max_event_len)?);
         let timeouts = Timeouts {
             first_token: self.timeouts.first_token.saturating_sub(begun.elapsed()),
             ..self.timeouts
         };
-        Ok(ChatStream::new(HttpStream::new(
+        let stream = HttpStream::new(
             body,
             decoding,
             timeouts,
             self.name.clone(),
             self.wire.clone(),
-        )))
+        );
+        Ok(ChatStream::new(stream).with_rate_limits(told))
     }
 
     async fn list(&self) -> Result<Vec<ModelInfo>, ProviderError> {

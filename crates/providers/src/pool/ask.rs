@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::member::Call;
 use super::needs;
+use super::rate::Cost;
 use super::stream::{self, Bound};
 use crate::chat::ChatRequest;
 use crate::embeddings::{EmbeddingRequest, Embeddings};
@@ -22,6 +23,9 @@ pub(super) trait Ask: Send + Sync {
 
     /// The model to be asked, by the name that the provider uses.
     fn model(&mut self) -> &mut String;
+
+    /// What it will probably cost, in tokens.
+    fn cost(&self) -> Cost;
 
     /// Asks with the key of `call`, and tells it how that went.
     fn open(
@@ -42,6 +46,10 @@ impl Ask for ChatRequest {
         &mut self.model
     }
 
+    fn cost(&self) -> Cost {
+        Cost::of(self)
+    }
+
     async fn open(&self, call: Call, bound: Option<Bound>) -> Result<ChatStream, ProviderError> {
         stream::open(call, self, bound).await
     }
@@ -58,10 +66,14 @@ impl Ask for EmbeddingRequest {
         &mut self.model
     }
 
+    fn cost(&self) -> Cost {
+        Cost::of_texts(&self.input)
+    }
+
     async fn open(&self, call: Call, bound: Option<Bound>) -> Result<Embeddings, ProviderError> {
         let member = Arc::clone(call.member());
         let asked = member.account(call.key).embed(self);
-        whole(call, bound, asked).await
+        whole(call, bound, asked, |given| given.input_tokens).await
     }
 }
 
@@ -85,22 +97,28 @@ impl Ask for Count {
         &mut self.0.model
     }
 
+    /// Counting is a request, and generates nothing.
+    fn cost(&self) -> Cost {
+        Cost::default()
+    }
+
     async fn open(&self, call: Call, bound: Option<Bound>) -> Result<u64, ProviderError> {
         let member = Arc::clone(call.member());
         let asked = member.account(call.key).count_tokens(&self.0);
-        whole(call, bound, asked).await
+        whole(call, bound, asked, |_| None).await
     }
 }
 
-/// What comes whole or not at all.
+/// What comes whole or not at all. `tokens` says what the provider counted, if it says so.
 async fn whole<T>(
     mut call: Call,
     bound: Option<Bound>,
     asked: BoxFuture<'_, Result<T, ProviderError>>,
+    tokens: impl Fn(&T) -> Option<u64>,
 ) -> Result<T, ProviderError> {
     let given = stream::within(bound, call.member().clone().name(), asked).await;
     match &given {
-        Ok(_) => call.gave(),
+        Ok(given) => call.gave(tokens(given)),
         Err(error) => call.failed(error),
     }
     given

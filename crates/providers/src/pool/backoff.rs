@@ -78,6 +78,11 @@ impl RetryBudget {
     pub(super) fn spend(&mut self) {
         self.left -= 1.0;
     }
+
+    /// What was spent was not needed.
+    pub(super) fn give_back(&mut self) {
+        self.left = (self.left + 1.0).min(Self::MOST);
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::breaker::LONGEST_ASKED;
+use super::rate::Busy;
 use crate::error::ErrorKind;
 
 /// The first rest after too many requests, where the provider does not say how long; doubled each time in a row.
@@ -39,6 +40,24 @@ pub(super) struct Rest {
     times: u32,
 }
 
+/// Why none of the keys may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoKey {
+    /// Each was refused; this is the rest that ends first.
+    Resting(Rest),
+    /// The first of them is free when this limit has room.
+    Busy(Busy),
+}
+
+impl NoKey {
+    fn until(&self) -> Option<Instant> {
+        match self {
+            Self::Resting(rest) => Some(rest.until),
+            Self::Busy(busy) => busy.until,
+        }
+    }
+}
+
 impl Keys {
     pub(super) fn new(count: usize) -> Self {
         Self {
@@ -51,28 +70,35 @@ impl Keys {
         self.keys.len()
     }
 
-    /// The next key in turn that may be used for `model`, or the rest that ends first.
-    pub(super) fn pick(&mut self, model: &str, now: Instant) -> Result<usize, Rest> {
-        let mut first: Option<Rest> = None;
+    /// The next key in turn that may be used for `model`, or what ends first of all that keeps them from it. `busy` tells
+    /// of the limits of a key.
+    pub(super) fn pick(
+        &mut self,
+        model: &str,
+        now: Instant,
+        busy: impl Fn(usize) -> Option<Busy>,
+    ) -> Result<usize, NoKey> {
+        let mut first: Option<NoKey> = None;
         for step in 0..self.keys.len() {
             let at = (self.next + step) % self.keys.len();
-            match self.keys[at].rest(model, now) {
+            let rest = self.keys[at].rest(model, now).map(NoKey::Resting);
+            match rest.or_else(|| busy(at).map(NoKey::Busy)) {
                 None => {
                     self.next = at + 1;
                     return Ok(at);
                 }
-                Some(rest) if first.is_none_or(|first| rest.until < first.until) => {
-                    first = Some(rest);
+                Some(why) if first.is_none_or(|first| why.until() < first.until()) => {
+                    first = Some(why);
                 }
                 Some(_) => {}
             }
         }
         // There is at least one key, and none may be used.
-        Err(first.unwrap_or(Rest {
+        Err(first.unwrap_or(NoKey::Resting(Rest {
             until: now,
             why: ErrorKind::Authentication,
             times: 0,
-        }))
+        })))
     }
 
     /// When the first key may be used for `model`.
@@ -173,24 +199,64 @@ impl Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::limits::{Limit, Measure, Scope};
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    fn pick(keys: &mut Keys, model: &str, now: Instant) -> Result<usize, Rest> {
+        keys.pick(model, now, |_| None).map_err(|none| match none {
+            NoKey::Resting(rest) => rest,
+            NoKey::Busy(busy) => panic!("{busy:?}"),
+        })
+    }
+
+    #[test]
+    fn a_key_without_room_is_passed_over() {
+        let now = Instant::now();
+        let mut keys = Keys::new(2);
+        let busy = |until: Instant| Busy {
+            limit: Limit {
+                scope: Scope::Key,
+                measure: Measure::Requests,
+            },
+            until: Some(until),
+        };
+        let first = |key| (key == 0).then(|| busy(now + SECOND));
+        let picked: Vec<_> = (0..2).map(|_| keys.pick("m", now, first)).collect();
+        assert_eq!(picked, [Ok(1), Ok(1)]);
+        keys.refused(1, "m", now, ErrorKind::RateLimited, Some(2 * SECOND));
+        assert_eq!(
+            keys.pick("m", now, first),
+            Err(NoKey::Busy(busy(now + SECOND)))
+        );
+        let later = |_| Some(busy(now + 3 * SECOND));
+        let resting = keys.pick("m", now, later).unwrap_err();
+        assert!(matches!(resting, NoKey::Resting(rest) if rest.until == now + 2 * SECOND));
+    }
 
     #[test]
     fn keys_take_turns_and_a_resting_one_is_passed_over() {
         let now = Instant::now();
         let mut keys = Keys::new(3);
-        let picked: Vec<_> = (0..4).map(|_| keys.pick("m", now).unwrap()).collect();
+        let picked: Vec<_> = (0..4).map(|_| pick(&mut keys, "m", now).unwrap()).collect();
         assert_eq!(picked, [0, 1, 2, 0]);
         keys.refused(1, "m", now, ErrorKind::RateLimited, Some(5 * SECOND));
-        assert_eq!(keys.pick("m", now), Ok(2));
-        assert_eq!(keys.pick("m", now), Ok(0));
-        assert_eq!(keys.pick("other", now), Ok(1), "the limit is the model's");
+        assert_eq!(pick(&mut keys, "m", now), Ok(2));
+        assert_eq!(pick(&mut keys, "m", now), Ok(0));
+        assert_eq!(
+            pick(&mut keys, "other", now),
+            Ok(1),
+            "the limit is the model's"
+        );
         assert_eq!(keys.resting(now), (1, Some(now + 5 * SECOND)));
         keys.refused(1, "m", now, ErrorKind::Authentication, None);
-        assert_eq!(keys.pick("other", now + 6 * SECOND), Ok(2));
-        assert_eq!(keys.pick("other", now + 6 * SECOND), Ok(0));
-        assert_eq!(keys.pick("other", now + 6 * SECOND), Ok(2), "a long rest");
+        assert_eq!(pick(&mut keys, "other", now + 6 * SECOND), Ok(2));
+        assert_eq!(pick(&mut keys, "other", now + 6 * SECOND), Ok(0));
+        assert_eq!(
+            pick(&mut keys, "other", now + 6 * SECOND),
+            Ok(2),
+            "a long rest"
+        );
     }
 
     #[test]
@@ -199,12 +265,12 @@ mod tests {
         let mut keys = Keys::new(2);
         keys.refused(0, "m", now, ErrorKind::RateLimited, Some(9 * SECOND));
         keys.refused(1, "m", now, ErrorKind::RateLimited, Some(4 * SECOND));
-        let rest = keys.pick("m", now).unwrap_err();
+        let rest = pick(&mut keys, "m", now).unwrap_err();
         assert_eq!(
             (rest.until, rest.why),
             (now + 4 * SECOND, ErrorKind::RateLimited)
         );
-        assert_eq!(keys.pick("m", now + 4 * SECOND), Ok(1));
+        assert_eq!(pick(&mut keys, "m", now + 4 * SECOND), Ok(1));
     }
 
     #[test]
@@ -217,17 +283,20 @@ mod tests {
                 keys.refused(0, "m", now, ErrorKind::RateLimited, None);
             }
             assert_eq!(
-                keys.pick("m", now).unwrap_err().until,
+                pick(&mut keys, "m", now).unwrap_err().until,
                 now + seconds * SECOND
             );
             now += seconds * SECOND;
         }
         keys.refused(0, "m", now, ErrorKind::RateLimited, Some(100 * SECOND));
         keys.refused(0, "m", now, ErrorKind::RateLimited, Some(SECOND));
-        assert_eq!(keys.pick("m", now).unwrap_err().until, now + 100 * SECOND);
+        assert_eq!(
+            pick(&mut keys, "m", now).unwrap_err().until,
+            now + 100 * SECOND
+        );
         keys.well(0, "m");
         keys.refused(0, "m", now, ErrorKind::RateLimited, None);
-        assert_eq!(keys.pick("m", now).unwrap_err().until, now + SECOND);
+        assert_eq!(pick(&mut keys, "m", now).unwrap_err().until, now + SECOND);
     }
 
     #[test]
@@ -235,7 +304,7 @@ mod tests {
         let now = Instant::now();
         let mut keys = Keys::new(1);
         keys.refused(0, "m", now, ErrorKind::Authentication, None);
-        assert_eq!(keys.pick("m", now), Ok(0));
+        assert_eq!(pick(&mut keys, "m", now), Ok(0));
     }
 
     #[test]

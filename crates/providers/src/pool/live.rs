@@ -32,6 +32,10 @@ pub struct Counts {
     pub failed: u64,
     /// Given up by whoever asked: cancelled, gone, or over its own deadline.
     pub cancelled: u64,
+    /// Had to wait for the limits.
+    pub queued: u64,
+    /// Ended without being asked for, since the limits had no room in time.
+    pub shed: u64,
 }
 
 impl Live {

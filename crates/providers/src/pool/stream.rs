@@ -68,12 +68,14 @@ pub(super) async fn open(
     let member = Arc::clone(call.member());
     let reading = async {
         let mut inner = member.account(call.key).chat(request).await?;
+        call.heard(inner.rate_limits());
         let mut queue = EventQueue::default();
         loop {
             let Some(event) = inner.next().await else {
                 return Err(ended_early(member.name()));
             };
             let event = event?;
+            call.saw(&event);
             queue.push(event);
             match event {
                 Event::Start { .. } => {}
@@ -168,7 +170,11 @@ impl EventStream for Pooled {
             return Some(Err(error));
         }
         let event = if queue.is_empty() {
-            inner.as_mut()?.take()
+            let event = inner.as_mut()?.take();
+            if let Some(Ok(event)) = &event {
+                call.saw(event);
+            }
+            event
         } else {
             queue.pop().map(Ok)
         };

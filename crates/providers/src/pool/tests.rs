@@ -5,6 +5,8 @@ use std::future::pending;
 use std::sync::Mutex;
 use std::task::{Context, Poll};
 
+mod limits;
+
 use super::*;
 use crate::chat::{Message, ModelInfo, ResponseFormat, Tool};
 use crate::event::{Event, FinishReason};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::limits::Limit;
 use crate::error::ErrorKind;
 use crate::profile::Feature;
 
@@ -21,7 +22,8 @@ pub struct Attempt {
     pub key: Option<usize>,
     /// How it went.
     pub outcome: Outcome,
-    /// From asking to the first token, to the whole answer where it was asked for in one piece, or to the failure.
+    /// From asking to the first token, to the whole answer where it was asked for in one piece, or to the failure. Where it
+    /// was skipped: how long it was waited for.
     pub took: Duration,
 }
 
@@ -47,6 +49,16 @@ pub enum Skip {
     KeysResting(ErrorKind),
     /// A retry would go beyond the part of the load that retries may be.
     RetryBudget,
+    /// A limit is reached.
+    Limited(Limit),
+    /// Too many wait for its limits.
+    QueueFull,
+    /// A more urgent request took the place of this one among those that wait.
+    Displaced,
+    /// It waited for the limits for as long as it may.
+    QueueTimeout,
+    /// The limits have no room before the deadline.
+    QueueDeadline,
 }
 
 impl fmt::Display for Skip {
@@ -56,6 +68,11 @@ impl fmt::Display for Skip {
             Self::BreakerOpen => f.write_str("breaker_open"),
             Self::KeysResting(kind) => write!(f, "keys_resting_{}", kind.name()),
             Self::RetryBudget => f.write_str("retry_budget"),
+            Self::Limited(limit) => write!(f, "limit_{limit}"),
+            Self::QueueFull => f.write_str("queue_full"),
+            Self::Displaced => f.write_str("queue_displaced"),
+            Self::QueueTimeout => f.write_str("queue_timeout"),
+            Self::QueueDeadline => f.write_str("queue_deadline"),
         }
     }
 }
@@ -101,6 +118,18 @@ impl Trail {
         }
     }
 
+    /// The last time that this one was passed over, it was waited for.
+    pub(super) fn waited(&mut self, provider: &str, model: &str, took: Duration) {
+        let mut attempts = self.attempts.iter_mut().rev();
+        let same =
+            |attempt: &&mut Attempt| *attempt.provider == *provider && *attempt.model == *model;
+        if let Some(attempt) = attempts.find(same)
+            && matches!(attempt.outcome, Outcome::Skipped(_))
+        {
+            attempt.took = took;
+        }
+    }
+
     pub(super) fn add(&mut self, attempt: Attempt) {
         // The last one says how it ended.
         self.attempts.truncate(MOST - 1);
@@ -125,7 +154,7 @@ impl fmt::Display for Trail {
                 write!(f, " key {key}")?;
             }
             write!(f, " {outcome}")?;
-            if !matches!(outcome, Outcome::Skipped(_)) {
+            if !matches!(outcome, Outcome::Skipped(_)) || !took.is_zero() {
                 write!(f, " ({} ms)", took.as_millis())?;
             }
         }
@@ -150,17 +179,22 @@ mod tests {
         trail.add(attempt(None, Outcome::Answered));
         assert!(trail.is_plain());
         trail = Trail::default();
+        let skipped = |skip| Attempt {
+            took: Duration::ZERO,
+            ..attempt(None, Outcome::Skipped(skip))
+        };
         for skip in [
             Skip::Lacks(Feature::Images),
             Skip::KeysResting(ErrorKind::RateLimited),
         ] {
-            trail.add(attempt(None, Outcome::Skipped(skip)));
+            trail.add(skipped(skip));
         }
+        trail.waited("groq", "llama", Duration::from_secs(2));
         trail.add(attempt(Some(2), Outcome::Answered));
         trail.broke_off(ErrorKind::StreamCut);
         assert_eq!(
             trail.to_string(),
-            "groq/llama skipped: lacks_images; groq/llama skipped: keys_resting_rate_limited; \
+            "groq/llama skipped: lacks_images; groq/llama skipped: keys_resting_rate_limited (2000 ms); \
              groq/llama key 2 failed: stream_cut (12 ms)"
         );
         assert!(!trail.is_plain());

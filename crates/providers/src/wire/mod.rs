@@ -15,6 +15,7 @@ pub(crate) mod gemini;
 mod json;
 pub(crate) mod ollama;
 pub(crate) mod openai;
+mod rate_limit;
 mod request;
 pub(crate) mod responses;
 mod retry_after;
@@ -34,6 +35,7 @@ use crate::http::HttpClient;
 use crate::provider::BoxFuture;
 
 pub use decoding::Decoding;
+pub(crate) use rate_limit::rate_limits;
 pub(crate) use retry_after::retry_after;
 
 /// How one provider's HTTP API is spoken. It holds the base URL and the key.

@@ -16,7 +16,8 @@ use lapce_ai_providers::{
 use super::attempts;
 use super::keys::{self, ByCommand};
 use crate::config::{
-    ApiKey, Config, HttpSettings, Network, ProviderKind, ProviderSettings, RouteSettings, Waits,
+    ApiKey, ClientLimits, Config, HttpSettings, Network, ProviderKind, ProviderSettings,
+    RouteSettings, Waits,
 };
 
 const LOCAL: &str = "local";
@@ -68,6 +69,7 @@ impl Providers {
             );
         }
         providers.alias(&config.aliases);
+        providers.limit(config);
         providers.route(&config.routes);
         providers.choose_default(config.requests.default_model.as_deref());
         for problem in &providers.problems {
@@ -153,6 +155,18 @@ impl Providers {
     fn member(&self, name: &str) -> Option<&Arc<Member>> {
         let mut members = self.pool.members().iter();
         members.find(|member| &**member.name() == name)
+    }
+
+    /// Gives each provider and each client its limits.
+    fn limit(&mut self, config: &Config) {
+        for member in self.pool.members() {
+            let mut configured = config.providers.iter();
+            let own = configured.find(|settings| *settings.name == **member.name());
+            let limits = own.map_or(&config.limits, |settings| &settings.limits);
+            member.limit(limits.clone());
+        }
+        let ClientLimits { usual, special } = &config.clients;
+        self.pool.limit_clients(*usual, special.clone());
     }
 
     /// Makes a plan of each route. Targets that lead nowhere are told of and left out.

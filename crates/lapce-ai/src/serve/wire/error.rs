@@ -14,6 +14,7 @@ pub(in crate::serve) fn provider_error(error: &ProviderError) -> ErrorBody {
         ErrorKind::RateLimited => ErrorCode::RateLimited,
         ErrorKind::QuotaExhausted => ErrorCode::QuotaExhausted,
         ErrorKind::Overloaded => ErrorCode::ProviderOverloaded,
+        ErrorKind::Shed => ErrorCode::Overloaded,
         ErrorKind::ContentFiltered => ErrorCode::ContentFiltered,
         // A wrong address, too: the advice is to check the base URL.
         ErrorKind::ConnectionFailed | ErrorKind::NotFound | ErrorKind::TimedOut(Phase::Connect) => {

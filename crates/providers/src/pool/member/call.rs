@@ -4,16 +4,35 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::line::{Taken, Wakers};
 use super::{Member, State};
 use crate::error::{ErrorKind, Phase, ProviderError};
+use crate::event::{Event, Usage};
 use crate::pool::breaker::Ticket;
+use crate::pool::gate::Charge;
+use crate::pool::keys::NoKey;
+use crate::pool::rate::Cost;
+use crate::pool::rate::client::Bill;
 use crate::pool::trail::Skip;
+use crate::rate_limit::RateWindow;
 
 /// Why a member takes no call, and when it may again.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(in crate::pool) struct Refused {
     pub(in crate::pool) why: Skip,
     pub(in crate::pool) until: Option<Instant>,
+}
+
+impl Refused {
+    pub(super) fn no_key(none: NoKey) -> Self {
+        match none {
+            NoKey::Busy(busy) => Self::busy(busy),
+            NoKey::Resting(rest) => Self {
+                why: Skip::KeysResting(rest.why),
+                until: Some(rest.until),
+            },
+        }
+    }
 }
 
 /// What is to blame for a failure, as far as it says something about later calls.
@@ -55,6 +74,7 @@ pub(in crate::pool) fn is_of_key(kind: ErrorKind) -> bool {
 }
 
 /// The consent of both breakers.
+#[derive(Debug)]
 pub(super) struct Tickets {
     pub(super) way: Ticket,
     pub(super) of_model: Option<Ticket>,
@@ -98,6 +118,13 @@ pub(in crate::pool) struct Call {
     begun: Instant,
     /// Until the first token: it is what a breaker looks at.
     tickets: Option<Tickets>,
+    /// Until its end: what it took of the limits.
+    charge: Option<Charge>,
+    bill: Option<Arc<Bill>>,
+    /// Whether the provider began to answer, how many bytes it said, and what it says that it cost.
+    heard: bool,
+    said: usize,
+    usage: Option<Usage>,
     over: bool,
 }
 
@@ -105,18 +132,73 @@ impl Call {
     pub(super) fn new(
         member: &Arc<Member>,
         model: &Arc<str>,
-        key: usize,
-        tickets: Tickets,
+        taken: Taken,
+        bill: Option<Arc<Bill>>,
         begun: Instant,
     ) -> Self {
         Self {
             member: Arc::clone(member),
             model: Arc::clone(model),
-            key,
+            key: taken.key,
             begun,
-            tickets: Some(tickets),
+            tickets: Some(taken.tickets),
+            charge: Some(taken.charge),
+            bill,
+            heard: false,
+            said: 0,
+            usage: None,
             over: false,
         }
+    }
+
+    /// The head of the answer came, with what it tells of the provider's own limits.
+    pub(in crate::pool) fn heard(&mut self, told: &[RateWindow]) {
+        self.heard = true;
+        let Some(charge) = &mut self.charge else {
+            return;
+        };
+        let now = Instant::now();
+        let mut state = self.member.lock();
+        state.gate.heard(charge, &self.model, told, now);
+        let wakers = state.serve(now, self.member.config);
+        drop(state);
+        wakers.wake();
+    }
+
+    /// An event of the answer came: it costs tokens, or says how many there were.
+    pub(in crate::pool) fn saw(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Text(text) | Event::Reasoning { text, .. } => self.said += text.len(),
+            Event::ToolCall(delta) => self.said += delta.arguments.len(),
+            Event::Usage(usage) => self.usage = Some(*usage),
+            _ => {}
+        }
+    }
+
+    /// Gives back what it took of the limits, and lets those in that waited for it.
+    fn close(&mut self, state: &mut State, failed: bool, whole: bool, now: Instant) -> Wakers {
+        let Some(charge) = self.charge.take() else {
+            return Wakers::default();
+        };
+        let actual = match self.usage {
+            Some(usage) => Cost {
+                input: usage.input_tokens,
+                output: usage.output_tokens,
+            },
+            // Who does not answer counts nothing.
+            None if failed && !self.heard => Cost::default(),
+            None => charge.cost().said(self.said),
+        };
+        if let Some(bill) = self.bill.take() {
+            bill.add(actual);
+        }
+        state.gate.close(charge, &self.model, actual, whole, now);
+        state.serve(now, self.member.config)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_for(&self, model: &str) -> bool {
+        *self.model == *model
     }
 
     pub(in crate::pool) fn member(&self) -> &Arc<Member> {
@@ -134,7 +216,12 @@ impl Call {
     }
 
     /// What was asked for came, whole, and is no chat: it says nothing about first tokens.
-    pub(in crate::pool) fn gave(mut self) {
+    pub(in crate::pool) fn gave(mut self, tokens: Option<u64>) {
+        self.heard = true;
+        self.usage = tokens.map(|input_tokens| Usage {
+            input_tokens,
+            ..Usage::default()
+        });
         self.went_well(Instant::now(), false);
         self.finished();
     }
@@ -161,7 +248,8 @@ impl Call {
             return;
         }
         let now = Instant::now();
-        let mut guard = self.member.lock();
+        let member = Arc::clone(&self.member);
+        let mut guard = member.lock();
         let state = &mut *guard;
         state.live.counts.in_flight -= 1;
         let blame = Blame::of(error.kind);
@@ -187,14 +275,25 @@ impl Call {
             }
             None => {}
         }
+        if let Some(charge) = &mut self.charge {
+            let told = &error.rate_limits;
+            state.gate.heard(charge, &self.model, told, now);
+        }
+        let wakers = self.close(state, true, false, now);
+        drop(guard);
+        wakers.wake();
     }
 
     /// The answer is complete.
     pub(in crate::pool) fn finished(&mut self) {
         if !std::mem::replace(&mut self.over, true) {
-            let mut state = self.member.lock();
+            let member = Arc::clone(&self.member);
+            let mut state = member.lock();
             state.live.counts.in_flight -= 1;
             state.live.counts.answered += 1;
+            let wakers = self.close(&mut state, false, true, Instant::now());
+            drop(state);
+            wakers.wake();
         }
     }
 }
@@ -205,7 +304,8 @@ impl Drop for Call {
         if self.over && tickets.is_none() {
             return;
         }
-        let mut guard = self.member.lock();
+        let member = Arc::clone(&self.member);
+        let mut guard = member.lock();
         let state = &mut *guard;
         if let Some(tickets) = tickets {
             tickets.ignore(state, &self.model);
@@ -214,5 +314,8 @@ impl Drop for Call {
             state.live.counts.in_flight -= 1;
             state.live.counts.cancelled += 1;
         }
+        let wakers = self.close(state, false, false, Instant::now());
+        drop(guard);
+        wakers.wake();
     }
 }

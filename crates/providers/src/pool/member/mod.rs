@@ -5,6 +5,7 @@
 //! that cannot be reached need not be found unreachable for one model after the other.
 
 mod call;
+mod line;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,16 +17,18 @@ use tokio::time::Instant;
 use super::PoolConfig;
 use super::backoff::RetryBudget;
 use super::breaker::{Breaker, BreakerState};
-use super::keys::Keys;
+use super::gate::Gate;
+use super::keys::{Keys, NoKey};
+use super::limits::{LimitStatus, Limits};
 use super::live::{Counts, Live};
-use super::trail::Skip;
 use crate::chat::{ChatRequest, ModelInfo};
 use crate::embeddings::{EmbeddingRequest, Embeddings};
-use crate::error::ProviderError;
+use crate::error::{ErrorKind, ProviderError};
 use crate::profile::Features;
 use crate::provider::{BoxFuture, ChatStream, Provider};
-use call::Tickets;
 pub(super) use call::{Call, Refused, is_of_key};
+use line::Line;
+pub(super) use line::{Demand, Waiting};
 
 /// The most models that have a breaker of their own at once: clients may name any.
 const MODELS: usize = 256;
@@ -48,6 +51,8 @@ struct State {
     keys: Keys,
     budget: RetryBudget,
     live: Live,
+    gate: Gate,
+    line: Line,
 }
 
 /// What a [`Member`] is like now, for `status`.
@@ -67,6 +72,10 @@ pub struct MemberStatus {
     pub keys: usize,
     /// How many of them rest, and how long until the first is used again.
     pub resting: (usize, Option<Duration>),
+    /// How many requests wait for its limits now, and how many may.
+    pub waiting: (usize, usize),
+    /// What is left of its limits, of those that it told of, too.
+    pub limits: Vec<LimitStatus>,
 }
 
 impl Member {
@@ -84,6 +93,8 @@ impl Member {
             keys: Keys::new(accounts.len()),
             budget: RetryBudget::new(config.retries.budget),
             live: Live::default(),
+            gate: Gate::new(Limits::default(), accounts.len(), Instant::now()),
+            line: Line::new(),
         };
         Self {
             name: name.into(),
@@ -93,6 +104,12 @@ impl Member {
             config,
             state: Mutex::new(state),
         }
+    }
+
+    /// Sets what may be used of it, before its first request. Without this there are no limits but the provider's own.
+    pub fn limit(&self, limits: Limits) {
+        let mut state = self.lock();
+        state.gate = Gate::new(limits, self.accounts.len(), Instant::now());
     }
 
     /// Its name, as configured.
@@ -132,6 +149,8 @@ impl Member {
             models,
             keys: state.keys.count(),
             resting: (resting, left(first)),
+            waiting: (state.line.len(), state.gate.limits().queue),
+            limits: state.gate.status(now),
         }
     }
 
@@ -170,63 +189,33 @@ impl Member {
         self.lock().budget.earn();
     }
 
-    /// Takes what one call needs: a key, and the consent of both breakers.
+    /// Takes what one call needs: a key, the consent of both breakers, and room within the limits. Does not wait.
     pub(super) fn admit(
         self: &Arc<Self>,
         model: &Arc<str>,
         is_retry: bool,
+        demand: &Demand,
         now: Instant,
     ) -> Result<Call, Refused> {
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        if is_retry && !state.budget.has_some() {
-            return Err(Refused {
-                why: Skip::RetryBudget,
-                until: None,
-            });
-        }
-        let opens = |until| Refused {
-            why: Skip::BreakerOpen,
-            until: Some(until),
-        };
-        let way = state.way.admit(now).map_err(opens)?;
-        let of_model = match state.model(model, now, self.config) {
-            Some(breaker) => match breaker.admit(now) {
-                Ok(ticket) => Some(ticket),
-                Err(until) => {
-                    state.way.ignore(&way);
-                    return Err(opens(until));
-                }
-            },
-            None => None,
-        };
-        let tickets = Tickets { way, of_model };
-        let key = match state.keys.pick(model, now) {
-            Ok(key) => key,
-            Err(rest) => {
-                tickets.ignore(state, model);
-                return Err(Refused {
-                    why: Skip::KeysResting(rest.why),
-                    until: Some(rest.until),
-                });
-            }
-        };
-        if is_retry {
-            state.budget.spend();
-        }
-        state.live.counts.in_flight += 1;
-        state.live.counts.asked += 1;
-        drop(guard);
-        Ok(Call::new(self, model, key, tickets, now))
+        let mut state = self.lock();
+        let (taken, wakers) = state.take_in_turn(model, demand, is_retry, now, self.config);
+        drop(state);
+        wakers.wake();
+        taken.map(|taken| Call::new(self, model, taken, demand.bill.clone(), now))
     }
 
     /// A key for something else than a chat.
     fn any_key(&self, model: &str) -> Result<usize, ProviderError> {
         let now = Instant::now();
-        self.lock().keys.pick(model, now).map_err(|rest| {
-            let mut error = ProviderError::new(rest.why, "each of its keys rests");
+        let picked = self.lock().keys.pick(model, now, |_| None);
+        picked.map_err(|none| {
+            let (why, until) = match none {
+                NoKey::Resting(rest) => (rest.why, Some(rest.until)),
+                NoKey::Busy(busy) => (ErrorKind::RateLimited, busy.until),
+            };
+            let mut error = ProviderError::new(why, "each of its keys rests");
             error.provider = (*self.name).into();
-            error.retry_after = Some(rest.until - now);
+            error.retry_after = until.map(|until| until.saturating_duration_since(now));
             error
         })
     }
@@ -324,3 +313,6 @@ impl fmt::Debug for Member {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
