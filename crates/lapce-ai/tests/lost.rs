@@ -30,6 +30,22 @@ async fn connect(home: &Home) -> Client {
     Client::connect(Options::new(home.socket())).await.unwrap()
 }
 
+/// Stops a process, and waits until it has.
+fn stop(pid: i32) {
+    signal(pid, Signal::STOP);
+    until("it has stopped", || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        tasks.filter_map(Result::ok).all(|task| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')')
+                .next()
+                .unwrap()
+                .trim_start()
+                .starts_with('T')
+        })
+    });
+}
+
 /// How many requests run, beside the one that asks.
 fn running(home: &Home) -> u64 {
     let status = home.status();
@@ -62,7 +78,7 @@ async fn what_was_in_flight_at_a_kill_is_sent_again_or_ends() {
     });
     until("all of them run", || running(&home) >= 3);
     // Not accepted: a daemon that is stopped reads nothing.
-    signal(first.pid(), Signal::STOP);
+    stop(first.pid());
     let unread = ask(RequestOptions::default());
     tokio::time::sleep(Duration::from_millis(50)).await;
     signal(first.pid(), Signal::KILL);
@@ -100,7 +116,7 @@ async fn a_stopped_daemon_is_given_up_by_the_deadline_and_works_on() {
     let daemon = home.serve(&[]);
     let client = connect(&home).await;
     client.call(MessageType::ECHO, b"before").await.unwrap();
-    signal(daemon.pid(), Signal::STOP);
+    stop(daemon.pid());
     let soon = RequestOptions::with_deadline(Duration::from_millis(100));
     let error = client
         .call_with(MessageType::ECHO, b"meanwhile", &soon)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lapce_ai_proto::{
     Codec, ErrorBody, ErrorCode, Fault, Features, HEADER_LEN, Hello, Kind, Limits, VERSION, Welcome,
 };
-use lapce_ai_shm::{PeerCredentials, Segment, peer_credentials, send_with_fd};
+use lapce_ai_shm::{PeerCredentials, Segment, ShmError, peer_credentials, send_with_fd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
@@ -125,8 +125,13 @@ impl Handshake {
             match Segment::create(terms.request_capacity, terms.response_capacity) {
                 Ok(segment) => Some(segment),
                 Err(error) => {
-                    let message = format!("no memory for this connection: {error}");
-                    self.refuse(&ErrorBody::new(ErrorCode::Overloaded, message.as_str()));
+                    let (code, what) = if lacks_descriptors(&error) {
+                        (ErrorCode::TooManyConnections, "no descriptors are left")
+                    } else {
+                        (ErrorCode::Overloaded, "no memory")
+                    };
+                    let message = format!("{what} for this connection: {error}");
+                    self.refuse(&ErrorBody::new(code, message));
                     let source = std::io::Error::other(error);
                     return Err(TransportError::System {
                         call: "memfd_create",
@@ -187,4 +192,15 @@ impl Handshake {
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Whether the process, or the system, may have no more descriptors.
+fn lacks_descriptors(error: &ShmError) -> bool {
+    let ShmError::System { source, .. } = error else {
+        return false;
+    };
+    matches!(
+        Errno::from_io_error(source),
+        Some(Errno::MFILE | Errno::NFILE)
+    )
 }

@@ -446,15 +446,15 @@ fn read_repeats(ipc: &mut Section<'_>) -> RepeatOptions {
         clients: size(ipc.get(
             "remembered_clients",
             count(default.clients),
-            &integer(0u32..=1_000_000),
+            &kinds::integer(0u32..=1_000_000),
         )),
-        age: ipc.get("remembered_secs", default.age, &seconds(0..=3600)),
+        age: ipc.get("remembered_secs", default.age, &kinds::seconds(0..=3600)),
         running: size(ipc.get(
             "lost_requests",
             count(default.running),
-            &integer(0u32..=100_000),
+            &kinds::integer(0u32..=100_000),
         )),
-        grace: ipc.get("lost_request_secs", default.grace, &seconds(0..=600)),
+        grace: ipc.get("lost_request_secs", default.grace, &kinds::seconds(0..=600)),
     }
 }
 
