@@ -53,7 +53,7 @@ pub(crate) struct Tx {
     /// When the client stopped taking what is written, if it has.
     pub(crate) blocked_since: Option<Instant>,
     pub(crate) closed: bool,
-    /// The client was cut for what it did, or did not do: its tasks end with it, and are not kept for it to come again.
+    /// The client broke the protocol: its tasks end with it, and are not kept for it to come again.
     pub(crate) forfeit: bool,
     /// What came again and was run here: the id of each, and the one that it had at first. Few, and mostly none.
     repeats: Vec<(u64, u64)>,

@@ -125,7 +125,13 @@ impl Handshake {
             match Segment::create(terms.request_capacity, terms.response_capacity) {
                 Ok(segment) => Some(segment),
                 Err(error) => {
-                    self.refuse(&no_segment(&error));
+                    let (code, what) = if lacks_descriptors(&error) {
+                        (ErrorCode::TooManyConnections, "no descriptors are left")
+                    } else {
+                        (ErrorCode::Overloaded, "no memory")
+                    };
+                    let message = format!("{what} for this connection: {error}");
+                    self.refuse(&ErrorBody::new(code, message));
                     let source = std::io::Error::other(error);
                     return Err(TransportError::System {
                         call: "memfd_create",
@@ -188,20 +194,13 @@ impl Handshake {
     }
 }
 
-/// Why there is no segment, for the client. A segment takes a descriptor for a moment, also where the connection got one.
-fn no_segment(error: &ShmError) -> ErrorBody {
-    let errno = match error {
-        ShmError::System { source, .. } => Errno::from_io_error(source),
-        _ => None,
+/// Whether the process, or the system, may have no more descriptors.
+fn lacks_descriptors(error: &ShmError) -> bool {
+    let ShmError::System { source, .. } = error else {
+        return false;
     };
-    match errno {
-        Some(Errno::MFILE | Errno::NFILE) => ErrorBody::new(
-            ErrorCode::TooManyConnections,
-            "the daemon has no descriptors left",
-        ),
-        _ => ErrorBody::new(
-            ErrorCode::Overloaded,
-            format!("no memory for this connection: {error}"),
-        ),
-    }
+    matches!(
+        Errno::from_io_error(source),
+        Some(Errno::MFILE | Errno::NFILE)
+    )
 }

@@ -349,7 +349,8 @@ impl Connection {
                 connection = self.session.id,
                 "a client does not read its answers"
             );
-            tx.forfeit = true;
+            // It loses what it asked for, and does not find it when it comes again.
+            tx.cut_all(ErrorCode::Stalled, "the client does not read its answers");
             return Err(TransportError::PeerGone);
         }
         self.watched = may_stall(&self.uploads, &tx);
