@@ -1,8 +1,10 @@
 //! HTTP: one pooled client for all providers, and the provider that drives any wire format over it.
 
 mod client;
+mod encoding;
 mod provider;
 mod stream;
+mod thoughts;
 
 pub use client::{HttpClient, HttpConfig};
 pub use provider::{HttpProvider, Timeouts};

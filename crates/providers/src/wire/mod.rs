@@ -34,6 +34,7 @@ use crate::http::HttpClient;
 use crate::provider::BoxFuture;
 
 pub use decoding::Decoding;
+pub(crate) use error::malformed;
 pub(crate) use retry_after::retry_after;
 
 /// How one provider's HTTP API is spoken. It holds the base URL and the key.
