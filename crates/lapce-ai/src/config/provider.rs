@@ -43,7 +43,8 @@ pub enum ProviderKind {
 pub struct OpenAiSettings {
     /// What it is; `None` for a server of `OpenAI` chat completions whose address tells which.
     pub profile: Option<&'static Profile>,
-    /// Everything before the paths of its API, such as `/chat/completions`.
+    /// Everything before the paths of its API, such as `/chat/completions`. Empty where only the environment may know
+    /// it (Azure).
     pub base_url: String,
     /// The region or location, for clouds.
     pub region: Option<String>,
@@ -51,6 +52,8 @@ pub struct OpenAiSettings {
     pub aws_profile: Option<String>,
     /// The project, for Google's cloud.
     pub project: Option<String>,
+    /// The version of the API, for Azure.
+    pub api_version: Option<String>,
     /// Where its keys are; they are used in turn.
     pub keys: Vec<ApiKey>,
     /// Further headers of every request. Their values are taken for secrets.
@@ -236,6 +239,9 @@ fn read_openai(
     let url_kind = kinds::text("an address such as \"http://127.0.0.1:8080/v1\"");
     let base_url = match known_url.filter(|url| !url.is_empty()) {
         Some(url) => section.get("base_url", url.to_owned(), &url_kind),
+        None if profile.is_some_and(|profile| profile.url_variable.is_some()) => {
+            section.maybe("base_url", &url_kind).unwrap_or_default()
+        }
         None => {
             let given = section.has("base_url");
             section.maybe("base_url", &url_kind).unwrap_or_else(|| {
@@ -256,6 +262,11 @@ fn read_openai(
         false => None,
     };
     let project = section.maybe("project", &kinds::text("a project's name"));
+    let has_versions = profile.is_some_and(Profile::has_api_version);
+    let api_version = match has_versions {
+        true => section.maybe("api_version", &kinds::text("a version of the API")),
+        false => None,
+    };
     let beside = |path| super::beside(file, path);
     let keys = read_keys(section, beside);
     let headers = section
@@ -272,6 +283,7 @@ fn read_openai(
         region,
         aws_profile,
         project,
+        api_version,
         keys,
         headers: headers
             .into_iter()

@@ -97,7 +97,7 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
     assert_eq!(
         names,
         [
-            "openai", "box", "office", "groq", "bedrock", "vertex", "local"
+            "openai", "box", "office", "groq", "bedrock", "vertex", "azure", "local"
         ]
     );
     let ProviderKind::OpenAi(office) = &config.providers[2].kind else {
@@ -116,7 +116,7 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
     );
     assert_eq!(
         config.routes[0].targets,
-        ["openai/gpt-4o", "office/qwen3-coder"]
+        ["openai/gpt-5.4", "office/qwen3-coder"]
     );
     let ProviderKind::OpenAi(bedrock) = &config.providers[4].kind else {
         panic!()
@@ -132,7 +132,16 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         (vertex.project.as_deref(), vertex.region.as_deref()),
         (Some("my-project"), Some("europe-west4"))
     );
-    let ProviderKind::Local(local) = &config.providers[6].kind else {
+    let ProviderKind::OpenAi(azure) = &config.providers[6].kind else {
+        panic!()
+    };
+    assert_eq!(
+        (azure.base_url.as_str(), azure.api_version.as_deref()),
+        ("https://my-resource.openai.azure.com", Some("2024-10-21"))
+    );
+    // Versions of the API are nothing that others have.
+    assert!(error("[providers.groq]\napi_version = 'x'\n").contains("unknown key"));
+    let ProviderKind::Local(local) = &config.providers[7].kind else {
         panic!()
     };
     assert_eq!(local.tokens_per_second, Some(50.0));

@@ -291,7 +291,7 @@ impl Providers {
                 let usual = profile.and_then(|known| known.usual_model);
                 let model = settings.default_model.clone().or(usual.map(Into::into));
                 let about = ProviderStatus {
-                    base_url: Some(base_url),
+                    base_url: Some(base_url).filter(|url| !url.is_empty()),
                     ..about("configuration")
                 };
                 self.add(name, accounts, model, openai.models.clone(), about);
@@ -414,7 +414,8 @@ fn read_key(
     }
 }
 
-/// Where a server is: what the configuration says, else what the profile's variable says (`OLLAMA_HOST`).
+/// Where a server is: what the configuration says, else what the profile's variable says (`OLLAMA_HOST`). Empty where
+/// nobody says it.
 fn address(
     settings: &OpenAiSettings,
     use_environment: bool,
@@ -453,6 +454,7 @@ fn connect(
             region: settings.region.clone(),
             project: settings.project.clone(),
             aws_profile: settings.aws_profile.clone(),
+            api_version: settings.api_version.clone(),
             ..Settings::default()
         };
         let account = profile.in_environment(account, &lookup)?;
@@ -573,7 +575,7 @@ mod tests {
         ];
         assert_eq!(names(&providers), expected);
         assert_eq!(providers.default_model(), Some("groq/x"));
-        assert_eq!(first(&providers, "openai").1, "gpt-4o-mini");
+        assert_eq!(first(&providers, "openai").1, "gpt-5.4-mini");
     }
 
     #[tokio::test]
@@ -645,6 +647,43 @@ mod tests {
         let request = ChatRequest::new("x").with(lapce_ai_providers::Message::user("x"));
         let error = plan.targets[0].member.chat(&request).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::ConnectionFailed, "{error}");
+    }
+
+    #[tokio::test]
+    async fn azure_takes_its_address_key_and_version_from_its_own_variables() {
+        let endpoint = ("AZURE_OPENAI_ENDPOINT", "http://127.0.0.1:1/");
+        let key = ("AZURE_OPENAI_API_KEY", "k");
+        let found = gather("", &[endpoint, key]).await;
+        assert_eq!(names(&found)[0], ("azure", "environment"));
+        assert_eq!(
+            first(&found, "azure/my-deployment"),
+            ("azure".into(), "my-deployment".into())
+        );
+        // Either alone is of no use to anybody.
+        assert_eq!(names(&gather("", &[key]).await), [("local", "built in")]);
+        for (text, environment, problem) in [
+            ("", &[endpoint, key][..], None),
+            ("base_url = 'http://127.0.0.1:1'", &[key], None),
+            ("", &[key], Some("AZURE_OPENAI_ENDPOINT")),
+            (
+                "",
+                &[endpoint, key, ("OPENAI_API_VERSION", "2024&x")],
+                Some("api_version"),
+            ),
+            (
+                "api_version = '2024-10-21'",
+                &[endpoint, key, ("OPENAI_API_VERSION", "2024&x")],
+                None,
+            ),
+        ] {
+            let text = format!("[providers.work]\ntype = 'azure'\ndefault_model = 'd'\n{text}");
+            let providers = gather(&text, environment).await;
+            let problems = providers.problems().join("\n");
+            match problem {
+                None => assert_eq!(problems, "", "{text}"),
+                Some(sign) => assert!(problems.contains(sign), "{text}: {problems}"),
+            }
+        }
     }
 
     #[tokio::test]
