@@ -126,8 +126,9 @@ fn nothing(format: Format) -> String {
             r#"{"type":"weather-report","sun":[1]}"#,
             r#"{"type":"content-delta","index":0,"delta":{"message":{"content":{"text":""}}}}"#,
         ),
+        // Lines have no types, only fields.
         Format::Ollama => {
-            return "{\"weather\":{\"sun\":[1]}}\n{\"message\":{\"role\":\"assistant\",\"content\":\"\"},\"done\":false}\n".into();
+            return "{\"message\":{\"role\":\"assistant\",\"content\":\"\"},\"done\":false,\"weather\":{\"sun\":[1]}}\n".into();
         }
         Format::Bedrock => {
             return "weatherReport {\"sun\":[1]}\ncontentBlockDelta {\"contentBlockIndex\":0,\"delta\":{\"text\":\"\"}}\n".into();
@@ -182,7 +183,7 @@ fn unknown_events_and_empty_ones_say_nothing() {
 
 fn gzip(body: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    for piece in body.chunks(100) {
+    for piece in body.chunks(body.len().div_ceil(20).max(1)) {
         encoder.write_all(piece).unwrap();
         encoder.flush().unwrap();
     }
