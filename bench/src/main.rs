@@ -11,6 +11,7 @@
 //! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
 //! cargo run --release -p lapce-ai-bench -- stream        the reading of providers' streams, and their path to a client
 //! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
+//! cargo run --release -p lapce-ai-bench -- profile       where the time of a message goes, sampled by perf
 //! ```
 //!
 //! Each peer is a child process: this program again, in a hidden role (`peer`). Nothing printed is a constant.
@@ -30,6 +31,7 @@ mod memcpy;
 mod memory;
 mod message;
 mod peers;
+mod profile;
 mod report;
 mod stream;
 
@@ -61,6 +63,7 @@ enum Command {
     Priority(contention::priority::Arguments),
     Stream(stream::Arguments),
     Instructions(instructions::Arguments),
+    Profile(profile::Arguments),
     /// What `instructions` counts; started by it.
     #[command(hide = true)]
     Counted {
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
         Command::Priority(arguments) => contention::priority::run(&arguments),
         Command::Stream(arguments) => stream::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
+        Command::Profile(arguments) => profile::run(&arguments),
         Command::Counted {
             payload,
             window,

@@ -3,8 +3,10 @@
 mod client;
 mod encoding;
 mod provider;
+mod proxy;
 mod stream;
 mod thoughts;
+mod tls;
 
 pub use client::{HttpClient, HttpConfig};
 pub use provider::{HttpProvider, Timeouts};

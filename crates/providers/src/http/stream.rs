@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::encoding::Unpacker;
-use super::provider::{Timeouts, timed_out};
+use super::provider::{Timeouts, deepest, timed_out};
 use super::thoughts;
 use crate::error::{ErrorKind, Phase, ProviderError};
 use crate::event::Event;
@@ -208,14 +208,6 @@ impl Wait {
         }
         self.timer.as_mut().poll(cx)
     }
-}
-
-fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut current = error;
-    while let Some(source) = current.source() {
-        current = source;
-    }
-    current.to_string()
 }
 
 #[cfg(test)]

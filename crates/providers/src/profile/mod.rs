@@ -77,6 +77,22 @@ pub enum Format {
     Ollama,
 }
 
+impl Format {
+    /// Its name, for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::ChatCompletions(_) => "OpenAI chat completions",
+            Self::Responses(_) => "OpenAI Responses",
+            Self::Cohere => "Cohere Chat v2",
+            Self::Ollama => "Ollama's own",
+            Self::Messages => "Anthropic Messages",
+            Self::Bedrock => "AWS Bedrock Converse",
+            Self::Gemini(GeminiService::AiStudio) => "Google Gemini",
+            Self::Gemini(GeminiService::Vertex) => "Google Gemini, on Vertex AI",
+        }
+    }
+}
+
 /// How a request shows its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Auth {
@@ -155,6 +171,9 @@ impl Profile {
         mut settings: Settings,
         lookup: impl Fn(&str) -> Option<String>,
     ) -> Result<Settings, ProviderError> {
+        settings.base_url = settings
+            .base_url
+            .or_else(|| self.url_in_environment(&lookup));
         match self.format {
             Format::Bedrock => {
                 let environment = AwsEnvironment::new(settings.aws_profile.as_deref(), lookup);
@@ -176,6 +195,12 @@ impl Profile {
             _ => {}
         }
         Ok(settings)
+    }
+
+    /// What the variable says that replaces the profile's base URL.
+    pub fn url_in_environment(&self, lookup: impl Fn(&str) -> Option<String>) -> Option<String> {
+        let url = lookup(self.url_variable?)?;
+        Some(url.trim().to_owned()).filter(|url| !url.is_empty())
     }
 
     /// The profile's wire format with these settings.
