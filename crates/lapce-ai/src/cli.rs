@@ -17,7 +17,7 @@ const EXAMPLES: &str = "\
 Examples:
   lapce-ai chat \"How do I reverse a list in Rust?\"
   git diff | lapce-ai chat \"Write a commit message for this\"
-  lapce-ai chat --model openai/gpt-4o --json \"Hello\" | jq -r 'select(.type == \"text\").text'
+  lapce-ai chat --model openai/gpt-5.4 --json \"Hello\" | jq -r 'select(.type == \"text\").text'
   lapce-ai models
   lapce-ai providers
   lapce-ai config --example > ~/.config/lapce-ai/config.toml

@@ -96,7 +96,7 @@ pub enum Role {
 }
 
 /// One message of the conversation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// Who speaks.
     pub role: Role,

@@ -1,15 +1,25 @@
-//! HTTP/2 over TLS: certificates of one's own, and cancelling one stream of a connection.
+//! HTTP/2 over TLS: certificates of one's own, cancelling one stream of a connection, and streams that the server resets.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[allow(dead_code, reason = "this test uses a part")]
+#[path = "conformance/ask.rs"]
+mod ask;
+#[allow(dead_code, reason = "this test uses a part")]
+#[path = "conformance/fixture.rs"]
+mod fixture;
+#[allow(dead_code, reason = "this test uses a part")]
+#[path = "conformance/render.rs"]
+mod render;
 mod support;
 
 use std::convert::Infallible;
-use std::io::Write;
+use std::io::{self, Write};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
@@ -17,7 +27,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use lapce_ai_providers::{
-    ChatRequest, ErrorKind, Event, HttpClient, HttpConfig, HttpProvider, Provider,
+    ChatRequest, ErrorKind, Event, HttpClient, HttpConfig, HttpProvider, PROFILES, Provider,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use support::{FINISH, request, sse, text_chunk, wire};
@@ -34,25 +44,47 @@ impl Drop for Guard {
     }
 }
 
-/// One chunk, then its end or nothing more.
+/// What comes after an answer's only chunk.
+enum Then {
+    End,
+    Nothing,
+    /// A reset, when the test says so: at once, it would overtake what was written before.
+    Reset(Arc<Mutex<UnboundedReceiver<()>>>),
+}
+
+/// One chunk, and what comes then.
 struct Answer {
     chunk: Option<Bytes>,
-    ends: bool,
+    then: Then,
     _guard: Guard,
+}
+
+/// An answer whose stream is reset in its middle, whatever is asked.
+#[derive(Clone)]
+struct Broken {
+    media_type: String,
+    beginning: Bytes,
+    breaks: Arc<Mutex<UnboundedReceiver<()>>>,
 }
 
 impl Body for Answer {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        match self.chunk.take() {
-            Some(chunk) => Poll::Ready(Some(Ok(Frame::data(chunk)))),
-            None if self.ends => Poll::Ready(None),
-            None => Poll::Pending,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if let Some(chunk) = self.chunk.take() {
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        match &self.then {
+            Then::End => Poll::Ready(None),
+            Then::Nothing => Poll::Pending,
+            Then::Reset(now) => {
+                let lost = now.lock().unwrap().poll_recv(cx);
+                lost.map(|_| Some(Err(io::Error::other("lost"))))
+            }
         }
     }
 }
@@ -66,6 +98,10 @@ struct Server {
 }
 
 async fn start() -> Server {
+    serve(None).await
+}
+
+async fn serve(broken: Option<Broken>) -> Server {
     let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let mut root = tempfile::NamedTempFile::new().unwrap();
     root.write_all(certified.cert.pem().as_bytes()).unwrap();
@@ -97,8 +133,10 @@ async fn start() -> Server {
             };
             counter.fetch_add(1, Ordering::Relaxed);
             let (dropped, arrived) = (dropped.clone(), arrived.clone());
-            let service =
-                service_fn(move |request| answer(request, dropped.clone(), arrived.clone()));
+            let broken = broken.clone();
+            let service = service_fn(move |request| {
+                answer(request, broken.clone(), dropped.clone(), arrived.clone())
+            });
             tokio::spawn(
                 hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                     .serve_connection(TokioIo::new(stream), service),
@@ -117,6 +155,7 @@ async fn start() -> Server {
 /// Answers as the model's name says.
 async fn answer(
     request: http::Request<Incoming>,
+    broken: Option<Broken>,
     dropped: UnboundedSender<&'static str>,
     arrived: UnboundedSender<()>,
 ) -> Result<http::Response<Answer>, Infallible> {
@@ -124,19 +163,27 @@ async fn answer(
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
     let _ = arrived.send(());
+    if let Some(broken) = broken {
+        let answer = Answer {
+            chunk: Some(broken.beginning),
+            then: Then::Reset(broken.breaks),
+            _guard: Guard("answer", dropped),
+        };
+        let head = http::Response::builder().header("content-type", broken.media_type);
+        return Ok(head.body(answer).unwrap());
+    }
     if body["model"] == "silent" {
         let _guard = Guard("request", dropped.clone());
         std::future::pending::<()>().await;
     }
-    let ends = body["model"] != "endless";
-    let chunk = if ends {
-        sse(&[&text_chunk("a"), FINISH])
+    let (chunk, then) = if body["model"] == "endless" {
+        (format!("data: {}\n\n", text_chunk("a")), Then::Nothing)
     } else {
-        format!("data: {}\n\n", text_chunk("a"))
+        (sse(&[&text_chunk("a"), FINISH]), Then::End)
     };
     let answer = Answer {
         chunk: Some(chunk.into()),
-        ends,
+        then,
         _guard: Guard("answer", dropped),
     };
     Ok(http::Response::builder()
@@ -201,6 +248,66 @@ async fn cancelling_resets_the_stream_and_keeps_the_connection() {
         .unwrap();
     assert_eq!(whole.text, "a");
     assert_eq!(server.connections.load(Ordering::Relaxed), 1);
+}
+
+/// Every row of the table: what came is told, and that the rest did not come.
+#[tokio::test]
+async fn a_stream_that_is_reset_is_cut() {
+    for profile in PROFILES {
+        let path = format!("{}/stream", profile.name);
+        let exchanges = fixture::read(&support::fixtures(), &path).unwrap();
+        let exchange = &exchanges[0];
+        let answer = exchange.answer.as_ref().unwrap();
+        let mut options = exchange.options.clone();
+        options.remove("api_version");
+        let Some(ask::Ask::Chat(request)) = ask::ask(&exchange.ask, &mut options) else {
+            panic!("{path}: no chat")
+        };
+        // Into the piece that has the first of the text.
+        let body = support::body(&answer.media_type, &answer.body);
+        let beginning = &body[..body.len() * 3 / 5];
+        let (now, breaks) = unbounded_channel();
+        let server = serve(Some(Broken {
+            media_type: answer.media_type.clone(),
+            beginning: Bytes::copy_from_slice(beginning),
+            breaks: Arc::new(Mutex::new(breaks)),
+        }))
+        .await;
+        let client = HttpClient::new(&HttpConfig {
+            extra_root_certs: Some(server.root.path().into()),
+            ..HttpConfig::default()
+        })
+        .unwrap();
+        let provider = profile
+            .connect(
+                "tested",
+                &support::settings(profile, &server.base_url),
+                client,
+            )
+            .unwrap();
+        let (mut got, mut text) = (render::Rendering::default(), String::new());
+        let read = async {
+            let mut stream = provider.chat(&request).await.unwrap();
+            let mut last = None;
+            while let Some(event) = stream.next().await {
+                got.add(&event);
+                if let Ok(Event::Text(more)) = event {
+                    text.push_str(more);
+                    let _ = now.send(());
+                }
+                last = event.err();
+            }
+            last
+        };
+        let error = tokio::time::timeout(Duration::from_secs(20), read)
+            .await
+            .unwrap_or_else(|_| panic!("{path}: nothing came for 20 s"))
+            .unwrap_or_else(|| panic!("{path}: it ended as if it were whole"));
+        assert_eq!(error.kind, ErrorKind::StreamCut, "{path}: {error}");
+        assert!(error.is_retryable(), "{path}: {error}");
+        assert!(!text.is_empty(), "{path}: {:?}", got.lines());
+        assert_eq!(server.connections.load(Ordering::Relaxed), 1, "{path}");
+    }
 }
 
 #[tokio::test]

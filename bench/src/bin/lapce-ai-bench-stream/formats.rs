@@ -1,6 +1,7 @@
 //! The wire formats, each with a stream as its provider sends one: what begins it, one token, what ends it.
 //!
-//! A row is measured where the profile is in the table of providers. `TOKEN` stands for the token as a JSON string.
+//! A row is measured where the profile is in the table of providers. `TOKEN` stands for the token as a JSON string. Of
+//! AWS's event stream a row has a message a line, its type and its payload; the framing is done here.
 
 use std::sync::Arc;
 
@@ -16,15 +17,16 @@ pub(crate) struct Format {
     /// A provider that speaks it.
     pub(crate) profile: &'static str,
     pub(crate) media_type: &'static str,
-    pub(crate) begin: &'static str,
+    begin: &'static str,
     token: &'static str,
-    pub(crate) end: &'static str,
+    end: &'static str,
     /// The text in one event, read the ordinary way.
     pub(crate) text: fn(&str) -> serde_json::Result<String>,
 }
 
 pub(crate) const EVENT_STREAM: &str = "text/event-stream";
 pub(crate) const JSON_LINES: &str = "application/x-ndjson";
+pub(crate) const AWS_EVENT_STREAM: &str = "application/vnd.amazon.eventstream";
 
 /// Every format that a stream is known of.
 const FORMATS: &[Format] = &[
@@ -110,6 +112,20 @@ const FORMATS: &[Format] = &[
         text: ordinary::gemini,
     },
     Format {
+        profile: "bedrock",
+        media_type: AWS_EVENT_STREAM,
+        begin: r#"messageStart {"p":"abcdefghijk","role":"assistant"}"#,
+        token: r#"contentBlockDelta {"contentBlockIndex":0,"delta":{"text":TOKEN},"p":"abcdefghijklmnopqrstuvwxyz"}"#,
+        end: concat!(
+            r#"contentBlockStop {"contentBlockIndex":0,"p":"abcd"}"#,
+            "\n",
+            r#"messageStop {"p":"abcdefghijklmnop","stopReason":"end_turn"}"#,
+            "\n",
+            r#"metadata {"metrics":{"latencyMs":1094},"p":"abcdefghijklm","usage":{"inputTokens":9,"outputTokens":12,"totalTokens":21}}"#
+        ),
+        text: ordinary::converse,
+    },
+    Format {
         profile: "cohere",
         media_type: EVENT_STREAM,
         begin: concat!(
@@ -184,18 +200,44 @@ impl Format {
             .with_context(|| format!("no profile is called {}", self.profile))
     }
 
+    /// What comes before the first token; may be nothing.
+    pub(crate) fn begin(&self) -> Vec<u8> {
+        self.framed(self.begin)
+    }
+
     /// The event of one token.
-    pub(crate) fn token(&self, text: &str) -> String {
-        self.token
-            .replace("TOKEN", &serde_json::Value::from(text).to_string())
+    pub(crate) fn token(&self, text: &str) -> Vec<u8> {
+        let text = serde_json::Value::from(text).to_string();
+        self.framed(&self.token.replace("TOKEN", &text))
+    }
+
+    /// What comes after the last token.
+    pub(crate) fn end(&self) -> Vec<u8> {
+        self.framed(self.end)
+    }
+
+    fn framed(&self, text: &str) -> Vec<u8> {
+        match self.media_type {
+            AWS_EVENT_STREAM => text.lines().flat_map(message).collect(),
+            _ => text.as_bytes().to_vec(),
+        }
+    }
+
+    /// Makes right what a change of `event`, which came from [`token`](Self::token), has made wrong.
+    pub(crate) fn seal(&self, event: &mut [u8]) {
+        if self.media_type == AWS_EVENT_STREAM
+            && let Some((rest, sum)) = event.split_last_chunk_mut()
+        {
+            *sum = crc32fast::hash(rest).to_be_bytes();
+        }
     }
 
     /// A stream of so many tokens, each in a chunk of its own, as they come while a model writes.
     pub(crate) fn stream(&self, tokens: usize) -> Stream {
         let texts: Vec<_> = TEXTS.iter().cycle().take(tokens).collect();
         let pieces = texts.iter().map(|text| self.token(text));
-        let begin = [self.begin.to_owned()].into_iter();
-        let chunks = begin.chain(pieces).chain([self.end.to_owned()]);
+        let begin = [self.begin()].into_iter();
+        let chunks = begin.chain(pieces).chain([self.end()]);
         Stream {
             chunks: chunks
                 .filter(|chunk| !chunk.is_empty())
@@ -213,6 +255,7 @@ impl Format {
         let settings = Settings {
             base_url: Some("http://127.0.0.1:1".into()),
             key: Some("none".into()),
+            region: Some("us-east-1".into()),
             ..Settings::default()
         };
         Ok(profile.wire(&settings)?)
@@ -224,6 +267,32 @@ impl Format {
         let (head, ()) = head.body(())?.into_parts();
         Ok(Decoding::new(self.wire()?.decoder(&head, 1 << 20)?))
     }
+}
+
+/// A message of AWS's event stream: its type and its payload, with the headers that Bedrock sends.
+fn message(line: &str) -> Vec<u8> {
+    let (name, payload) = line.split_once(' ').unwrap_or((line, ""));
+    let mut headers = Vec::new();
+    for (header, value) in [
+        (":event-type", name),
+        (":content-type", "application/json"),
+        (":message-type", "event"),
+    ] {
+        // A byte of length, the name, the type of a string, two bytes of length, the value.
+        headers.push(header.len() as u8);
+        headers.extend_from_slice(header.as_bytes());
+        headers.push(7);
+        headers.extend_from_slice(&(value.len() as u16).to_be_bytes());
+        headers.extend_from_slice(value.as_bytes());
+    }
+    let total = 12 + headers.len() + payload.len() + 4;
+    let mut message = (total as u32).to_be_bytes().to_vec();
+    message.extend_from_slice(&(headers.len() as u32).to_be_bytes());
+    message.extend_from_slice(&crc32fast::hash(&message).to_be_bytes());
+    message.extend_from_slice(&headers);
+    message.extend_from_slice(payload.as_bytes());
+    message.extend_from_slice(&crc32fast::hash(&message).to_be_bytes());
+    message
 }
 
 /// The body of an answer.

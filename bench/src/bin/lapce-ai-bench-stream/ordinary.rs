@@ -131,6 +131,25 @@ pub(super) fn gemini(data: &str) -> serde_json::Result<String> {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ConverseEvent {
+    content_block_index: Option<u32>,
+    delta: Option<ConverseDelta>,
+    p: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ConverseDelta {
+    text: Option<String>,
+}
+
+/// The payload of a message; what it is for stands in its headers.
+pub(super) fn converse(data: &str) -> serde_json::Result<String> {
+    let event: ConverseEvent = serde_json::from_str(data)?;
+    Ok(event.delta.and_then(|delta| delta.text).unwrap_or_default())
+}
+
+#[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 enum CohereEvent {
     ContentDelta {

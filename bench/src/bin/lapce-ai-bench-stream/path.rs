@@ -147,6 +147,7 @@ fn library(format: &Format, port: u16, latencies: &mut Histogram<u64>) -> Result
     let settings = Settings {
         base_url: Some(format!("http://127.0.0.1:{port}")),
         key: Some("none".into()),
+        region: Some("us-east-1".into()),
         ..Settings::default()
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -186,7 +187,7 @@ impl Daemon {
         for format in formats {
             let profile = format.profile;
             text.push_str(&format!(
-                "[providers.to-{profile}]\ntype = \"{profile}\"\nbase_url = \"http://127.0.0.1:{port}\"\napi_key = \"none\"\n"
+                "[providers.to-{profile}]\ntype = \"{profile}\"\nbase_url = \"http://127.0.0.1:{port}\"\napi_key = \"none\"\nregion = \"us-east-1\"\n"
             ));
         }
         std::fs::write(&config, text)?;

@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
+use aws_smithy_eventstream::frame::{DecodedFrame, MessageFrameDecoder};
+use bytes::{Bytes, BytesMut};
 use eventsource_stream::Eventsource;
 use futures_util::{FutureExt, StreamExt, stream};
 use lapce_ai_providers::Event;
 use serde::Serialize;
 
-use super::formats::{EVENT_STREAM, Format, Found, Stream};
+use super::formats::{AWS_EVENT_STREAM, EVENT_STREAM, Format, Found, Stream};
 
 /// A way to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -19,6 +20,7 @@ pub(crate) enum Way {
     Sseer,
     EventsourceStream,
     Lines,
+    Smithy,
 }
 
 impl Way {
@@ -28,15 +30,16 @@ impl Way {
             Self::Sseer => "sseer, serde_json",
             Self::EventsourceStream => "eventsource-stream, serde_json",
             Self::Lines => "lines, serde_json",
+            Self::Smithy => "aws-smithy-eventstream, serde_json",
         }
     }
 
     /// The ways that this format can be read in; ours is the first.
     pub(crate) fn of(format: &Format) -> &'static [Self] {
-        if format.media_type == EVENT_STREAM {
-            &[Self::Ours, Self::Sseer, Self::EventsourceStream]
-        } else {
-            &[Self::Ours, Self::Lines]
+        match format.media_type {
+            EVENT_STREAM => &[Self::Ours, Self::Sseer, Self::EventsourceStream],
+            AWS_EVENT_STREAM => &[Self::Ours, Self::Smithy],
+            _ => &[Self::Ours, Self::Lines],
         }
     }
 
@@ -64,6 +67,7 @@ impl Way {
                 found
             }
             Self::Lines => lines(format, &stream.chunks)?,
+            Self::Smithy => smithy(format, &stream.chunks)?,
         };
         found.check(stream)
     }
@@ -86,6 +90,20 @@ fn ours(format: &Format, chunks: &[Bytes]) -> Result<Found> {
 /// As an HTTP client hands a body out.
 fn chunks(chunks: &[Bytes]) -> impl stream::Stream<Item = Result<Bytes, Infallible>> + Unpin {
     stream::iter(chunks.iter().cloned().map(Ok))
+}
+
+/// With the crate of AWS's own SDK.
+fn smithy(format: &Format, chunks: &[Bytes]) -> Result<Found> {
+    let mut decoder = MessageFrameDecoder::new();
+    let mut buffer = BytesMut::new();
+    let mut found = Found::default();
+    for chunk in chunks {
+        buffer.extend_from_slice(chunk);
+        while let DecodedFrame::Complete(message) = decoder.decode_frame(&mut buffer)? {
+            found.add(&(format.text)(std::str::from_utf8(message.payload())?)?);
+        }
+    }
+    Ok(found)
 }
 
 fn lines(format: &Format, chunks: &[Bytes]) -> Result<Found> {

@@ -125,25 +125,35 @@ fn answer(connection: &mut TcpStream, plan: Plan, chunked: bool) -> Result<()> {
         "HTTP/1.1 200 OK\r\ncontent-type: {}\r\n{framing}\r\n\r\n",
         plan.format.media_type
     );
-    let frame = |piece: &str| match (chunked, piece.len()) {
-        (_, 0) => String::new(),
-        (true, length) => format!("{length:x}\r\n{piece}\r\n"),
-        (false, _) => piece.to_owned(),
+    // A chunk's length before a piece, and what comes after it.
+    let around = |piece: &[u8]| match (chunked, piece.len()) {
+        (true, 1..) => (format!("{:x}\r\n", piece.len()), "\r\n"),
+        _ => (String::new(), ""),
     };
-    connection.write_all((head + &frame(plan.format.begin)).as_bytes())?;
+    let frame = |piece: &[u8]| {
+        let (before, after) = around(piece);
+        [before.as_bytes(), piece, after.as_bytes()].concat()
+    };
+    connection.write_all(&[head.as_bytes(), &frame(&plan.format.begin())].concat())?;
     let empty = "0".repeat(DIGITS);
-    let template = frame(&plan.format.token(&empty));
-    let at = template
-        .find(&empty)
+    let event = plan.format.token(&empty);
+    let (before, after) = around(&event);
+    let mut token = frame(&event);
+    let at = token
+        .windows(DIGITS)
+        .position(|window| window == empty.as_bytes())
         .context("a token has its text in it")?;
-    let mut token = template.into_bytes();
+    let event = before.len()..token.len() - after.len();
     for _ in 0..plan.tokens {
         thread::sleep(plan.gap);
         let mut digits = &mut token[at..at + DIGITS];
         write!(digits, "{:0DIGITS$}", now())?;
+        plan.format.seal(&mut token[event.clone()]);
         connection.write_all(&token)?;
     }
-    let end = frame(plan.format.end) + if chunked { "0\r\n\r\n" } else { "" };
-    connection.write_all(end.as_bytes())?;
+    connection.write_all(&frame(&plan.format.end()))?;
+    if chunked {
+        connection.write_all(b"0\r\n\r\n")?;
+    }
     Ok(())
 }

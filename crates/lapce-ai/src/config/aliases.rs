@@ -35,7 +35,7 @@ pub(super) fn read_all(
         Origin::File { line, column, .. } => (*line, *column),
         _ => (usize::MAX, 0),
     });
-    let kind = kinds::text("a model such as \"groq/llama-3.3-70b-versatile\"");
+    let kind = kinds::text("a model such as \"groq/openai/gpt-oss-20b\"");
     let mut aliases = Vec::new();
     for (name, Entry { raw, origin }) in entries {
         let same = |provider: &&ProviderSettings| provider.name.eq_ignore_ascii_case(&name);

@@ -505,7 +505,7 @@ fn read_requests(tree: &mut layers::Table, findings: &mut Findings) -> Requests 
     let mut requests = Section::take(tree, "requests", findings);
     let default_model = requests.maybe(
         "default_model",
-        &kinds::text("a model such as \"openai/gpt-4o\""),
+        &kinds::text("a model such as \"openai/gpt-5.4\""),
     );
     let deadline = requests.get(
         "default_deadline_secs",

@@ -160,7 +160,7 @@ fn read_route(
             place
         };
         let text = format!(
-            "targets must be 1 to {MOST_TARGETS} models such as [\"openai/gpt-4o\", \"groq/llama-3.3-70b-versatile\"]"
+            "targets must be 1 to {MOST_TARGETS} models such as [\"openai/gpt-5.4\", \"groq/openai/gpt-oss-120b\"]"
         );
         section.problem(origin, text);
         section.finish();

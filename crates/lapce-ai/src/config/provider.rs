@@ -231,7 +231,11 @@ fn read_http(
         None
     };
     let project = section.maybe("project", &kinds::text("a project's name"));
-    let api_version = section.maybe("api_version", &kinds::text("a version of the API"));
+    let api_version = if profile.has_api_version() {
+        section.maybe("api_version", &kinds::text("a version of the API"))
+    } else {
+        None
+    };
     let beside = |path| super::beside(file, path);
     let keys = key::read(section, beside);
     let headers = section

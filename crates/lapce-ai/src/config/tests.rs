@@ -105,7 +105,7 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
     assert_eq!(
         names,
         [
-            "openai", "work", "box", "office", "groq", "bedrock", "vertex", "local"
+            "openai", "work", "box", "office", "groq", "bedrock", "vertex", "azure", "local",
         ]
     );
     assert_eq!(config.aliases[0].0, "fast");
@@ -125,7 +125,7 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
     );
     assert_eq!(
         config.routes[0].targets,
-        ["openai/gpt-4o", "office/qwen3-coder"]
+        ["openai/gpt-5.4", "office/qwen3-coder"]
     );
     let ProviderKind::Http(bedrock) = &config.providers[5].kind else {
         panic!()
@@ -141,7 +141,19 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         (vertex.project.as_deref(), vertex.region.as_deref()),
         (Some("my-project"), Some("europe-west4"))
     );
-    let ProviderKind::Local(local) = &config.providers[7].kind else {
+    let ProviderKind::Http(azure) = &config.providers[7].kind else {
+        panic!()
+    };
+    assert_eq!(
+        (azure.base_url.as_deref(), azure.api_version.as_deref()),
+        (
+            Some("https://my-resource.openai.azure.com"),
+            Some("2024-10-21")
+        )
+    );
+    // Versions of the API are nothing that others have.
+    assert!(error("[providers.groq]\napi_version = 'x'\n").contains("unknown key"));
+    let ProviderKind::Local(local) = &config.providers[8].kind else {
         panic!()
     };
     assert_eq!(local.tokens_per_second, Some(50.0));

@@ -1,9 +1,11 @@
 //! HTTP: one pooled client for all providers, and the provider that drives any wire format over it.
 
 mod client;
+mod encoding;
 mod provider;
 mod proxy;
 mod stream;
+mod thoughts;
 mod tls;
 
 pub use client::{HttpClient, HttpConfig};

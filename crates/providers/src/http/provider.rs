@@ -11,7 +11,9 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::client::HttpClient;
+use super::encoding::Unpacker;
 use super::stream::HttpStream;
+use super::thoughts;
 use crate::chat::{ChatRequest, ModelInfo};
 use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::{ErrorKind, Phase, ProviderError};
@@ -117,10 +119,16 @@ impl HttpProvider {
     async fn error(&self, head: &Parts, mut body: Incoming) -> ProviderError {
         let mut read = Vec::new();
         let whole = async {
+            let Ok(mut unpacker) = Unpacker::of(head) else {
+                return;
+            };
             while let Some(Ok(frame)) = body.frame().await {
                 let data = frame.into_data().unwrap_or_default();
-                read.extend_from_slice(&data[..data.len().min(ERROR_BODY_LIMIT - read.len())]);
-                if read.len() == ERROR_BODY_LIMIT {
+                let taken = unpacker.push(&data, |data| {
+                    read.extend_from_slice(&data[..data.len().min(ERROR_BODY_LIMIT - read.len())]);
+                    read.len() < ERROR_BODY_LIMIT
+                });
+                if taken.is_err() || read.len() == ERROR_BODY_LIMIT {
                     break;
                 }
             }
@@ -135,10 +143,12 @@ impl HttpProvider {
 
     async fn open(&self, request: &ChatRequest) -> Result<ChatStream, ProviderError> {
         let begun = Instant::now();
-        let http = self.wire.chat_request(request, self.ready().await?)?;
+        let request = thoughts::own(request, &self.name);
+        let http = self.wire.chat_request(&request, self.ready().await?)?;
         let response = self.send(http, self.timeouts.first_token).await?;
         let (head, body) = response.into_parts();
         let told = rate_limits(&head.headers, SystemTime::now());
+        let unpacker = Unpacker::of(&head)?;
         let decoding = Decoding::new(self.wire.decoder(&head, self.max_event_len)?);
         let timeouts = Timeouts {
             first_token: self.timeouts.first_token.saturating_sub(begun.elapsed()),
@@ -146,6 +156,7 @@ impl HttpProvider {
         };
         let stream = HttpStream::new(
             body,
+            unpacker,
             decoding,
             timeouts,
             self.name.clone(),
@@ -217,7 +228,8 @@ impl HttpProvider {
     }
 
     async fn count(&self, request: &ChatRequest) -> Result<u64, ProviderError> {
-        let http = self.wire.count_request(request, self.ready().await?)?;
+        let request = thoughts::own(request, &self.name);
+        let http = self.wire.count_request(&request, self.ready().await?)?;
         let body = self.document(http, self.timeouts.first_token).await?;
         self.wire.decode_count(&body)
     }
@@ -228,19 +240,32 @@ impl HttpProvider {
         request: http::Request<Bytes>,
         timeout: Duration,
     ) -> Result<Bytes, ProviderError> {
+        let too_long = || {
+            let message = format!("the answer is longer than {DOCUMENT_LIMIT} bytes");
+            ProviderError::new(ErrorKind::MalformedResponse, message)
+        };
         let whole = async {
-            let response = self.send(request, timeout).await?;
-            match Limited::new(response.into_body(), DOCUMENT_LIMIT)
-                .collect()
-                .await
-            {
-                Ok(body) => Ok(body.to_bytes()),
-                Err(error) if error.is::<LengthLimitError>() => {
-                    let message = format!("the answer is longer than {DOCUMENT_LIMIT} bytes");
-                    Err(ProviderError::new(ErrorKind::MalformedResponse, message))
+            let (head, body) = self.send(request, timeout).await?.into_parts();
+            let mut unpacker = Unpacker::of(&head)?;
+            let body = match Limited::new(body, DOCUMENT_LIMIT).collect().await {
+                Ok(body) => body.to_bytes(),
+                Err(error) if error.is::<LengthLimitError>() => return Err(too_long()),
+                Err(error) => {
+                    return Err(ProviderError::new(ErrorKind::StreamCut, error.to_string()));
                 }
-                Err(error) => Err(ProviderError::new(ErrorKind::StreamCut, error.to_string())),
+            };
+            if unpacker.is_plain() {
+                return Ok(body);
             }
+            let mut unpacked = Vec::new();
+            unpacker.push(&body, |bytes| {
+                unpacked.extend_from_slice(bytes);
+                unpacked.len() <= DOCUMENT_LIMIT
+            })?;
+            if unpacked.len() > DOCUMENT_LIMIT {
+                return Err(too_long());
+            }
+            Ok(unpacked.into())
         };
         match tokio::time::timeout(timeout, whole).await {
             Ok(body) => body,

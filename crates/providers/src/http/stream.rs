@@ -11,7 +11,9 @@ use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::encoding::Unpacker;
 use super::provider::{Timeouts, deepest, timed_out};
+use super::thoughts;
 use crate::error::{ErrorKind, Phase, ProviderError};
 use crate::event::Event;
 use crate::provider::EventStream;
@@ -23,9 +25,12 @@ const END_OF_BODY: Duration = Duration::from_millis(500);
 pub(super) struct HttpStream {
     /// `None` once it is at its end, or of no more use.
     body: Option<Incoming>,
+    unpacker: Unpacker,
     decoding: Decoding,
     wait: Wait,
     between_tokens: Duration,
+    /// The last thought's proof.
+    proof: String,
     name: Arc<str>,
     wire: Arc<dyn Wire>,
 }
@@ -46,6 +51,7 @@ struct Wait {
 impl HttpStream {
     pub(super) fn new(
         body: Incoming,
+        unpacker: Unpacker,
         decoding: Decoding,
         timeouts: Timeouts,
         name: Arc<str>,
@@ -61,9 +67,11 @@ impl HttpStream {
         };
         Self {
             body: Some(body),
+            unpacker,
             decoding,
             wait,
             between_tokens: timeouts.between_tokens,
+            proof: String::new(),
             name,
             wire,
         }
@@ -74,7 +82,14 @@ impl HttpStream {
             // Trailers say nothing that we want.
             Some(Ok(frame)) => {
                 if let Ok(chunk) = frame.into_data() {
-                    self.decoding.push(&chunk);
+                    let decoding = &mut self.decoding;
+                    let pushed = self.unpacker.push(&chunk, |bytes| {
+                        decoding.push(bytes);
+                        !decoding.is_ended()
+                    });
+                    if let Err(error) = pushed {
+                        self.lost(error);
+                    }
                 }
             }
             Some(Err(error)) => {
@@ -135,6 +150,7 @@ impl EventStream for HttpStream {
             name,
             wire,
             between_tokens,
+            proof,
             ..
         } = self;
         let event = decoding.next()?;
@@ -143,7 +159,10 @@ impl EventStream for HttpStream {
             wait.limit = *between_tokens;
             wait.left = *between_tokens;
         }
-        Some(event.map_err(|error| error.leaving(name, &wire.secrets())))
+        Some(match event {
+            Ok(event) => Ok(thoughts::named(event, name, proof)),
+            Err(error) => Err(error.leaving(name, &wire.secrets())),
+        })
     }
 }
 

@@ -18,6 +18,7 @@ use crate::wire::bedrock::Bedrock;
 use crate::wire::cohere::Cohere;
 use crate::wire::gemini::{Gemini, GeminiService};
 use crate::wire::ollama::Ollama;
+use crate::wire::openai::server::Paths;
 use crate::wire::openai::{Dialect, OpenAi};
 use crate::wire::responses::{self, Responses};
 pub use feature::{Feature, Features};
@@ -148,8 +149,19 @@ impl Profile {
         self.claims.iter().any(|start| model.starts_with(start))
     }
 
+    /// Whether its API has versions that the settings choose from (Azure).
+    pub fn has_api_version(&self) -> bool {
+        let paths = match self.format {
+            Format::ChatCompletions(dialect) => dialect.paths,
+            Format::Responses(dialect) => dialect.paths,
+            _ => return false,
+        };
+        paths == Paths::Azure
+    }
+
     /// These settings with what the environment adds to them: of AWS the region and, where there is no key, the
-    /// account; of Google's cloud the project and the location. `lookup` reads the environment, usually `|name| std::env::var(name).ok()`; the AWS files are read.
+    /// account; of Google's cloud the project and the location; of Azure the version of the API. `lookup` reads the
+    /// environment, usually `|name| std::env::var(name).ok()`; the AWS files are read.
     ///
     /// # Errors
     ///
@@ -175,6 +187,10 @@ impl Profile {
                 settings.region = settings.region.or_else(location);
                 let project = || lookup("GOOGLE_CLOUD_PROJECT");
                 settings.project = settings.project.or_else(project);
+            }
+            _ if self.has_api_version() => {
+                let version = || lookup("OPENAI_API_VERSION");
+                settings.api_version = settings.api_version.or_else(version);
             }
             _ => {}
         }

@@ -71,7 +71,7 @@ pub const PROFILES: &[Profile] = &[
         base_url: "https://api.openai.com/v1",
         key_variables: &["OPENAI_API_KEY"],
         url_variable: Some("OPENAI_BASE_URL"),
-        usual_model: Some("gpt-4o-mini"),
+        usual_model: Some("gpt-5.4-mini"),
         claims: &["gpt-", "chatgpt-", "o1", "o3", "o4", "text-embedding-3-"],
         features: COMMON.and(&[Feature::Images, Feature::Citations, Feature::Embeddings]),
         quirks: "thoughts are counted but not shown; for those ask `openai-responses`",
@@ -325,7 +325,7 @@ pub const PROFILES: &[Profile] = &[
         format: Format::Responses(responses::Dialect::OPENAI),
         base_url: "https://api.openai.com/v1",
         key_variables: &["OPENAI_API_KEY"],
-        usual_model: Some("gpt-4o-mini"),
+        usual_model: Some("gpt-5.4-mini"),
         // Those that chat completions refuses, as the official SDK lists them (`openai` 3.57, `ResponsesModel`).
         claims: &[
             "o1-pro",

@@ -170,9 +170,13 @@ fn base_url(settings: &Settings, profile: &Profile) -> Result<String, ProviderEr
     let mut base = match &settings.base_url {
         Some(base) => base.trim().trim_end_matches('/').to_owned(),
         None if profile.base_url.is_empty() => {
+            let title = profile.title;
+            let or = profile
+                .url_variable
+                .map(|variable| format!("; {variable} may say it"));
             return Err(wrong(format!(
-                "base_url is missing: {} has none of its own",
-                profile.title
+                "base_url is missing: {title} has none of its own{}",
+                or.unwrap_or_default()
             )));
         }
         None => profile.base_url.to_owned(),

@@ -35,6 +35,7 @@ use crate::http::HttpClient;
 use crate::provider::BoxFuture;
 
 pub use decoding::Decoding;
+pub(crate) use error::malformed;
 pub(crate) use rate_limit::rate_limits;
 pub(crate) use retry_after::retry_after;
 

@@ -4,10 +4,12 @@
 
 pub mod aws;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lapce_ai_providers::{
-    ChatRequest, Decoding, HttpClient, HttpConfig, HttpProvider, Message, Profile, Settings, Wire,
+    ChatRequest, Decoding, Format, HttpClient, HttpConfig, HttpProvider, Message, Profile,
+    Settings, Wire,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,6 +27,31 @@ pub fn wire_of(profile: &str, base_url: &str) -> Arc<dyn Wire> {
         ..Settings::default()
     };
     Profile::named(profile).unwrap().wire(&settings).unwrap()
+}
+
+/// Settings with everything that any provider needs.
+pub fn settings(profile: &Profile, base_url: &str) -> Settings {
+    let aws = profile.format == Format::Bedrock;
+    Settings {
+        base_url: Some(base_url.into()),
+        key: Some(KEY.into()),
+        region: aws.then(|| "us-east-1".into()),
+        project: Some("p1".into()),
+        ..Settings::default()
+    }
+}
+
+/// Where the fixtures are.
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// The bytes of a body that a fixture has as text.
+pub fn body(media_type: &str, text: &str) -> Vec<u8> {
+    match media_type {
+        "application/vnd.amazon.eventstream" => aws::stream(text),
+        _ => text.as_bytes().to_vec(),
+    }
 }
 
 /// A decoder as for an answer of this type.

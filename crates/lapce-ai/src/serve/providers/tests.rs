@@ -63,7 +63,7 @@ async fn configured_ones_come_first_and_are_not_doubled() {
     ];
     assert_eq!(names(&providers), expected);
     assert_eq!(providers.default_model(), Some("groq/x"));
-    assert_eq!(first(&providers, "openai").1, "gpt-4o-mini");
+    assert_eq!(first(&providers, "openai").1, "gpt-5.4-mini");
 }
 
 #[tokio::test]
@@ -100,6 +100,43 @@ async fn a_provider_that_will_not_do_says_why_when_it_is_asked() {
             .contains("NO_SUCH_KEY (api_key_env) is not set"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn azure_takes_its_address_key_and_version_from_its_own_variables() {
+    let endpoint = ("AZURE_OPENAI_ENDPOINT", "http://127.0.0.1:1/");
+    let key = ("AZURE_OPENAI_API_KEY", "k");
+    let found = gather("", &[endpoint, key]).await;
+    assert_eq!(names(&found)[0], ("azure", "environment"));
+    assert_eq!(
+        first(&found, "azure/my-deployment"),
+        ("azure".into(), "my-deployment".into())
+    );
+    // Either alone is of no use to anybody.
+    assert_eq!(names(&gather("", &[key]).await), [("local", "built in")]);
+    for (text, environment, problem) in [
+        ("", &[endpoint, key][..], None),
+        ("base_url = 'http://127.0.0.1:1'", &[key], None),
+        ("", &[key], Some("AZURE_OPENAI_ENDPOINT")),
+        (
+            "",
+            &[endpoint, key, ("OPENAI_API_VERSION", "2024&x")],
+            Some("api_version"),
+        ),
+        (
+            "api_version = '2024-10-21'",
+            &[endpoint, key, ("OPENAI_API_VERSION", "2024&x")],
+            None,
+        ),
+    ] {
+        let text = format!("[providers.work]\ntype = 'azure'\ndefault_model = 'd'\n{text}");
+        let providers = gather(&text, environment).await;
+        let problems = providers.problems().join("\n");
+        match problem {
+            None => assert_eq!(problems, "", "{text}"),
+            Some(sign) => assert!(problems.contains(sign), "{text}: {problems}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ mod embeddings;
 pub(super) mod error;
 pub(super) mod models;
 pub(super) mod request;
-pub(super) mod server;
+pub(crate) mod server;
 
 use std::time::SystemTime;
 
