@@ -16,7 +16,7 @@ pub struct AutocompleteRequest {
     /// The file's language.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language: Option<String>,
-    /// As in [`AIRequest`].
+    /// As in [`AIRequest`](super::AIRequest).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// Longest completion, in tokens.
@@ -28,7 +28,7 @@ pub struct AutocompleteRequest {
     /// Texts at which the completion stops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<Vec<String>>,
-    /// As in [`AIRequest`].
+    /// As in [`AIRequest`](super::AIRequest).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
 }
@@ -46,13 +46,13 @@ pub struct FileAnalysisRequest {
     /// The file's language.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub language: Option<String>,
-    /// As in [`AIRequest`].
+    /// As in [`AIRequest`](super::AIRequest).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// Longest answer, in tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
-    /// As in [`AIRequest`].
+    /// As in [`AIRequest`](super::AIRequest).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
 }

@@ -8,7 +8,7 @@ use super::Usage;
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EmbeddingsRequest {
-    /// As in [`AIRequest`].
+    /// As in [`AIRequest`](super::AIRequest).
     pub model: String,
     /// The texts.
     pub input: Vec<String>,
@@ -56,7 +56,7 @@ pub struct ModelsRequest {
 /// The models that can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ModelList {
-    /// Each as `provider/id` can stand in [`AIRequest::model`].
+    /// Each as `provider/id` can stand in [`AIRequest::model`](super::AIRequest::model).
     pub models: Vec<Model>,
     /// Providers that could not say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -25,7 +25,7 @@ pub struct AIRequest {
     /// Instructions before the conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_prompt: Option<String>,
-    /// Events as they come (the default), or one [`AIResponse`].
+    /// Events as they come (the default), or one [`AIResponse`](super::AIResponse).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
     /// Nucleus sampling.
