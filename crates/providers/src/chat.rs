@@ -150,7 +150,8 @@ pub enum Content {
     Reasoning {
         /// The thought.
         text: String,
-        /// The provider's proof that the thought is its own.
+        /// The provider's proof that the thought is its own, to be kept as it came: [`HttpProvider`](crate::HttpProvider)
+        /// puts its name before it, and leaves out those of others.
         signature: Option<String>,
     },
     /// A thought of an earlier turn that the provider has encrypted, to be handed back as it came.

@@ -223,15 +223,6 @@ impl Format {
         }
     }
 
-    /// Makes right what a change of `event`, which came from [`token`](Self::token), has made wrong.
-    pub(crate) fn seal(&self, event: &mut [u8]) {
-        if self.media_type == AWS_EVENT_STREAM
-            && let Some((rest, sum)) = event.split_last_chunk_mut()
-        {
-            *sum = crc32fast::hash(rest).to_be_bytes();
-        }
-    }
-
     /// A stream of so many tokens, each in a chunk of its own, as they come while a model writes.
     pub(crate) fn stream(&self, tokens: usize) -> Stream {
         let texts: Vec<_> = TEXTS.iter().cycle().take(tokens).collect();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::formats::Format;
+use super::formats::{AWS_EVENT_STREAM, Format};
 use crate::child::Parent;
 
 /// Digits of a time in a token.
@@ -148,7 +148,7 @@ fn answer(connection: &mut TcpStream, plan: Plan, chunked: bool) -> Result<()> {
         thread::sleep(plan.gap);
         let mut digits = &mut token[at..at + DIGITS];
         write!(digits, "{:0DIGITS$}", now())?;
-        plan.format.seal(&mut token[event.clone()]);
+        seal(plan.format, &mut token[event.clone()]);
         connection.write_all(&token)?;
     }
     connection.write_all(&frame(&plan.format.end()))?;
@@ -156,4 +156,13 @@ fn answer(connection: &mut TcpStream, plan: Plan, chunked: bool) -> Result<()> {
         connection.write_all(b"0\r\n\r\n")?;
     }
     Ok(())
+}
+
+/// Makes right what a change of `event` has made wrong: its sum, where it has one.
+fn seal(format: &Format, event: &mut [u8]) {
+    if format.media_type == AWS_EVENT_STREAM
+        && let Some((rest, sum)) = event.split_last_chunk_mut()
+    {
+        *sum = crc32fast::hash(rest).to_be_bytes();
+    }
 }
