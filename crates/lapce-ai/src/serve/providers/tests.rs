@@ -124,8 +124,8 @@ async fn azure_takes_its_address_key_and_version_from_its_own_variables() {
             Some("api_version"),
         ),
         (
-            "api_version = '2024-10-21'",
-            &[endpoint, key, ("OPENAI_API_VERSION", "2024&x")],
+            "base_url = 'http://127.0.0.1:1'\napi_version = '2024-10-21'",
+            &[key, ("OPENAI_API_VERSION", "2024&x")],
             None,
         ),
     ] {
