@@ -120,6 +120,24 @@ pub struct Health {
     /// Milliseconds until the first of those is used again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rest_ms: Option<u64>,
+    /// What the last active probe told, where the provider is probed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
+}
+
+/// The end of an active probe: a request for the list of models that only asks how the provider does.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Probe {
+    /// Whether the list came.
+    pub ok: bool,
+    /// Why not, as the name of an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Milliseconds that it took.
+    pub took_ms: u64,
+    /// Milliseconds since it ended.
+    pub ago_ms: u64,
 }
 
 /// A circuit breaker that is not closed.

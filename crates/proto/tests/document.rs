@@ -552,6 +552,20 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
             }),
         ),
         (
+            StreamEvent::Continued {
+                provider: text(),
+                model: text(),
+                id: None,
+                text_bytes: 1,
+            },
+            StreamEvent::Continued {
+                provider: text(),
+                model: text(),
+                id: some(),
+                text_bytes: 1,
+            },
+        ),
+        (
             StreamEvent::Usage(usage),
             StreamEvent::Usage(Usage {
                 cached_input_tokens: Some(1),
@@ -568,6 +582,7 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
             | StreamEvent::Reasoning { .. }
             | StreamEvent::ToolCall { .. }
             | StreamEvent::Citation(_)
+            | StreamEvent::Continued { .. }
             | StreamEvent::Usage(_)
             | StreamEvent::Finish { .. }
             | StreamEvent::Unknown => {}
@@ -610,7 +625,7 @@ fn events() {
         FinishReason::ContentFilter,
         FinishReason::Other,
     ];
-    let listed: Vec<&str> = rows[6][1].split('"').skip(1).step_by(2).collect();
+    let listed: Vec<&str> = rows[7][1].split('"').skip(1).step_by(2).collect();
     let known: Vec<_> = reasons
         .iter()
         .map(|reason| serde_json::to_value(reason).unwrap())
@@ -732,8 +747,8 @@ fn described(value: &serde_json::Value) -> String {
 #[test]
 fn status() {
     use lapce_ai_proto::status::{
-        Breaker, ConnectionStatus, Counters, Health, PoolStatus, ProviderStatus, ReactorStatus,
-        Status, TierStatus,
+        Breaker, ConnectionStatus, Counters, Health, PoolStatus, Probe, ProviderStatus,
+        ReactorStatus, Status, TierStatus,
     };
     use serde_json::to_value;
     let text = || Some(String::new());
@@ -771,6 +786,7 @@ fn status() {
                 first_token_p95_ms: Some(1),
                 first_token_p99_ms: Some(1),
                 rest_ms: Some(1),
+                probe: Some(Probe::default()),
                 ..Health::default()
             })
         }),
@@ -779,6 +795,12 @@ fn status() {
                 model: text(),
                 open_ms: Some(1),
                 ..Breaker::default()
+            })
+        }),
+        ("Probe", to_value(Probe::default()), {
+            to_value(Probe {
+                why: text(),
+                ..Probe::default()
             })
         }),
         (
@@ -808,7 +830,7 @@ fn status() {
             .map(|field| {
                 let (name, of) = field.split_once(": ").unwrap();
                 let of = match of {
-                    "Counters" | "Pool" | "Health" => "{}",
+                    "Counters" | "Pool" | "Health" | "Probe" => "{}",
                     _ if of.ends_with("[]") => "[]",
                     _ => of,
                 };

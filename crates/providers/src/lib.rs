@@ -76,8 +76,9 @@ pub use event_stream::{EventStreamError, EventStreamMessage, EventStreamParser, 
 pub use http::{HttpClient, HttpConfig, HttpProvider, Timeouts};
 pub use local::{FailureMode, Local, LocalConfig, LocalFailure};
 pub use pool::{
-    Answer, Attempt, Balance, BreakerConfig, BreakerState, Counts, Member, MemberStatus, NoAnswer,
-    Outcome, Plan, Pool, PoolConfig, RetryConfig, Skip, Target, Trail,
+    Answer, Attempt, Balance, BreakerConfig, BreakerState, Counts, Hedge, HedgeAfter, HedgeConfig,
+    Member, MemberStatus, NoAnswer, Outcome, Plan, Pool, PoolConfig, ProbeStatus, Purpose,
+    RetryConfig, Skip, Target, Trail,
 };
 pub use profile::{Auth, Feature, Features, Format, PROFILES, Profile, Settings};
 pub use provider::{BoxFuture, ChatResponse, ChatStream, EventStream, Provider, Source};

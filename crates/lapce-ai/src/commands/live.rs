@@ -1,6 +1,6 @@
 //! `lapce-ai providers --live`: how the daemon's providers do now.
 
-use lapce_ai_proto::status::{Breaker, Health, Status};
+use lapce_ai_proto::status::{Breaker, Health, Probe, Status};
 
 use super::or_interrupted;
 use crate::config::Config;
@@ -35,6 +35,7 @@ fn lines(status: &Status) -> Vec<String> {
         "RUNNING",
         "FIRST TOKEN p50/p95/p99",
         "KEYS",
+        "PROBE",
         "BREAKER",
     ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
@@ -53,6 +54,7 @@ fn lines(status: &Status) -> Vec<String> {
         row.extend([
             first_token(&health),
             keys(&health),
+            health.probe.as_ref().map_or_else(|| "-".to_owned(), probe),
             breakers(&health.breakers),
         ]);
         rows.push(row);
@@ -80,6 +82,14 @@ fn keys(health: &Health) -> String {
             health.keys,
             for_seconds(health.rest_ms)
         ),
+    }
+}
+
+fn probe(probe: &Probe) -> String {
+    let ago = probe.ago_ms / 1000;
+    match &probe.why {
+        None => format!("{} ms, {ago} s ago", probe.took_ms),
+        Some(why) => format!("{}, {ago} s ago", why.replace('_', " ")),
     }
 }
 
@@ -135,6 +145,12 @@ mod tests {
             keys: 2,
             resting_keys: 1,
             rest_ms: Some(30_000),
+            probe: Some(Probe {
+                ok: true,
+                took_ms: 80,
+                ago_ms: 2900,
+                why: None,
+            }),
             ..Health::default()
         };
         let provider = |name: &str, health| ProviderStatus {
@@ -150,7 +166,7 @@ mod tests {
         let words: Vec<&str> = lines[1].split_whitespace().collect();
         assert_eq!(
             words.join(" "),
-            "openai 12 9 2 1 0 200/900/1200 ms 2, 1 resting for 30 s gpt-x open for 5 s, half open"
+            "openai 12 9 2 1 0 200/900/1200 ms 2, 1 resting for 30 s 80 ms, 2 s ago gpt-x open for 5 s, half open"
         );
         assert!(lines[2].ends_with("closed"), "{lines:?}");
     }

@@ -309,6 +309,7 @@ impl Config {
             tree.remove("providers"),
             file.as_deref(),
             requests.waits,
+            pool.breaker,
             &mut findings,
         );
         let routes = pool::read_routes(tree.remove("routes"), &providers, &mut findings);

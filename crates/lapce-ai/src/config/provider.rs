@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ErrorKind, FailureMode, Format, LocalConfig, LocalFailure, Phase, Profile, SecretString,
+    BreakerConfig, ErrorKind, FailureMode, Format, LocalConfig, LocalFailure, Phase, Profile,
+    SecretString,
 };
 use serde_json::Value;
 
 use super::layers::{Entry, Origin, Raw};
 use super::section::{Findings, Section};
 use super::waits::{self, Waits};
-use super::{kinds, name_of};
+use super::{DAY, kinds, name_of, pool};
 
 /// The most keys of one provider.
 const MOST_KEYS: usize = 32;
@@ -25,6 +26,10 @@ pub struct ProviderSettings {
     pub default_model: Option<String>,
     /// How it is spoken to.
     pub kind: ProviderKind,
+    /// When it is left alone, where that is not as for all.
+    pub breaker: Option<BreakerConfig>,
+    /// How often it is probed while nothing else tells how it does; `None` is never.
+    pub probe: Option<Duration>,
 }
 
 /// How a provider is spoken to.
@@ -116,6 +121,7 @@ pub(super) fn read_all(
     entry: Option<Entry>,
     file: Option<&Path>,
     usual: Waits,
+    breaker: BreakerConfig,
     findings: &mut Findings,
 ) -> Vec<ProviderSettings> {
     let table = match entry {
@@ -140,7 +146,7 @@ pub(super) fn read_all(
     });
     entries
         .into_iter()
-        .filter_map(|(name, entry)| read(name, entry, file, usual, findings))
+        .filter_map(|(name, entry)| read(name, entry, file, usual, breaker, findings))
         .collect()
 }
 
@@ -149,6 +155,7 @@ fn read(
     entry: Entry,
     file: Option<&Path>,
     usual: Waits,
+    breaker: BreakerConfig,
     findings: &mut Findings,
 ) -> Option<ProviderSettings> {
     let place = entry.origin.clone();
@@ -193,11 +200,15 @@ fn read(
             usual,
         ))),
     };
+    let probe = section.get("probe_secs", Duration::ZERO, &kinds::seconds(0..=DAY));
+    let breaker = section.table("breaker", |section| pool::breaker_of(section, breaker));
     section.finish();
     Some(ProviderSettings {
         name,
         default_model,
         kind,
+        breaker,
+        probe: Some(probe).filter(|probe| !probe.is_zero()),
     })
 }
 

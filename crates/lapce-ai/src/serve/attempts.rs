@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use lapce_ai_proto::status::{Breaker, Health};
+use lapce_ai_proto::status::{Breaker, Health, Probe};
 use lapce_ai_proto::{Attempt, ErrorBody};
-use lapce_ai_providers::{BreakerState, MemberStatus, NoAnswer, Outcome, ProviderError, Trail};
+use lapce_ai_providers::{
+    BreakerState, MemberStatus, NoAnswer, Outcome, ProviderError, Purpose, Trail,
+};
 
 use super::wire;
 
@@ -13,19 +15,24 @@ pub(super) fn list(trail: &Trail) -> Vec<Attempt> {
     if trail.is_plain() {
         return Vec::new();
     }
-    let attempts = trail.attempts().iter().map(|attempt| {
+    let attempts = trail.attempts().into_iter().map(|attempt| {
         let (outcome, why) = match attempt.outcome {
             Outcome::Answered => ("answered", None),
             Outcome::Failed(kind) => ("failed", Some(kind.name().to_owned())),
             Outcome::Skipped(why) => ("skipped", Some(why.to_string())),
+            Outcome::Lost => ("lost", None),
+            Outcome::UnderWay | Outcome::Cancelled => ("cancelled", None),
         };
+        let purpose = (attempt.purpose != Purpose::Answer).then(|| attempt.purpose.name());
         Attempt {
             provider: attempt.provider.to_string(),
             model: attempt.model.to_string(),
             key: attempt.key.and_then(|key| u32::try_from(key).ok()),
+            purpose: purpose.map(str::to_owned),
             outcome: outcome.to_owned(),
             why,
             took_ms: milliseconds(attempt.took),
+            usage: attempt.usage.map(wire::usage),
         }
     });
     attempts.collect()
@@ -40,10 +47,9 @@ pub(super) fn no_answer(failed: &NoAnswer) -> ErrorBody {
 }
 
 /// An answer that had begun broke off.
-pub(super) fn broke_off(error: &ProviderError, mut trail: Trail) -> ErrorBody {
-    trail.broke_off(error.kind);
+pub(super) fn broke_off(error: &ProviderError, trail: &Trail) -> ErrorBody {
     ErrorBody {
-        attempts: list(&trail).into(),
+        attempts: list(trail).into(),
         ..wire::provider_error(error)
     }
 }
@@ -74,6 +80,12 @@ pub(super) fn health(status: &MemberStatus) -> Health {
         keys: status.keys as u64,
         resting_keys: resting as u64,
         rest_ms: first.map(milliseconds),
+        probe: status.probe.map(|probe| Probe {
+            ok: probe.outcome.is_ok(),
+            why: probe.outcome.err().map(|kind| kind.name().to_owned()),
+            took_ms: milliseconds(probe.took),
+            ago_ms: milliseconds(probe.ago),
+        }),
     }
 }
 

@@ -8,11 +8,12 @@ use lapce_ai_proto::ai::{
 };
 use lapce_ai_proto::status::Status;
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
-use lapce_ai_providers::{Answer, Event};
+use lapce_ai_providers::{Answer, Event, Trail};
 use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
+use super::cut::Cut;
 use super::providers::Providers;
 use super::{attempts, wire};
 use crate::config::Config;
@@ -228,6 +229,22 @@ impl App {
         held: OwnedRequest,
         responder: Responder,
     ) -> Result<(), ErrorCode> {
+        let trail = Trail::default();
+        let mut cut = Cut::new(&trail, held.deadline.map(Into::into));
+        let outcome = self.answer_on(&trail, request, held, responder).await;
+        if outcome != Err(ErrorCode::Cancelled) {
+            cut.ended();
+        }
+        outcome
+    }
+
+    async fn answer_on(
+        &self,
+        trail: &Trail,
+        request: AIRequest,
+        held: OwnedRequest,
+        responder: Responder,
+    ) -> Result<(), ErrorCode> {
         let failed = |responder: Responder, error: ErrorBody| {
             let code = error.code;
             responder.fail(error);
@@ -242,12 +259,13 @@ impl App {
         };
         let streamed = chat.stream;
         let deadline = held.deadline.map(Into::into);
+        let pool = self.providers.pool();
         let Answer {
             mut stream,
             provider,
             model,
-            trail,
-        } = match self.providers.pool().chat(&plan, chat, deadline).await {
+            ..
+        } = match pool.chat_traced(&plan, chat, deadline, trail).await {
             Ok(answer) => answer,
             Err(error) => {
                 let trail = error.trail.to_string();
@@ -256,7 +274,8 @@ impl App {
                 return failed(responder, attempts::no_answer(&error));
             }
         };
-        drop(held);
+        // What may be gone on with keeps the request to its end.
+        let _held = plan.continues.then_some(held);
         if !trail.is_plain() {
             let trail = trail.to_string();
             tracing::info!(?trail, "answered by another than the first");
@@ -265,7 +284,7 @@ impl App {
             return match stream.collect().await {
                 Ok(answer) => {
                     let answer = AIResponse {
-                        attempts: attempts::list(&trail),
+                        attempts: attempts::list(trail),
                         ..wire::response(answer, &provider, &model)
                     };
                     answer_json(responder, &answer).await;
@@ -287,8 +306,12 @@ impl App {
                 None => return failed(responder, wire::without_finish(&provider)),
             };
             if let Event::Finish(reason) = event {
-                wire::write_finish(&mut item, reason, &attempts::list(&trail));
+                wire::write_finish(&mut item, reason, &attempts::list(trail));
                 break;
+            }
+            if let Event::Continued { .. } = event {
+                let trail = trail.to_string();
+                tracing::info!(?trail, "another goes on with an answer");
             }
             wire::write_item(&mut item, event, &provider, &model);
             // Nobody wants the answer any more: dropping the stream ends the provider's work, too.

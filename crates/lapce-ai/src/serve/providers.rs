@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use lapce_ai_proto::status::ProviderStatus;
 use lapce_ai_providers::{
-    Balance, BoxFuture, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream, Discovered,
-    ErrorKind, Feature, Features, Format, HttpClient, HttpConfig, Local, LoopbackServer, Member,
-    ModelInfo, PROFILES, Plan, Pool, Profile, Provider, ProviderError, SecretString, Settings,
-    Target, from_environment, probe,
+    BoxFuture, BreakerConfig, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream,
+    Discovered, ErrorKind, Feature, Features, Format, Hedge, HttpClient, HttpConfig, Local,
+    LoopbackServer, Member, ModelInfo, PROFILES, Plan, Pool, Profile, Provider, ProviderError,
+    SecretString, Settings, Target, from_environment, probe,
 };
 
 use super::attempts;
@@ -35,6 +35,10 @@ pub(crate) struct Providers {
     /// Those that lead to a model, in order of preference.
     real: Vec<String>,
     problems: Vec<String>,
+    /// The settings of the configured ones.
+    settings: Vec<ProviderSettings>,
+    /// The breakers of those that say nothing of theirs.
+    breaker: BreakerConfig,
 }
 
 impl Providers {
@@ -85,6 +89,8 @@ impl Providers {
             default_model: None,
             real: Vec::new(),
             problems: Vec::new(),
+            settings: config.providers.clone(),
+            breaker: config.pool.breaker,
         };
         let mut clients = HashMap::new();
         for settings in &config.providers {
@@ -114,6 +120,12 @@ impl Providers {
         self.about.iter().map(with_health).collect()
     }
 
+    /// The providers that are to be probed, and how often.
+    pub(crate) fn probed(&self) -> impl Iterator<Item = (&Arc<Member>, Duration)> {
+        let probed = self.settings.iter();
+        probed.filter_map(|own| Some((self.member(&own.name)?, own.probe?)))
+    }
+
     /// What has requests answered.
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
@@ -134,7 +146,7 @@ impl Providers {
         }
         Ok(Plan {
             targets: vec![self.target(name, 1)?],
-            balance: Balance::Ordered,
+            ..Plan::default()
         })
     }
 
@@ -169,6 +181,8 @@ impl Providers {
             let plan = Plan {
                 targets,
                 balance: route.balance,
+                hedge: route.hedge.map(|config| Arc::new(Hedge::new(config))),
+                continues: route.continue_midstream,
             };
             self.routes.push((route.name.clone(), plan));
         }
@@ -214,7 +228,11 @@ impl Providers {
                 whole: None,
             }
         });
-        let provider = self.pool.add(name, each, features, whole);
+        let own = self.settings.iter().find(|own| own.name == name);
+        let breaker = own.and_then(|own| own.breaker).unwrap_or(self.breaker);
+        let provider = self
+            .pool
+            .add_with_breaker(name, each, features, whole, breaker);
         let shown = ProviderStatus {
             name: name.to_owned(),
             default_model: default_model.clone(),

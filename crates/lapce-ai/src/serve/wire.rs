@@ -317,6 +317,14 @@ enum Item<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         title: Option<&'a str>,
     },
+    #[serde(rename_all = "camelCase")]
+    Continued {
+        provider: &'a str,
+        model: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a str>,
+        text_bytes: u64,
+    },
     Usage(ai::Usage),
     Finish {
         reason: ai::FinishReason,
@@ -351,6 +359,17 @@ pub(super) fn write_item(item: &mut Vec<u8>, event: Event<'_>, provider: &str, a
         Event::RedactedReasoning(_) => Item::Reasoning {
             text: "",
             signature: None,
+        },
+        Event::Continued {
+            provider,
+            model,
+            id,
+            text_bytes,
+        } => Item::Continued {
+            provider,
+            model,
+            id,
+            text_bytes,
         },
         Event::Usage(tokens) => Item::Usage(usage(tokens)),
         Event::Finish(reason) => Item::Finish {
@@ -409,7 +428,7 @@ pub(super) fn response(answer: ChatResponse, provider: &str, asked: &str) -> AIR
     }
 }
 
-fn usage(usage: domain::Usage) -> ai::Usage {
+pub(super) fn usage(usage: domain::Usage) -> ai::Usage {
     ai::Usage {
         input_tokens: usage.input_tokens,
         output_tokens: usage.output_tokens,
@@ -644,6 +663,20 @@ mod tests {
                     url: "u".into(),
                     title: None,
                 }),
+            ),
+            (
+                Event::Continued {
+                    provider: "q",
+                    model: "m",
+                    id: None,
+                    text_bytes: 9,
+                },
+                StreamEvent::Continued {
+                    provider: "q".into(),
+                    model: "m".into(),
+                    id: None,
+                    text_bytes: 9,
+                },
             ),
             (
                 Event::Usage(tokens),

@@ -48,7 +48,8 @@ pub(super) fn chance() -> f64 {
     chance
 }
 
-/// Retries that are left: requests earn a part of one each, so that in an outage retries stay that part of the load.
+/// Retries, or hedges, that are left: requests earn a part of one each, so that in an outage they stay that part of the
+/// load.
 #[derive(Debug)]
 pub(super) struct RetryBudget {
     each: f64,
@@ -77,6 +78,11 @@ impl RetryBudget {
 
     pub(super) fn spend(&mut self) {
         self.left -= 1.0;
+    }
+
+    /// What was spent was of no use.
+    pub(super) fn refund(&mut self) {
+        self.left += 1.0;
     }
 }
 

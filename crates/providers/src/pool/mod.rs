@@ -3,18 +3,25 @@
 //! A [`Plan`] lists the targets that may answer a request. [`Pool::chat`] asks them one after the other until the first
 //! token comes, and says in a [`Trail`] whom it asked and why it went on. What each provider and model did lately decides
 //! whether it is asked at all ([`BreakerConfig`]), with which of its keys, and in which order ([`Balance`]).
-//! When all have failed it waits and begins anew ([`RetryConfig`]), as long as the deadline allows.
+//! When all have failed it waits and begins anew ([`RetryConfig`]), as long as the deadline allows. Where the plan says so,
+//! a second target is asked when the first one's token is late ([`Hedge`]).
 //!
-//! Once the first token is out, the answer is that target's to the end: nothing is repeated, nothing lost.
+//! Once the first token is out, the answer is that target's to the end: nothing is repeated, nothing lost. Unless the plan
+//! says that another may go on with an answer that breaks off, which the events then say too
+//! ([`Event::Continued`](crate::Event::Continued)).
 //! Dropping the future or the stream drops the HTTP request and gives everything back.
 
 mod backoff;
 mod balance;
 mod breaker;
+mod continuation;
+mod hedge;
 mod keys;
 mod live;
 mod member;
 mod needs;
+mod recent;
+mod seam;
 mod stream;
 mod trail;
 
@@ -30,10 +37,12 @@ use crate::provider::{ChatStream, Provider};
 pub use backoff::RetryConfig;
 pub use balance::Balance;
 pub use breaker::{BreakerConfig, BreakerState};
+pub use hedge::{Hedge, HedgeAfter, HedgeConfig};
 pub use live::Counts;
-pub use member::{Member, MemberStatus};
-pub use trail::{Attempt, Outcome, Skip, Trail};
+pub use member::{Member, MemberStatus, ProbeStatus};
+pub use trail::{Attempt, Outcome, Purpose, Skip, Trail};
 
+use hedge::Raced;
 use member::Refused;
 use stream::Bound;
 
@@ -71,6 +80,17 @@ pub struct Plan {
     pub targets: Vec<Target>,
     /// How requests are spread over them.
     pub balance: Balance,
+    /// Whether and when a second one is asked as well; shared by all requests of a route.
+    pub hedge: Option<Arc<Hedge>>,
+    /// Whether another one may go on with a streamed answer that breaks off.
+    pub continues: bool,
+}
+
+impl Target {
+    fn names_model_of(&self, request: &mut ChatRequest) {
+        request.model.clear();
+        request.model.push_str(&self.model);
+    }
 }
 
 /// An answer that has begun.
@@ -82,7 +102,7 @@ pub struct Answer {
     pub provider: Arc<str>,
     /// The model that was asked.
     pub model: Arc<str>,
-    /// Whom else was asked before.
+    /// Who was asked. It grows where another goes on with the answer.
     pub trail: Trail,
 }
 
@@ -114,7 +134,23 @@ impl Pool {
         features: Features,
         whole: Option<Duration>,
     ) -> Arc<Member> {
-        let member = Arc::new(Member::new(name, accounts, features, whole, self.config));
+        self.add_with_breaker(name, accounts, features, whole, self.config.breaker)
+    }
+
+    /// The same for a provider whose breakers differ from the pool's.
+    pub fn add_with_breaker(
+        &mut self,
+        name: &str,
+        accounts: Vec<Arc<dyn Provider>>,
+        features: Features,
+        whole: Option<Duration>,
+        breaker: BreakerConfig,
+    ) -> Arc<Member> {
+        let config = PoolConfig {
+            breaker,
+            ..self.config
+        };
+        let member = Arc::new(Member::new(name, accounts, features, whole, config));
         self.members.push(Arc::clone(&member));
         member
     }
@@ -133,48 +169,94 @@ impl Pool {
     pub async fn chat(
         &self,
         plan: &Plan,
-        mut request: ChatRequest,
+        request: ChatRequest,
         deadline: Option<Instant>,
     ) -> Result<Answer, NoAnswer> {
-        let mut trail = Trail::default();
-        let mut last = None;
-        let able = able(plan, &request, &mut trail, &mut last);
+        let trail = Trail::default();
+        self.chat_traced(plan, request, deadline, &trail).await
+    }
+
+    /// The same, on a trail that the caller has: who keeps it can tell what was tried even when this future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`NoAnswer`], by the deadline at the latest.
+    pub async fn chat_traced(
+        &self,
+        plan: &Plan,
+        mut request: ChatRequest,
+        deadline: Option<Instant>,
+        trail: &Trail,
+    ) -> Result<Answer, NoAnswer> {
+        let mut failures = Failures::default();
+        let able = able(plan, &request, trail, &mut failures);
         for target in &able {
             target.member.earn();
         }
+        let mut hedge = plan.hedge.as_deref();
+        if let Some(hedge) = hedge {
+            hedge.earn();
+        }
         for round in 0..self.config.retries.attempts.max(1) {
-            let mut free_at = None;
+            failures.free_at = None;
             let order = plan.balance.order(&able, Instant::now(), backoff::chance);
-            for target in order.into_iter().filter_map(|at| able.get(at)) {
-                match ask(target, &mut request, round > 0, deadline, &mut trail).await {
-                    Ok(stream) => {
+            let mut rest = order.iter().filter_map(|at| able.get(*at));
+            while let Some(target) = rest.next() {
+                target.names_model_of(&mut request);
+                let asking = Asking {
+                    request: &request,
+                    is_retry: round > 0,
+                    deadline,
+                    trail,
+                };
+                let raced = match hedge {
+                    None => failures.conclude(target, ask(target, asking, Purpose::Answer).await),
+                    Some(of_route) => {
+                        let mut used = false;
+                        let asked = hedge::ask_with_hedge(
+                            of_route,
+                            target,
+                            &mut rest,
+                            asking,
+                            &mut failures,
+                            &mut used,
+                        );
+                        let raced = asked.await;
+                        if used {
+                            hedge = None;
+                        }
+                        raced
+                    }
+                };
+                match raced {
+                    Raced::Answered(target, stream) => {
+                        let provider = Arc::clone(target.member.name());
+                        let model = Arc::clone(&target.model);
+                        let stream = match plan.continues && continuation::is_possible(&request) {
+                            false => stream,
+                            true => {
+                                let order = order.iter().filter_map(|at| able.get(*at));
+                                let order = order.cloned().collect();
+                                continuation::over(stream, target, order, request, deadline, trail)
+                            }
+                        };
                         return Ok(Answer {
                             stream,
-                            provider: Arc::clone(target.member.name()),
-                            model: Arc::clone(&target.model),
-                            trail,
+                            provider,
+                            model,
+                            trail: trail.clone(),
                         });
                     }
-                    Err(failure) => {
-                        free_at = free_at.into_iter().chain(failure.free_at).min();
-                        let is_final = failure.asked && !goes_on(failure.error.kind);
-                        // What somebody said who was asked tells more than why somebody was not.
-                        if failure.asked || !last.as_ref().is_some_and(|last: &Failure| last.asked)
-                        {
-                            last = Some(failure);
-                        }
-                        if is_final {
-                            return Err(no_answer(last, trail));
-                        }
-                    }
+                    Raced::Failed { is_final: true } => return Err(failures.no_answer(trail)),
+                    Raced::Failed { is_final: false } => {}
                 }
             }
-            match self.next_round(round, &able, free_at, deadline) {
+            match self.next_round(round, &able, failures.free_at, deadline) {
                 Some(wait) => sleep(wait).await,
                 None => break,
             }
         }
-        Err(no_answer(last, trail))
+        Err(failures.no_answer(trail))
     }
 
     /// How long to wait before all are asked again, the first of which may be at `free_at`; `None`: not at all.
@@ -208,19 +290,14 @@ impl Pool {
 }
 
 /// The targets that can do what the request needs.
-fn able(
-    plan: &Plan,
-    request: &ChatRequest,
-    trail: &mut Trail,
-    last: &mut Option<Failure>,
-) -> Vec<Target> {
+fn able(plan: &Plan, request: &ChatRequest, trail: &Trail, failures: &mut Failures) -> Vec<Target> {
     let is_able = |target: &&Target| {
         let Some(feature) = needs::lacking(request, target.member.features()) else {
             return true;
         };
-        skipped(target, Skip::Lacks(feature), trail);
+        skipped(target, Purpose::Answer, Skip::Lacks(feature), trail);
         let message = format!("it cannot do what the request needs: {}", feature.name());
-        *last = Some(Failure {
+        failures.note(Failure {
             error: error_of(target, ErrorKind::Unsupported, &message),
             asked: false,
             free_at: None,
@@ -239,42 +316,79 @@ struct Failure {
     free_at: Option<Instant>,
 }
 
-/// Asks one target, with one key after the other while it is the keys that are refused.
-async fn ask(
-    target: &Target,
-    request: &mut ChatRequest,
+/// Why nobody has answered so far.
+#[derive(Default)]
+struct Failures {
+    last: Option<Failure>,
+    /// When the first of this round's may be asked again.
+    free_at: Option<Instant>,
+}
+
+impl Failures {
+    /// Adds one, and says whether it is of no use to ask anybody else.
+    fn note(&mut self, failure: Failure) -> bool {
+        self.free_at = self.free_at.into_iter().chain(failure.free_at).min();
+        let is_final = failure.asked && !goes_on(failure.error.kind);
+        // What somebody said who was asked tells more than why somebody was not.
+        if failure.asked || !self.last.as_ref().is_some_and(|last| last.asked) {
+            self.last = Some(failure);
+        }
+        is_final
+    }
+
+    fn conclude<'a>(
+        &mut self,
+        target: &'a Target,
+        outcome: Result<ChatStream, Failure>,
+    ) -> Raced<'a> {
+        match outcome {
+            Ok(stream) => Raced::Answered(target, stream),
+            Err(failure) => Raced::Failed {
+                is_final: self.note(failure),
+            },
+        }
+    }
+
+    fn no_answer(self, trail: &Trail) -> NoAnswer {
+        let error = self.last.map_or_else(
+            || ProviderError::new(ErrorKind::Configuration, "the route leads to no provider"),
+            |last| last.error,
+        );
+        let trail = trail.clone();
+        NoAnswer { error, trail }
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    /// With the target's model.
+    request: &'a ChatRequest,
     is_retry: bool,
     deadline: Option<Instant>,
-    trail: &mut Trail,
-) -> Result<ChatStream, Failure> {
+    trail: &'a Trail,
+}
+
+/// Asks one target, with one key after the other while it is the keys that are refused.
+async fn ask(target: &Target, asking: Asking<'_>, purpose: Purpose) -> Result<ChatStream, Failure> {
     let Target { member, model, .. } = target;
-    request.model.clear();
-    request.model.push_str(model);
     let mut failed = None;
     for _ in 0..member.keys() {
         let begun = Instant::now();
-        let call = match member.admit(model, is_retry, begun) {
+        let call = match member.admit(model, asking.is_retry, begun) {
             Ok(call) => call,
             Err(Refused { why, until }) => {
-                skipped(target, why, trail);
+                skipped(target, purpose, why, asking.trail);
                 // The keys that are left rest: what the one just tried was told counts.
                 return Err(failed.unwrap_or_else(|| refused(target, why, until, begun)));
             }
         };
-        let key = call.key;
-        let bound = Bound::of(begun, member.whole, deadline);
-        let outcome = stream::open(call, request, bound).await;
-        trail.add(Attempt {
-            provider: Arc::clone(member.name()),
-            model: Arc::clone(model),
-            key: (member.keys() > 1).then_some(key + 1),
-            outcome: match &outcome {
-                Ok(_) => Outcome::Answered,
-                Err(error) => Outcome::Failed(error.kind),
-            },
-            took: begun.elapsed(),
-        });
-        let error = match outcome {
+        let key = (member.keys() > 1).then_some(call.key + 1);
+        let step = asking
+            .trail
+            .begin(member.name(), model, key, purpose, begun);
+        let bound = Bound::of(begun, member.whole, asking.deadline);
+        let error = match stream::open(call, step, asking.request, bound).await {
             Ok(stream) => return Ok(stream),
             Err(error) => error,
         };
@@ -306,14 +420,8 @@ fn goes_on(kind: ErrorKind) -> bool {
     )
 }
 
-fn skipped(target: &Target, why: Skip, trail: &mut Trail) {
-    trail.add(Attempt {
-        provider: Arc::clone(target.member.name()),
-        model: Arc::clone(&target.model),
-        key: None,
-        outcome: Outcome::Skipped(why),
-        took: Duration::ZERO,
-    });
+fn skipped(target: &Target, purpose: Purpose, why: Skip, trail: &Trail) {
+    trail.skipped(target.member.name(), &target.model, purpose, why);
 }
 
 fn refused(target: &Target, why: Skip, until: Option<Instant>, now: Instant) -> Failure {
@@ -338,14 +446,6 @@ fn error_of(target: &Target, kind: ErrorKind, message: &str) -> ProviderError {
     let mut error = ProviderError::new(kind, message);
     error.provider = (**target.member.name()).into();
     error
-}
-
-fn no_answer(last: Option<Failure>, trail: Trail) -> NoAnswer {
-    let error = last.map_or_else(
-        || ProviderError::new(ErrorKind::Configuration, "the route leads to no provider"),
-        |last| last.error,
-    );
-    NoAnswer { error, trail }
 }
 
 #[cfg(test)]

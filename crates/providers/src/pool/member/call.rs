@@ -54,6 +54,11 @@ pub(in crate::pool) fn is_of_key(kind: ErrorKind) -> bool {
     Blame::of(kind) == Blame::Key
 }
 
+/// Whether it is the way to the provider that failed.
+pub(super) fn is_of_way(kind: ErrorKind) -> bool {
+    Blame::of(kind) == Blame::Way
+}
+
 /// The consent of both breakers.
 pub(super) struct Tickets {
     pub(super) way: Ticket,

@@ -5,6 +5,7 @@
 //! that cannot be reached need not be found unreachable for one model after the other.
 
 mod call;
+mod probe;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,6 +27,8 @@ use crate::profile::Features;
 use crate::provider::{BoxFuture, ChatStream, Provider};
 use call::Tickets;
 pub(super) use call::{Call, Refused, is_of_key};
+use probe::LastProbe;
+pub use probe::ProbeStatus;
 
 /// The most models that have a breaker of their own at once: clients may name any.
 const MODELS: usize = 256;
@@ -48,6 +51,7 @@ struct State {
     keys: Keys,
     budget: RetryBudget,
     live: Live,
+    probe: Option<LastProbe>,
 }
 
 /// What a [`Member`] is like now, for `status`.
@@ -67,6 +71,8 @@ pub struct MemberStatus {
     pub keys: usize,
     /// How many of them rest, and how long until the first is used again.
     pub resting: (usize, Option<Duration>),
+    /// What the last probe told, where there was one.
+    pub probe: Option<ProbeStatus>,
 }
 
 impl Member {
@@ -84,6 +90,7 @@ impl Member {
             keys: Keys::new(accounts.len()),
             budget: RetryBudget::new(config.retries.budget),
             live: Live::default(),
+            probe: None,
         };
         Self {
             name: name.into(),
@@ -132,6 +139,7 @@ impl Member {
             models,
             keys: state.keys.count(),
             resting: (resting, left(first)),
+            probe: state.probe.map(|probe| probe.status(now)),
         }
     }
 
