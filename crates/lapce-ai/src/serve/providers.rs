@@ -35,10 +35,11 @@ pub(crate) struct Providers {
     /// Those that lead to a model, in order of preference.
     real: Vec<String>,
     problems: Vec<String>,
-    /// The settings of the configured ones.
-    settings: Vec<ProviderSettings>,
-    /// The breakers of those that say nothing of theirs.
+    /// The breakers of those that have their own; the others have this one.
+    breakers: HashMap<String, BreakerConfig>,
     breaker: BreakerConfig,
+    /// Who is probed, and how often.
+    probed: Vec<(String, Duration)>,
 }
 
 impl Providers {
@@ -81,6 +82,7 @@ impl Providers {
 
     /// Only what the configuration names; nothing is contacted.
     pub(crate) fn configured(config: &Config, lookup: impl Fn(&str) -> Option<String>) -> Self {
+        let of_each = config.providers.iter();
         let mut providers = Self {
             catalog: Catalog::default(),
             pool: Pool::new(config.pool),
@@ -89,7 +91,13 @@ impl Providers {
             default_model: None,
             real: Vec::new(),
             problems: Vec::new(),
-            settings: config.providers.clone(),
+            breakers: of_each
+                .clone()
+                .filter_map(|own| Some((own.name.clone(), own.breaker?)))
+                .collect(),
+            probed: of_each
+                .filter_map(|own| Some((own.name.clone(), own.probe?)))
+                .collect(),
             breaker: config.pool.breaker,
         };
         let mut clients = HashMap::new();
@@ -122,8 +130,8 @@ impl Providers {
 
     /// The providers that are to be probed, and how often.
     pub(crate) fn probed(&self) -> impl Iterator<Item = (&Arc<Member>, Duration)> {
-        let probed = self.settings.iter();
-        probed.filter_map(|own| Some((self.member(&own.name)?, own.probe?)))
+        let probed = self.probed.iter();
+        probed.filter_map(|(name, every)| Some((self.member(name)?, *every)))
     }
 
     /// What has requests answered.
@@ -228,8 +236,7 @@ impl Providers {
                 whole: None,
             }
         });
-        let own = self.settings.iter().find(|own| own.name == name);
-        let breaker = own.and_then(|own| own.breaker).unwrap_or(self.breaker);
+        let breaker = self.breakers.get(name).copied().unwrap_or(self.breaker);
         let provider = self
             .pool
             .add_with_breaker(name, each, features, whole, breaker);
