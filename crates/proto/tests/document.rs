@@ -739,7 +739,8 @@ fn described(value: &serde_json::Value) -> String {
         serde_json::Value::String(_) => "string",
         serde_json::Value::Array(_) => "[]",
         serde_json::Value::Object(_) => "{}",
-        _ => "?",
+        serde_json::Value::Bool(_) => "boolean",
+        serde_json::Value::Null => "?",
     }
     .to_owned()
 }
