@@ -1,7 +1,11 @@
 //! Whoever does not want an answer any more ends the provider's work, through the whole daemon: by a cancel, by going away,
 //! by the deadline.
 #![forbid(unsafe_code)]
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic, and tells its times"
+)]
 
 mod support;
 
