@@ -10,6 +10,7 @@
 //! cargo run --release -p lapce-ai-bench -- mixed         small messages beside large ones on the same connection
 //! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
 //! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
+//! cargo run --release -p lapce-ai-bench -- profile       where the time of a message goes, sampled by perf
 //! ```
 //!
 //! Each peer is a child process: this program again, in a hidden role (`peer`). Nothing printed is a constant.
@@ -28,6 +29,7 @@ mod memcpy;
 mod memory;
 mod message;
 mod peers;
+mod profile;
 mod report;
 
 use std::io::{self, Write};
@@ -57,6 +59,7 @@ enum Command {
     Mixed(contention::mixed::Arguments),
     Priority(contention::priority::Arguments),
     Instructions(instructions::Arguments),
+    Profile(profile::Arguments),
     /// What `instructions` counts; started by it.
     #[command(hide = true)]
     Counted {
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Command::Mixed(arguments) => contention::mixed::run(&arguments),
         Command::Priority(arguments) => contention::priority::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
+        Command::Profile(arguments) => profile::run(&arguments),
         Command::Counted {
             payload,
             window,

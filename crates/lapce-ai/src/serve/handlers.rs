@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::ai::{
-    AIRequest, AIResponse, EmbeddingsRequest, ModelList, ModelListError, ModelsRequest, TokenCount,
+    AIRequest, AIResponse, EmbeddingsRequest, EmbeddingsResponse, ModelAlias, ModelList,
+    ModelListError, ModelsRequest, TokenCount,
 };
 use lapce_ai_proto::status::Status;
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
-use lapce_ai_providers::{Answer, Event, Trail};
+use lapce_ai_providers::{Answer, ErrorKind, Event, Member, Plan, Provider, Trail};
 use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -65,27 +66,15 @@ pub(super) fn register(server: &mut Server, app: &Arc<App>) {
     server.handle(MessageType::SHUTDOWN, move |request, reply| {
         shared.shutdown(&request, reply);
     });
-    // Not on the reactor's own thread: a request may be megabytes of JSON.
-    server.handle_async(MessageType::TOKEN_COUNT, |request, responder| async move {
-        match wire::parse::<AIRequest>(&request.body) {
-            Ok(request) => {
-                let count = TokenCount {
-                    tokens: wire::estimated_tokens(&request),
-                    exact: false,
-                };
-                answer_json(responder, &count).await;
-            }
-            Err(error) => responder.fail(error),
-        }
+    let shared = Arc::clone(app);
+    server.handle_async(MessageType::TOKEN_COUNT, move |request, responder| {
+        let app = Arc::clone(&shared);
+        async move { answer(responder, app.count(request).await).await }
     });
-    server.handle_async(MessageType::EMBEDDINGS, |request, responder| async move {
-        responder.fail(match wire::parse::<EmbeddingsRequest>(&request.body) {
-            Ok(_) => ErrorBody::new(
-                ErrorCode::Unsupported,
-                "no provider here makes embeddings yet",
-            ),
-            Err(error) => error,
-        });
+    let shared = Arc::clone(app);
+    server.handle_async(MessageType::EMBEDDINGS, move |request, responder| {
+        let app = Arc::clone(&shared);
+        async move { answer(responder, app.embeddings(request).await).await }
     });
     let shared = Arc::clone(app);
     server.handle_async(MessageType::MODELS, move |request, responder| {
@@ -188,6 +177,14 @@ impl App {
         let mut answers = asked.join_all().await;
         answers.sort_unstable_by_key(|(at, ..)| *at);
         let mut list = ModelList::default();
+        // One provider's list is about that provider alone.
+        if wanted.is_none() {
+            let alias = |(name, model): (&str, &str)| ModelAlias {
+                name: name.to_owned(),
+                model: model.to_owned(),
+            };
+            list.aliases = self.providers.aliases().map(alias).collect();
+        }
         for (_, name, answer) in answers {
             match answer {
                 Ok(models) => list
@@ -203,6 +200,50 @@ impl App {
             }
         }
         answer_json(responder, &list).await;
+    }
+
+    /// As the provider counts, or an estimate where it does not.
+    async fn count(&self, request: OwnedRequest) -> Result<TokenCount, ErrorBody> {
+        let parsed: AIRequest = wire::parse(&request.body)?;
+        drop(request);
+        let estimate = wire::estimated_tokens(&parsed);
+        let (member, model) = self.first(&parsed.model)?;
+        let chat = wire::chat_request(parsed, model)?;
+        match member.count_tokens(&chat).await {
+            Ok(tokens) => Ok(TokenCount {
+                tokens,
+                exact: true,
+            }),
+            Err(error) if error.kind == ErrorKind::Unsupported => Ok(TokenCount {
+                tokens: estimate,
+                exact: false,
+            }),
+            Err(error) => Err(wire::provider_error(&error)),
+        }
+    }
+
+    async fn embeddings(&self, request: OwnedRequest) -> Result<EmbeddingsResponse, ErrorBody> {
+        let parsed: EmbeddingsRequest = wire::parse(&request.body)?;
+        drop(request);
+        let (member, model) = self.first(&parsed.model)?;
+        let request = wire::embedding_request(parsed, model)?;
+        match member.embed(&request).await {
+            Ok(vectors) => Ok(wire::embeddings(vectors, member.name(), &request.model)),
+            Err(error) => Err(wire::provider_error(&error)),
+        }
+    }
+
+    fn plan(&self, model: &str) -> Result<Plan, ErrorBody> {
+        let plan = self.providers.plan(model);
+        plan.map_err(|error| wire::catalog_error(&error))
+    }
+
+    fn first(&self, model: &str) -> Result<(Arc<Member>, String), ErrorBody> {
+        let plan = self.plan(model)?;
+        let target = plan.targets.first().ok_or_else(|| {
+            ErrorBody::new(ErrorCode::NoProvider, "the route leads to no provider")
+        })?;
+        Ok((Arc::clone(&target.member), target.model.to_string()))
     }
 
     async fn chat(self: Arc<Self>, request: OwnedRequest, responder: Responder, read: ReadChat) {
@@ -250,8 +291,7 @@ impl App {
             responder.fail(error);
             Err(code)
         };
-        let asked = self.providers.plan(&request.model);
-        let asked = asked.map_err(|error| wire::catalog_error(&error));
+        let asked = self.plan(&request.model);
         let asked = asked.and_then(|plan| Ok((plan, wire::chat_request(request, String::new())?)));
         let (plan, chat) = match asked {
             Ok(asked) => asked,
@@ -334,6 +374,13 @@ fn send_json(reply: Reply<'_>, value: &impl Serialize) {
     match serde_json::to_vec(value) {
         Ok(bytes) => reply.send(&bytes),
         Err(error) => reply.fail(ErrorBody::new(ErrorCode::Internal, error.to_string())),
+    }
+}
+
+async fn answer(responder: Responder, outcome: Result<impl Serialize, ErrorBody>) {
+    match outcome {
+        Ok(value) => answer_json(responder, &value).await,
+        Err(error) => responder.fail(error),
     }
 }
 

@@ -3,9 +3,13 @@
 mod attempts;
 mod cut;
 mod handlers;
+mod keys;
 mod log;
 pub(crate) mod providers;
 mod wire;
+
+#[cfg(test)]
+mod relay_tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

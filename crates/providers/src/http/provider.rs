@@ -251,7 +251,15 @@ impl Provider for HttpProvider {
     }
 
     fn models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
-        Box::pin(async move { self.list().await.map_err(|error| self.leaving(error)) })
+        Box::pin(async move {
+            // However many pages it has.
+            let limit = self.timeouts.models;
+            let list = match tokio::time::timeout(limit, self.list()).await {
+                Ok(list) => list,
+                Err(_) => Err(timed_out(Phase::FirstToken, limit)),
+            };
+            list.map_err(|error| self.leaving(error))
+        })
     }
 
     fn embed<'a>(
@@ -280,4 +288,13 @@ pub(super) fn timed_out(phase: Phase, after: Duration) -> ProviderError {
         ErrorKind::TimedOut(phase),
         format!("gave up after {} s", after.as_secs_f64()),
     )
+}
+
+/// The text of the error behind all others.
+pub(super) fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut current = error;
+    while let Some(source) = current.source() {
+        current = source;
+    }
+    current.to_string()
 }

@@ -67,6 +67,19 @@ pub enum Format {
     Gemini(GeminiService),
 }
 
+impl Format {
+    /// Its name, for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::ChatCompletions(_) => "OpenAI chat completions",
+            Self::Messages => "Anthropic Messages",
+            Self::Bedrock => "AWS Bedrock Converse",
+            Self::Gemini(GeminiService::AiStudio) => "Google Gemini",
+            Self::Gemini(GeminiService::Vertex) => "Google Gemini, on Vertex AI",
+        }
+    }
+}
+
 /// How a request shows its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Auth {
