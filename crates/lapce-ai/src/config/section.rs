@@ -179,7 +179,8 @@ impl<'a> Section<'a> {
         let mut set = serde_json::Map::new();
         for setting in findings.settings {
             if setting.origin != Origin::Default {
-                set.extend(setting.value.map(|value| (setting.key.to_owned(), value)));
+                let key = setting.key.into_owned();
+                set.extend(setting.value.map(|value| (key, value)));
             }
         }
         self.note(key, Some(Value::Object(set)), origin);

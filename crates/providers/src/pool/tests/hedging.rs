@@ -259,15 +259,11 @@ async fn whoever_gives_up_frees_both() {
         }
         // What was tried is known all the same.
         let tried = trail.to_string();
-        match millis {
-            0..100 => assert_eq!(tried, format!("first/m cancelled ({millis} ms)")),
-            100..150 => {
-                assert!(tried.ends_with("second/m hedge cancelled (1 ms)") || millis != 101)
-            }
-            _ => assert!(
-                tried.ends_with("second/m hedge answered (50 ms)"),
-                "{tried}"
-            ),
-        }
+        let end = match millis {
+            0..100 => format!("first/m cancelled ({millis} ms)"),
+            100..150 => format!("second/m hedge cancelled ({} ms)", millis - 100),
+            _ => "second/m hedge answered (50 ms)".to_owned(),
+        };
+        assert!(tried.ends_with(&end), "{millis}: {tried}");
     }
 }
