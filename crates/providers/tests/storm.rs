@@ -1,7 +1,11 @@
 //! A storm of failures over real connections: every request ends with a right answer or a typed error in its time, and
 //! nothing is lost.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may panic, and tells what it saw"
+)]
 
 mod support;
 
