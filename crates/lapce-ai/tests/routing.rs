@@ -567,8 +567,9 @@ async fn so_does_one_that_is_cut_while_its_client_does_not_read() {
         .stream(MessageType::CHAT, &body, &options)
         .await
         .unwrap();
-    daemon.log.wait_for("the deadline cut a request");
-    daemon.log.wait_for("local/local answered (");
+    // Whether the server's clock strikes first or the pool's is a matter of luck.
+    daemon.log.wait_for("local/local ");
+    assert!(daemon.log.seen.contains("deadline"), "{}", daemon.log.seen);
     drop(unread);
     client.close().await;
 }

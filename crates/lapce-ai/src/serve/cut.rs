@@ -43,3 +43,51 @@ impl Drop for Cut {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// What is logged when it is dropped.
+    fn told(cut: impl FnOnce() -> Cut) -> String {
+        let mut log = tempfile::NamedTempFile::new().unwrap();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(std::sync::Arc::new(log.reopen().unwrap()))
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .finish();
+        tracing::subscriber::with_default(subscriber, || drop(cut()));
+        let mut text = String::new();
+        log.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_request_that_is_cut_leaves_its_trail() {
+        let trail = Trail::default();
+        let passed = told(|| Cut::new(&trail, Some(Instant::now())));
+        assert!(
+            passed.contains("INFO") && passed.contains("the deadline cut a request trail=\"\""),
+            "{passed}"
+        );
+        let soon = Some(Instant::now() + Duration::from_secs(3600));
+        for cancelled in [
+            told(|| Cut::new(&trail, soon)),
+            told(|| Cut::new(&trail, None)),
+        ] {
+            assert!(
+                cancelled.contains("DEBUG") && cancelled.contains("a request was cancelled"),
+                "{cancelled}"
+            );
+        }
+        let ended = told(|| {
+            let mut cut = Cut::new(&trail, Some(Instant::now()));
+            cut.ended();
+            cut
+        });
+        assert_eq!(ended, "");
+    }
+}

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::speaker::{Line, Speaker, text};
 use super::*;
+use crate::chat::Content;
 use crate::event::{FinishReason, Usage};
 use crate::provider::ChatResponse;
 
@@ -339,6 +340,57 @@ fn words(count: usize) -> String {
     (0..count).map(|at| format!("word{at}, ")).collect()
 }
 
+/// Knows a text, and goes on with it from where it is told that it stands.
+#[derive(Debug)]
+struct Reciter {
+    whole: String,
+    /// How much of what is left it says before it breaks off, from 0 to 1; none: all of it.
+    part: Option<f64>,
+    /// So many bytes of what was said are said again.
+    repeated: usize,
+    /// The size of its pieces.
+    size: usize,
+}
+
+impl Provider for Reciter {
+    fn chat<'a>(
+        &'a self,
+        request: &'a ChatRequest,
+    ) -> BoxFuture<'a, Result<ChatStream, ProviderError>> {
+        let said = request.messages.get(1).map(|message| &message.content[0]);
+        let from = match said {
+            Some(Content::Text(said)) => {
+                assert!(self.whole.starts_with(said), "{said}");
+                said.len()
+            }
+            _ => 0,
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "small"
+        )]
+        let part = |part| ((self.whole.len() - from) as f64 * part) as usize;
+        let to = from + self.part.map_or(self.whole.len() - from, part);
+        // What is too short to be believed would stand twice, as documented.
+        let repeated = if self.repeated < 24 || from < 24 {
+            0
+        } else {
+            self.repeated.min(from)
+        };
+        let spoken = self.whole.as_bytes()[from - repeated..to].chunks(self.size);
+        let pieces = spoken.map(|piece| text(std::str::from_utf8(piece).unwrap()));
+        let end = [self.part.map_or(Line::Finish, |_| CUT)];
+        let speaker = Speaker::new([pieces.chain(end).collect()]);
+        Box::pin(async move { speaker.chat(request).await })
+    }
+
+    fn models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
@@ -347,30 +399,26 @@ proptest! {
     fn nothing_is_doubled_and_nothing_lost(
         count in 1usize..60,
         cuts in proptest::collection::vec((0.0..1.0f64, 0usize..200, 1usize..9), 0..4),
+        last in (0usize..200, 1usize..9),
     ) {
         let whole = words(count);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let said = runtime.block_on(async {
             let mut pool = pool();
-            let mut speakers = Vec::new();
-            let mut from = 0;
-            for (part, repeated, size) in &cuts {
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "small")]
-                let to = from + ((whole.len() - from) as f64 * part) as usize;
-                // What is shorter than what is believed would stand twice: a model's repetition that short is not tried.
-                let repeated = if *repeated < 24 || from < 24 { 0 } else { (*repeated).min(from) };
-                let begin = from - repeated;
-                let said = &whole[begin..to];
-                let mut lines: Vec<Line> = said.as_bytes().chunks(*size).map(|piece| text(std::str::from_utf8(piece).unwrap())).collect();
-                lines.push(CUT);
-                speakers.push(Speaker::new([lines]));
-                // What is held back when it breaks off has not been said.
-                from = if said.len() > repeated { to } else { from };
-            }
-            speakers.push(Speaker::new([vec![text(&whole[from..]), Line::Finish]]));
-            let names: Vec<String> = (0..speakers.len()).map(|at| format!("p{at}")).collect();
-            let pairs: Vec<_> = names.iter().map(String::as_str).zip(&speakers).collect();
-            let route = continuing(&mut pool, &pairs);
+            let cuts = cuts.into_iter().map(|(part, repeated, size)| (Some(part), repeated, size));
+            let targets = cuts.chain([(None, last.0, last.1)]).enumerate().map(|(at, (part, repeated, size))| {
+                let reciter = Reciter { whole: whole.clone(), part, repeated, size };
+                Target {
+                    member: pool.add(&format!("p{at}"), vec![Arc::new(reciter)], all(), None),
+                    model: "m".into(),
+                    weight: 1,
+                }
+            });
+            let route = Plan {
+                targets: targets.collect(),
+                continues: true,
+                ..Plan::default()
+            };
             let answer = pool.chat(&route, request(), None).await.unwrap();
             let response = answer.stream.collect().await.unwrap();
             assert_eq!(response.finish, Some(FinishReason::Stop));
