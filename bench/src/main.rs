@@ -9,6 +9,8 @@
 //! cargo run --release -p lapce-ai-bench -- busy          round trips while a compiler runs on every processor
 //! cargo run --release -p lapce-ai-bench -- mixed         small messages beside large ones on the same connection
 //! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
+//! cargo run --release -p lapce-ai-bench -- stream        the reading of providers' streams, and their path to a client
+//! cargo run --release -p lapce-ai-bench -- pool          what the pool of providers costs a request
 //! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
 //! cargo run --release -p lapce-ai-bench -- profile       where the time of a message goes, sampled by perf
 //! ```
@@ -17,11 +19,13 @@
 #![forbid(unsafe_code)]
 
 mod active;
+mod beside;
 mod child;
 mod connections;
 mod contention;
 mod instructions;
 mod ipc;
+mod latency;
 mod machine;
 mod many;
 mod measure;
@@ -38,6 +42,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
+use crate::beside::Program;
 use crate::machine::{Cpus, Side};
 
 /// Measures the lapce-ai transport beside its peers.
@@ -58,6 +63,10 @@ enum Command {
     Busy(contention::busy::Arguments),
     Mixed(contention::mixed::Arguments),
     Priority(contention::priority::Arguments),
+    /// Measure the reading of providers' streams, and their whole path to a client
+    Stream(beside::Arguments),
+    /// Measure what the pool costs a request
+    Pool(beside::Arguments),
     Instructions(instructions::Arguments),
     Profile(profile::Arguments),
     /// What `instructions` counts; started by it.
@@ -88,6 +97,8 @@ fn main() -> ExitCode {
         Command::Busy(arguments) => contention::busy::run(&arguments),
         Command::Mixed(arguments) => contention::mixed::run(&arguments),
         Command::Priority(arguments) => contention::priority::run(&arguments),
+        Command::Stream(arguments) => beside::run(Program::Stream, &arguments),
+        Command::Pool(arguments) => beside::run(Program::Pool, &arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
         Command::Profile(arguments) => profile::run(&arguments),
         Command::Counted {

@@ -7,8 +7,11 @@ use serde_json::Value;
 
 #[test]
 fn each_case_is_measured_both_ways_and_every_answer_is_right() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lapce-ai-bench-pool"));
-    let output = command.args(["--quick", "--json"]).output().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lapce-ai-bench"));
+    let output = command
+        .args(["pool", "--quick", "--json"])
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
     let found: Value = serde_json::from_str(&text).unwrap();
@@ -28,8 +31,8 @@ fn each_case_is_measured_both_ways_and_every_answer_is_right() {
         }
         assert!(row["overhead_p99_us"].is_number(), "{row}");
     }
-    let text = Command::new(env!("CARGO_BIN_EXE_lapce-ai-bench-pool"))
-        .arg("--quick")
+    let text = Command::new(env!("CARGO_BIN_EXE_lapce-ai-bench"))
+        .args(["pool", "--quick"])
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&text.stdout).into_owned();

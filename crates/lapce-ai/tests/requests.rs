@@ -509,10 +509,60 @@ fn tokens_are_counted_about_where_the_provider_does_not_count() {
     let vectors = home.run(&["embed", "a", "b"]);
     assert_eq!(vectors.code, Some(1));
     assert!(
-        vectors.err.contains("has no API for embeddings"),
+        vectors
+            .err
+            .contains("it cannot do what the request needs: embeddings"),
         "{}",
         vectors.err
     );
     let empty = home.run(&["embed", "a", ""]);
     assert!(empty.err.contains("input[1] is empty"), "{}", empty.err);
+}
+
+#[test]
+fn vectors_are_asked_for_again_where_a_provider_is_overloaded() {
+    let server = OpenAi::new();
+    let home = Home::new(&format!(
+        "[retries]\nattempts = 2\nbase_secs = 0\n[providers.up]\ntype = 'gemini'\nbase_url = '{}'\napi_key = 'key-test-12345'\n",
+        server.url()
+    ));
+    let _daemon = home.serve(&[]);
+    let command = [
+        "embed",
+        "--json",
+        "--query",
+        "-m",
+        "up/gemini-embedding-001",
+        "a",
+        "b",
+    ];
+    let embed = home.command(&command).spawn().unwrap();
+    let overloaded = Canned {
+        status: 503,
+        ..Canned::json(&json!({"error": {"code": 503, "message": "busy", "status": "UNAVAILABLE"}}))
+    };
+    let vectors =
+        Canned::json(&json!({"embeddings": [{"values": [0.5, -0.25]}, {"values": [1, 0]}]}));
+    for answer in [overloaded, vectors] {
+        let (head, body, mut stream) = server.request();
+        assert!(
+            head.contains("gemini-embedding-001:batchEmbedContents"),
+            "{head}"
+        );
+        assert!(body.contains("RETRIEVAL_QUERY"), "{body}");
+        answer.send(&mut stream);
+    }
+    let ended = support::ended(embed);
+    let answer: Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!(answer["embeddings"], json!([[0.5, -0.25], [1.0, 0.0]]));
+    assert_eq!(
+        (&answer["provider"], &answer["model"]),
+        (&json!("up"), &json!("gemini-embedding-001"))
+    );
+    let live: Value = serde_json::from_str(&home.ok(&["providers", "--live", "--json"])).unwrap();
+    let health = &live["providers"][0]["health"];
+    assert_eq!(
+        (&health["asked"], &health["failed"], &health["answered"]),
+        (&json!(2), &json!(1), &json!(1))
+    );
 }

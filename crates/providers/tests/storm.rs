@@ -430,7 +430,7 @@ async fn answer(
     let trail = Trail::default();
     let asking = pool.chat_traced(route, asked, Some(deadline), &trail);
     let outcome = match asking.await {
-        Ok(answer) => answer.stream.collect().await,
+        Ok(answer) => answer.given.collect().await,
         Err(failed) => Err(failed.error),
     };
     let attempts = trail.attempts();

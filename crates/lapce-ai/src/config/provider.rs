@@ -209,7 +209,7 @@ fn read_http(
 ) -> HttpSettings {
     let url_kind = kinds::text("an address such as \"http://127.0.0.1:8080/v1\"");
     let base_url = if profile.base_url.is_empty() {
-        if !section.has("base_url") {
+        if !section.has("base_url") && profile.url_variable.is_none() {
             let text = format!("base_url is missing; it must be {}", url_kind.allowed);
             section.problem(place.clone(), text);
         }

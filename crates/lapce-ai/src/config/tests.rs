@@ -104,18 +104,18 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
     assert_eq!(
         names,
         [
-            "openai", "work", "office", "groq", "bedrock", "vertex", "local"
+            "openai", "work", "box", "office", "groq", "bedrock", "vertex", "local"
         ]
     );
     assert_eq!(config.aliases[0].0, "fast");
-    let ProviderKind::Http(office) = &config.providers[2].kind else {
+    let ProviderKind::Http(office) = &config.providers[3].kind else {
         panic!()
     };
     assert!(
         matches!(office.keys.as_slice(), [ApiKey::File(path)] if path == Path::new("/etc/office.key"))
     );
     assert_eq!(office.headers[0].0, "X-Team");
-    let ProviderKind::Http(groq) = &config.providers[3].kind else {
+    let ProviderKind::Http(groq) = &config.providers[4].kind else {
         panic!()
     };
     assert!(
@@ -126,21 +126,21 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         config.routes[0].targets,
         ["openai/gpt-4o", "office/qwen3-coder"]
     );
-    let ProviderKind::Http(bedrock) = &config.providers[4].kind else {
+    let ProviderKind::Http(bedrock) = &config.providers[5].kind else {
         panic!()
     };
     assert_eq!(bedrock.region.as_deref(), Some("us-east-1"));
     assert_eq!(bedrock.aws_profile.as_deref(), Some("work"));
     // A profile of AWS is nothing that others have.
     assert!(error("[providers.groq]\naws_profile = 'x'\n").contains("unknown key"));
-    let ProviderKind::Http(vertex) = &config.providers[5].kind else {
+    let ProviderKind::Http(vertex) = &config.providers[6].kind else {
         panic!()
     };
     assert_eq!(
         (vertex.project.as_deref(), vertex.region.as_deref()),
         (Some("my-project"), Some("europe-west4"))
     );
-    let ProviderKind::Local(local) = &config.providers[6].kind else {
+    let ProviderKind::Local(local) = &config.providers[7].kind else {
         panic!()
     };
     assert_eq!(local.tokens_per_second, Some(50.0));
@@ -691,4 +691,30 @@ fn everybody_s_proxy_variables_stand_below_the_file() {
     assert_eq!(proxy("[network]\nhttps_proxy = 'none'").0, None);
     let shown = read_with("", &variables, &[]).unwrap().to_toml();
     assert!(shown.contains("# environment: NO_PROXY"), "{shown}");
+}
+
+#[test]
+fn a_type_or_else_a_name_says_what_a_server_is() {
+    let config = read(
+        "[providers.cohere]\nbase_url = 'http://127.0.0.1:1'\n[providers.box]\ntype = 'ollama'\n[providers.openai]\n[providers.ollama]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:1/v1'\n[providers.azure]\n",
+    )
+    .unwrap();
+    let found: Vec<_> = config
+        .providers
+        .iter()
+        .map(|provider| {
+            let ProviderKind::Http(server) = &provider.kind else {
+                panic!()
+            };
+            (server.profile.name, server.base_url.as_deref())
+        })
+        .collect();
+    let expected = [
+        ("cohere", Some("http://127.0.0.1:1")),
+        ("ollama", None),
+        ("openai", None),
+        ("compatible", Some("http://127.0.0.1:1/v1")),
+        ("azure", None),
+    ];
+    assert_eq!(found, expected);
 }

@@ -9,7 +9,7 @@ use lapce_ai_proto::ai::{
 };
 use lapce_ai_proto::status::Status;
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
-use lapce_ai_providers::{Answer, ErrorKind, Event, Member, Plan, Provider, Trail};
+use lapce_ai_providers::{Answer, ErrorKind, Event, NoAnswer, Plan, Trail};
 use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -202,48 +202,50 @@ impl App {
         answer_json(responder, &list).await;
     }
 
-    /// As the provider counts, or an estimate where it does not.
-    async fn count(&self, request: OwnedRequest) -> Result<TokenCount, ErrorBody> {
-        let parsed: AIRequest = wire::parse(&request.body)?;
-        drop(request);
+    /// As the provider counts, or an estimate where it does not. `held` counts against the budget until then.
+    async fn count(&self, held: OwnedRequest) -> Result<TokenCount, ErrorBody> {
+        let parsed: AIRequest = wire::parse(&held.body)?;
         let estimate = wire::estimated_tokens(&parsed);
-        let (member, model) = self.first(&parsed.model)?;
-        let chat = wire::chat_request(parsed, model)?;
-        match member.count_tokens(&chat).await {
-            Ok(tokens) => Ok(TokenCount {
-                tokens,
+        let plan = self.plan(&parsed.model)?;
+        let chat = wire::chat_request(parsed, String::new())?;
+        let deadline = held.deadline.map(Into::into);
+        match self
+            .providers
+            .pool()
+            .count_tokens(&plan, chat, deadline)
+            .await
+        {
+            Ok(answer) => Ok(TokenCount {
+                tokens: answer.given,
                 exact: true,
             }),
-            Err(error) if error.kind == ErrorKind::Unsupported => Ok(TokenCount {
+            Err(failed) if failed.error.kind == ErrorKind::Unsupported => Ok(TokenCount {
                 tokens: estimate,
                 exact: false,
             }),
-            Err(error) => Err(wire::provider_error(&error)),
+            Err(failed) => Err(no_answer(&failed)),
         }
     }
 
-    async fn embeddings(&self, request: OwnedRequest) -> Result<EmbeddingsResponse, ErrorBody> {
-        let parsed: EmbeddingsRequest = wire::parse(&request.body)?;
-        drop(request);
-        let (member, model) = self.first(&parsed.model)?;
-        let request = wire::embedding_request(parsed, model)?;
-        match member.embed(&request).await {
-            Ok(vectors) => Ok(wire::embeddings(vectors, member.name(), &request.model)),
-            Err(error) => Err(wire::provider_error(&error)),
-        }
+    async fn embeddings(&self, held: OwnedRequest) -> Result<EmbeddingsResponse, ErrorBody> {
+        let parsed: EmbeddingsRequest = wire::parse(&held.body)?;
+        let plan = self.plan(&parsed.model)?;
+        let request = wire::embedding_request(parsed, String::new())?;
+        let deadline = held.deadline.map(Into::into);
+        let answer = self.providers.pool().embed(&plan, request, deadline).await;
+        let Answer {
+            given,
+            provider,
+            model,
+            trail,
+        } = answer.map_err(|failed| no_answer(&failed))?;
+        tell_detour(&trail);
+        Ok(wire::embeddings(given, &provider, &model))
     }
 
     fn plan(&self, model: &str) -> Result<Plan, ErrorBody> {
         let plan = self.providers.plan(model);
         plan.map_err(|error| wire::catalog_error(&error))
-    }
-
-    fn first(&self, model: &str) -> Result<(Arc<Member>, String), ErrorBody> {
-        let plan = self.plan(model)?;
-        let target = plan.targets.first().ok_or_else(|| {
-            ErrorBody::new(ErrorCode::NoProvider, "the route leads to no provider")
-        })?;
-        Ok((Arc::clone(&target.member), target.model.to_string()))
     }
 
     async fn chat(self: Arc<Self>, request: OwnedRequest, responder: Responder, read: ReadChat) {
@@ -301,25 +303,17 @@ impl App {
         let deadline = held.deadline.map(Into::into);
         let pool = self.providers.pool();
         let Answer {
-            mut stream,
+            given: mut stream,
             provider,
             model,
             ..
         } = match pool.chat_traced(&plan, chat, deadline, trail).await {
             Ok(answer) => answer,
-            Err(error) => {
-                let trail = error.trail.to_string();
-                // As a quoted text: a client may name a model as it likes.
-                tracing::info!(?trail, "no answer");
-                return failed(responder, attempts::no_answer(&error));
-            }
+            Err(error) => return failed(responder, no_answer(&error)),
         };
         // What may be gone on with keeps the request to its end.
         let _held = plan.continues.then_some(held);
-        if !trail.is_plain() {
-            let trail = trail.to_string();
-            tracing::info!(?trail, "answered by another than the first");
-        }
+        tell_detour(trail);
         if !streamed {
             return match stream.collect().await {
                 Ok(answer) => {
@@ -367,6 +361,21 @@ impl App {
         // The client has its answer; what is left is the end of the provider's, so that its connection can be reused.
         while let Some(Ok(_)) = stream.next().await {}
         Ok(())
+    }
+}
+
+/// Nobody answered, which is told to the log and to the client.
+fn no_answer(failed: &NoAnswer) -> ErrorBody {
+    let trail = failed.trail.to_string();
+    // As a quoted text: a client may name a model as it likes.
+    tracing::info!(?trail, "no answer");
+    attempts::no_answer(failed)
+}
+
+fn tell_detour(trail: &Trail) {
+    if !trail.is_plain() {
+        let trail = trail.to_string();
+        tracing::info!(?trail, "answered by another than the first");
     }
 }
 

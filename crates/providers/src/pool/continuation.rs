@@ -106,12 +106,11 @@ impl Resume {
             };
             target.names_model_of(&mut self.request);
             let asking = Asking {
-                request: &self.request,
                 is_retry,
                 deadline: self.deadline,
                 trail: &self.trail,
             };
-            match ask(target, asking, Purpose::Continuation).await {
+            match ask(target, &self.request, asking, Purpose::Continuation).await {
                 Ok(stream) => {
                     outcome = Ok(stream);
                     break;

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use super::ask::Ask;
 use super::backoff::RetryBudget;
 use super::recent::Recent;
 use super::trail::Purpose;
 use super::{Asking, Failures, Target, ask};
-use crate::provider::ChatStream;
 
 /// With fewer first tokens of a target nothing can be said of the usual one.
 const FEWEST: usize = 20;
@@ -138,8 +138,8 @@ impl fmt::Debug for Hedge {
 }
 
 /// What came of asking a target, and perhaps another.
-pub(super) enum Raced<'a> {
-    Answered(&'a Target, ChatStream),
+pub(super) enum Raced<'a, T> {
+    Answered(&'a Target, T),
     /// Why is in the failures; whether it is of any use to go on.
     Failed {
         is_final: bool,
@@ -148,17 +148,18 @@ pub(super) enum Raced<'a> {
 
 /// Asks `first`, and when its first token is late the next of `rest` that takes requests, too. `used` is set where that
 /// happened. The one that loses is dropped, which cancels it.
-pub(super) async fn ask_with_hedge<'a>(
+pub(super) async fn ask_with_hedge<'a, A: Ask>(
     hedge: &Hedge,
     first: &'a Target,
     rest: &mut impl Iterator<Item = &'a Target>,
+    request: &A,
     asking: Asking<'_>,
     failures: &mut Failures,
     used: &mut bool,
-) -> Raced<'a> {
-    let streamed = asking.request.stream;
+) -> Raced<'a, A::Given> {
+    let streamed = request.is_streamed();
     let begun = Instant::now();
-    let mut asked = pin!(ask(first, asking, Purpose::Answer));
+    let mut asked = pin!(ask(first, request, asking, Purpose::Answer));
     let early = match hedge.patience(first, streamed) {
         Some(patience) => timeout(patience, asked.as_mut()).await.ok(),
         None => Some(asked.as_mut().await),
@@ -170,22 +171,21 @@ pub(super) async fn ask_with_hedge<'a>(
         return failures.conclude(first, outcome);
     }
     let alone = !hedge.spend();
-    let mut request = None;
+    let mut copy = None;
     while !alone && let Some(second) = rest.next() {
-        let request = request.get_or_insert_with(|| asking.request.clone());
-        second.names_model_of(request);
+        let copy = copy.get_or_insert_with(|| request.clone());
+        second.names_model_of(copy);
         let hedge_begun = Instant::now();
-        let other = Asking { request, ..asking };
-        let mut other = pin!(ask(second, other, Purpose::Hedge));
+        let mut other = pin!(ask(second, copy, asking, Purpose::Hedge));
         let is_final = tokio::select! {
             biased;
             outcome = asked.as_mut() => {
                 *used = true;
                 return match outcome {
-                    Ok(stream) => {
+                    Ok(given) => {
                         hedge.note(first, streamed, begun.elapsed());
                         asking.trail.lost(Instant::now());
-                        Raced::Answered(first, stream)
+                        Raced::Answered(first, given)
                     }
                     Err(failure) => match failures.note(failure) {
                         true => Raced::Failed { is_final: true },
@@ -194,14 +194,14 @@ pub(super) async fn ask_with_hedge<'a>(
                 };
             }
             outcome = other.as_mut() => match outcome {
-                Ok(stream) => {
+                Ok(given) => {
                     *used = true;
                     let now = Instant::now();
                     // It may have taken much longer: what is sure is that it was not there yet.
                     hedge.note(first, streamed, now - begun);
                     hedge.note(second, streamed, now - hedge_begun);
                     asking.trail.lost(now);
-                    return Raced::Answered(second, stream);
+                    return Raced::Answered(second, given);
                 }
                 Err(failure) => {
                     *used = failure.asked;

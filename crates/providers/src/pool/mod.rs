@@ -1,7 +1,7 @@
 //! The pool: one request survives any provider's bad day.
 //!
 //! A [`Plan`] lists the targets that may answer a request. [`Pool::chat`] asks them one after the other until the first
-//! token comes, and says in a [`Trail`] whom it asked and why it went on. What each provider and model did lately decides
+//! token comes, [`Pool::embed`] and [`Pool::count_tokens`] until all has come, and says in a [`Trail`] whom it asked and why it went on. What each provider and model did lately decides
 //! whether it is asked at all ([`BreakerConfig`]), with which of its keys, and in which order ([`Balance`]).
 //! When all have failed it waits and begins anew ([`RetryConfig`]), as long as the deadline allows. Where the plan says so,
 //! a second target is asked when the first one's token is late ([`Hedge`]).
@@ -11,6 +11,7 @@
 //! ([`Event::Continued`](crate::Event::Continued)).
 //! Dropping the future or the stream drops the HTTP request and gives everything back.
 
+mod ask;
 mod backoff;
 mod balance;
 mod breaker;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::chat::ChatRequest;
+use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::{ErrorKind, Phase, ProviderError};
 use crate::profile::Features;
 use crate::provider::{ChatStream, Provider};
@@ -42,6 +44,7 @@ pub use live::Counts;
 pub use member::{Member, MemberStatus, ProbeStatus};
 pub use trail::{Attempt, Outcome, Purpose, Skip, Trail};
 
+use ask::{Ask, Count};
 use hedge::Raced;
 use member::Refused;
 use stream::Bound;
@@ -87,17 +90,18 @@ pub struct Plan {
 }
 
 impl Target {
-    fn names_model_of(&self, request: &mut ChatRequest) {
-        request.model.clear();
-        request.model.push_str(&self.model);
+    fn names_model_of(&self, request: &mut impl Ask) {
+        let named = request.model();
+        named.clear();
+        named.push_str(&self.model);
     }
 }
 
-/// An answer that has begun.
+/// An answer: a chat's that has begun, or the whole of what else was asked for.
 #[derive(Debug)]
-pub struct Answer {
-    /// Its events.
-    pub stream: ChatStream,
+pub struct Answer<T = ChatStream> {
+    /// What was asked for; of a chat its events.
+    pub given: T,
     /// Who gives it.
     pub provider: Arc<str>,
     /// The model that was asked.
@@ -188,12 +192,72 @@ impl Pool {
         deadline: Option<Instant>,
         trail: &Trail,
     ) -> Result<Answer, NoAnswer> {
+        let hedge = plan.hedge.as_deref();
+        let found = self.find(plan, &mut request, hedge, deadline, trail);
+        let mut found = found.await?;
+        if plan.continues && continuation::is_possible(&request) {
+            let able = &found.able;
+            let order = found.order.iter().filter_map(|at| able.get(*at));
+            let (stream, order) = (found.given, order.cloned().collect());
+            found.given =
+                continuation::over(stream, &found.target, order, request, deadline, trail);
+        }
+        Ok(found.answer(trail))
+    }
+
+    /// Has vectors made by one of the plan's targets, as [`chat`](Self::chat) has a chat answered; never hedged. Those of
+    /// one model do not compare with another's, so a plan for vectors should have one model, wherever it runs.
+    ///
+    /// # Errors
+    ///
+    /// [`NoAnswer`], by the deadline at the latest.
+    pub async fn embed(
+        &self,
+        plan: &Plan,
+        mut request: EmbeddingRequest,
+        deadline: Option<Instant>,
+    ) -> Result<Answer<Embeddings>, NoAnswer> {
+        let trail = Trail::default();
+        let found = self.find(plan, &mut request, None, deadline, &trail);
+        Ok(found.await?.answer(&trail))
+    }
+
+    /// Has the tokens of `request` counted by the plan's first target: another's tokens are other tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`NoAnswer`], by the deadline at the latest; of the kind [`Unsupported`](ErrorKind::Unsupported) where the
+    /// provider does not count.
+    pub async fn count_tokens(
+        &self,
+        plan: &Plan,
+        request: ChatRequest,
+        deadline: Option<Instant>,
+    ) -> Result<Answer<u64>, NoAnswer> {
+        let first = Plan {
+            targets: plan.targets.iter().take(1).cloned().collect(),
+            ..Plan::default()
+        };
+        let trail = Trail::default();
+        let mut request = Count(request);
+        let found = self.find(&first, &mut request, None, deadline, &trail);
+        Ok(found.await?.answer(&trail))
+    }
+
+    /// Asks the plan's targets, round by round, until one gives what is asked for.
+    async fn find<A: Ask>(
+        &self,
+        plan: &Plan,
+        request: &mut A,
+        mut hedge: Option<&Hedge>,
+        deadline: Option<Instant>,
+        trail: &Trail,
+    ) -> Result<Found<A::Given>, NoAnswer> {
         let mut failures = Failures::default();
-        let able = able(plan, &request, trail, &mut failures);
+        let able = able(plan, request, trail, &mut failures);
         for target in &able {
             target.member.earn();
         }
-        let mut hedge = plan.hedge.as_deref();
         if let Some(hedge) = hedge {
             hedge.earn();
         }
@@ -202,21 +266,24 @@ impl Pool {
             let order = plan.balance.order(&able, Instant::now(), backoff::chance);
             let mut rest = order.iter().filter_map(|at| able.get(*at));
             while let Some(target) = rest.next() {
-                target.names_model_of(&mut request);
+                target.names_model_of(request);
                 let asking = Asking {
-                    request: &request,
                     is_retry: round > 0,
                     deadline,
                     trail,
                 };
                 let raced = match hedge {
-                    None => failures.conclude(target, ask(target, asking, Purpose::Answer).await),
+                    None => {
+                        let outcome = ask(target, request, asking, Purpose::Answer).await;
+                        failures.conclude(target, outcome)
+                    }
                     Some(of_route) => {
                         let mut used = false;
                         let asked = hedge::ask_with_hedge(
                             of_route,
                             target,
                             &mut rest,
+                            request,
                             asking,
                             &mut failures,
                             &mut used,
@@ -229,22 +296,13 @@ impl Pool {
                     }
                 };
                 match raced {
-                    Raced::Answered(target, stream) => {
-                        let provider = Arc::clone(target.member.name());
-                        let model = Arc::clone(&target.model);
-                        let stream = match plan.continues && continuation::is_possible(&request) {
-                            false => stream,
-                            true => {
-                                let order = order.iter().filter_map(|at| able.get(*at));
-                                let order = order.cloned().collect();
-                                continuation::over(stream, target, order, request, deadline, trail)
-                            }
-                        };
-                        return Ok(Answer {
-                            stream,
-                            provider,
-                            model,
-                            trail: trail.clone(),
+                    Raced::Answered(target, given) => {
+                        let target = target.clone();
+                        return Ok(Found {
+                            given,
+                            target,
+                            able,
+                            order,
                         });
                     }
                     Raced::Failed { is_final: true } => return Err(failures.no_answer(trail)),
@@ -290,9 +348,9 @@ impl Pool {
 }
 
 /// The targets that can do what the request needs.
-fn able(plan: &Plan, request: &ChatRequest, trail: &Trail, failures: &mut Failures) -> Vec<Target> {
+fn able(plan: &Plan, request: &impl Ask, trail: &Trail, failures: &mut Failures) -> Vec<Target> {
     let is_able = |target: &&Target| {
-        let Some(feature) = needs::lacking(request, target.member.features()) else {
+        let Some(feature) = request.lacking(target.member.features()) else {
             return true;
         };
         skipped(target, Purpose::Answer, Skip::Lacks(feature), trail);
@@ -316,6 +374,26 @@ struct Failure {
     free_at: Option<Instant>,
 }
 
+/// Who gave what was asked for.
+struct Found<T> {
+    given: T,
+    target: Target,
+    /// Those that could have, and the order in which they were asked.
+    able: Vec<Target>,
+    order: Vec<usize>,
+}
+
+impl<T> Found<T> {
+    fn answer(self, trail: &Trail) -> Answer<T> {
+        Answer {
+            given: self.given,
+            provider: Arc::clone(self.target.member.name()),
+            model: self.target.model,
+            trail: trail.clone(),
+        }
+    }
+}
+
 /// Why nobody has answered so far.
 #[derive(Default)]
 struct Failures {
@@ -336,13 +414,9 @@ impl Failures {
         is_final
     }
 
-    fn conclude<'a>(
-        &mut self,
-        target: &'a Target,
-        outcome: Result<ChatStream, Failure>,
-    ) -> Raced<'a> {
+    fn conclude<'a, T>(&mut self, target: &'a Target, outcome: Result<T, Failure>) -> Raced<'a, T> {
         match outcome {
-            Ok(stream) => Raced::Answered(target, stream),
+            Ok(given) => Raced::Answered(target, given),
             Err(failure) => Raced::Failed {
                 is_final: self.note(failure),
             },
@@ -359,18 +433,21 @@ impl Failures {
     }
 }
 
-/// What is asked.
+/// How a target is asked.
 #[derive(Clone, Copy)]
 struct Asking<'a> {
-    /// With the target's model.
-    request: &'a ChatRequest,
     is_retry: bool,
     deadline: Option<Instant>,
     trail: &'a Trail,
 }
 
-/// Asks one target, with one key after the other while it is the keys that are refused.
-async fn ask(target: &Target, asking: Asking<'_>, purpose: Purpose) -> Result<ChatStream, Failure> {
+/// Asks one target for `request`, which has its model, with one key after the other while it is the keys that are refused.
+async fn ask<A: Ask>(
+    target: &Target,
+    request: &A,
+    asking: Asking<'_>,
+    purpose: Purpose,
+) -> Result<A::Given, Failure> {
     let Target { member, model, .. } = target;
     let mut failed = None;
     for _ in 0..member.keys() {
@@ -388,8 +465,8 @@ async fn ask(target: &Target, asking: Asking<'_>, purpose: Purpose) -> Result<Ch
             .trail
             .begin(member.name(), model, key, purpose, begun);
         let bound = Bound::of(begun, member.whole, asking.deadline);
-        let error = match stream::open(call, step, asking.request, bound).await {
-            Ok(stream) => return Ok(stream),
+        let error = match request.open(call, step, bound).await {
+            Ok(given) => return Ok(given),
             Err(error) => error,
         };
         let of_key = member::is_of_key(error.kind);

@@ -176,6 +176,7 @@ fn auth(auth: Auth) -> String {
     match auth {
         Auth::Bearer => "Authorization: Bearer".to_owned(),
         Auth::Header(name) => format!("{name} header"),
+        Auth::HeaderOrToken(name) => format!("{name} header, or Authorization: Bearer for a token"),
         Auth::AwsSigV4 => "AWS signature".to_owned(),
         Auth::None => "none".to_owned(),
     }

@@ -60,7 +60,7 @@ impl Providers {
         if config.discovery.loopback
             && let Ok(client) = &shared
         {
-            for found in probe(client, &LoopbackServer::usual(), PROBE_TIMEOUT).await {
+            for found in probe(client, &LoopbackServer::usual(&lookup), PROBE_TIMEOUT).await {
                 providers.add_discovered(&found, "discovered", &shared, waits);
             }
         }
@@ -320,10 +320,13 @@ impl Providers {
                 let model = settings.default_model.clone();
                 let usual = known.usual_model.or(http.profile.usual_model);
                 let model = model.or_else(|| usual.map(ToOwned::to_owned));
-                let url = http.base_url.as_deref().unwrap_or(http.profile.base_url);
+                let in_environment = || http.profile.url_in_environment(&lookup);
+                let set = config.discovery.environment.then(in_environment).flatten();
+                let url = http.base_url.clone().or(set);
+                let url = url.unwrap_or_else(|| http.profile.base_url.to_owned());
                 let about = ProviderStatus {
                     // One that will not do may have a password in it.
-                    base_url: accounts.is_ok().then(|| url.to_owned()),
+                    base_url: accounts.is_ok().then_some(url),
                     ..about("configuration")
                 };
                 let offer = Offer {
@@ -457,11 +460,12 @@ struct Accounts {
 }
 
 impl Accounts {
-    /// It repeats what it is told, whatever that is.
+    /// It repeats what it is told, whatever that is, and does nothing else.
     fn local(local: Local, waits: Waits) -> Self {
+        let none = [Feature::Embeddings, Feature::TokenCount];
         Self {
             each: vec![Arc::new(local)],
-            features: Features::of(Feature::ALL),
+            features: Features::of(Feature::ALL).without(&none),
             whole: waits.answer,
         }
     }

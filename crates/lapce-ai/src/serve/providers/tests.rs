@@ -218,3 +218,39 @@ async fn a_route_is_a_model_s_name_even_the_default_one() {
         assert!(names.eq(["groq/a", "local/local"]));
     }
 }
+
+#[tokio::test]
+async fn a_type_is_a_profile_wherever_the_server_is() {
+    let text = "[providers.mine]\ntype = 'cohere'\nbase_url = 'http://127.0.0.1:1'\n[providers.ollama]\ndefault_model = 'qwen3'";
+    let environment = [("CO_API_KEY", "k"), ("OLLAMA_HOST", "127.0.0.1:2")];
+    let providers = gather(text, &environment).await;
+    assert!(
+        providers.problems().is_empty(),
+        "{:?}",
+        providers.problems()
+    );
+    let expected = [
+        ("mine", "configuration"),
+        ("ollama", "configuration"),
+        ("cohere", "environment"),
+        ("local", "built in"),
+    ];
+    assert_eq!(names(&providers), expected);
+    let url = |name: &str| {
+        let mut about = providers.about().iter();
+        let found = about.find(|about| about.name == name).unwrap();
+        found.base_url.clone()
+    };
+    assert_eq!(url("mine").as_deref(), Some("http://127.0.0.1:1"));
+    assert_eq!(url("ollama").as_deref(), Some("127.0.0.1:2"));
+    assert_eq!(first(&providers, "mine").1, "command-a-03-2025");
+    // Nobody is there; that it is tried shows that the settings will do.
+    let plan = providers.plan("ollama").unwrap();
+    let request = ChatRequest::new("x").with(lapce_ai_providers::Message::user("x"));
+    let error = plan.targets[0].member.chat(&request).await.unwrap_err();
+    assert_eq!(
+        error.kind,
+        lapce_ai_providers::ErrorKind::ConnectionFailed,
+        "{error}"
+    );
+}

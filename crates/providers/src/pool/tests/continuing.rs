@@ -29,7 +29,7 @@ fn continuing(pool: &mut Pool, speakers: &[(&str, &Arc<Speaker>)]) -> Plan {
 
 /// The events in short, and the error.
 async fn events(answer: Answer) -> (Vec<String>, Option<ErrorKind>) {
-    let mut stream = answer.stream;
+    let mut stream = answer.given;
     let mut events = Vec::new();
     while let Some(event) = stream.next().await {
         events.push(match event {
@@ -55,7 +55,7 @@ async fn events(answer: Answer) -> (Vec<String>, Option<ErrorKind>) {
 }
 
 async fn whole(pool: &Pool, route: &Plan) -> (String, Option<ErrorKind>) {
-    let mut stream = pool.chat(route, request(), None).await.unwrap().stream;
+    let mut stream = pool.chat(route, request(), None).await.unwrap().given;
     let mut response = ChatResponse::default();
     while let Some(event) = stream.next().await {
         match event {
@@ -131,7 +131,7 @@ async fn tokens_are_added_up_and_each_part_has_its_own() {
     let route = continuing(&mut pool, &[("a", &first), ("b", &second)]);
     let answer = pool.chat(&route, request(), None).await.unwrap();
     let trail = answer.trail.clone();
-    let response = answer.stream.collect().await.unwrap();
+    let response = answer.given.collect().await.unwrap();
     assert_eq!(response.text, "one two");
     let usage = |input_tokens, output_tokens| Usage {
         input_tokens,
@@ -247,7 +247,7 @@ async fn unsigned_thoughts_are_no_hindrance_and_stay_apart() {
     let mut pool = pool();
     let route = continuing(&mut pool, &[("a", &first), ("b", &second)]);
     let answer = pool.chat(&route, request(), None).await.unwrap();
-    let response = answer.stream.collect().await.unwrap();
+    let response = answer.given.collect().await.unwrap();
     assert_eq!(response.text, "It is.");
     assert_eq!(response.thoughts.len(), 2, "{:?}", response.thoughts);
     assert_eq!(
@@ -329,7 +329,7 @@ async fn the_broken_one_is_let_go_of_before_another_is_asked() {
     let second = Speaker::after(1_000, "y");
     let mut pool = pool();
     let route = continuing(&mut pool, &[("a", &first), ("b", &second)]);
-    let mut stream = pool.chat(&route, request(), None).await.unwrap().stream;
+    let mut stream = pool.chat(&route, request(), None).await.unwrap().given;
     let reading = async { while stream.next().await.is_some() {} };
     assert!(tokio::time::timeout(SECOND / 2, reading).await.is_err());
     assert_eq!((first.held(), second.held(), in_flight(&pool)), (0, 1, 1));
@@ -420,7 +420,7 @@ proptest! {
                 ..Plan::default()
             };
             let answer = pool.chat(&route, request(), None).await.unwrap();
-            let response = answer.stream.collect().await.unwrap();
+            let response = answer.given.collect().await.unwrap();
             assert_eq!(response.finish, Some(FinishReason::Stop));
             assert_eq!(in_flight(&pool), 0);
             response.text

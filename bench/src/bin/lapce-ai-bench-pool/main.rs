@@ -1,14 +1,10 @@
-//! `lapce-ai-bench-pool`: what the pool costs a request, beside asking the provider without it.
-//!
-//! ```text
-//! cargo run --release -p lapce-ai-bench --bin lapce-ai-bench-pool
-//! ```
-//!
-//! A program of its own, so that the judge of the transport stays without what providers need. Nothing printed is a constant.
+//! What `lapce-ai-bench pool` hands over to: what the pool costs a request, beside asking the provider without it. Nothing
+//! printed is a constant.
+
 #![forbid(unsafe_code)]
 
 mod load;
-#[path = "../machine.rs"]
+#[path = "../../machine.rs"]
 #[expect(
     dead_code,
     reason = "the other program pins its processes, this one does not"

@@ -34,7 +34,7 @@ impl Way {
         let request = ChatRequest::new("m").with(Message::user("Say something."));
         let mut stream = match self {
             Self::Direct(provider) => provider.chat(&request).await?,
-            Self::Pool(pool, plan) => pool.chat(plan, request, None).await?.stream,
+            Self::Pool(pool, plan) => pool.chat(plan, request, None).await?.given,
         };
         let (mut texts, mut finished) = (TOKENS.iter(), false);
         while let Some(event) = stream.next().await {
