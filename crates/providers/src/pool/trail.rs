@@ -47,6 +47,8 @@ pub enum Skip {
     KeysResting(ErrorKind),
     /// A retry would go beyond the part of the load that retries may be.
     RetryBudget,
+    /// What may be spent there is spent, or would not be enough.
+    BudgetSpent,
 }
 
 impl fmt::Display for Skip {
@@ -56,6 +58,7 @@ impl fmt::Display for Skip {
             Self::BreakerOpen => f.write_str("breaker_open"),
             Self::KeysResting(kind) => write!(f, "keys_resting_{}", kind.name()),
             Self::RetryBudget => f.write_str("retry_budget"),
+            Self::BudgetSpent => f.write_str("budget_spent"),
         }
     }
 }
@@ -98,6 +101,14 @@ impl Trail {
     pub fn broke_off(&mut self, kind: ErrorKind) {
         if let Some(last) = self.attempts.last_mut() {
             last.outcome = Outcome::Failed(kind);
+        }
+    }
+
+    /// Puts those before all others that were passed over before anybody was asked.
+    pub(crate) fn preceded_by(&mut self, skipped: Vec<Attempt>) {
+        let asked = std::mem::replace(&mut self.attempts, skipped);
+        for attempt in asked {
+            self.add(attempt);
         }
     }
 
