@@ -9,6 +9,7 @@ use clap_complete::Shell;
 
 use crate::config::{Config, Sources};
 use crate::failure::Failure;
+use crate::ledger::By;
 use crate::{commands, output, serve};
 
 const EXAMPLES: &str = "\
@@ -104,12 +105,24 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show how the daemon's providers do: requests, times to the first token, circuit breakers, keys
+    /// Show how the daemon's providers do: requests, times to the first token, circuit breakers, keys, spending
     Providers {
         /// Now, as the running daemon knows it
         #[arg(long, required = true)]
         live: bool,
         /// For programs: one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what was spent, as the ledger has it, whether a daemon runs or not
+    Spend {
+        /// Of so many days, today included (in UTC)
+        #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+        /// By what to sum up
+        #[arg(long, value_enum, default_value_t = By::Provider)]
+        by: By,
+        /// For programs: one JSON object; money in billionths of a US dollar
         #[arg(long)]
         json: bool,
     },
@@ -233,6 +246,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
             commands::models::run(&config, &cli.global, provider.as_deref(), *json)
         }
         Command::Providers { json, .. } => commands::live::run(&config, *json),
+        Command::Spend { days, by, json } => commands::spend::run(&config, *days, *by, *json),
         Command::Config {
             check: true, json, ..
         } => commands::config::check(&config, *json),

@@ -496,9 +496,12 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
         output_tokens: 1,
         ..Usage::default()
     };
-    let finish = |attempts| StreamEvent::Finish {
+    let finish = |attempts, cost_nano_usd, cached, warnings| StreamEvent::Finish {
         reason: FinishReason::Stop,
         attempts,
+        cost_nano_usd,
+        cached,
+        warnings,
     };
     let samples = vec![
         (
@@ -559,7 +562,10 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
                 ..usage
             }),
         ),
-        (finish(Vec::new()), finish(vec![Attempt::default()])),
+        (
+            finish(Vec::new(), None, false, Vec::new()),
+            finish(vec![Attempt::default()], Some(1), true, vec![text()]),
+        ),
     ];
     for (event, _) in &samples {
         match event {
@@ -732,8 +738,8 @@ fn described(value: &serde_json::Value) -> String {
 #[test]
 fn status() {
     use lapce_ai_proto::status::{
-        Breaker, ConnectionStatus, Counters, Health, PoolStatus, ProviderStatus, ReactorStatus,
-        Status, TierStatus,
+        Breaker, BudgetStatus, CacheStatus, ConnectionStatus, Counters, Health, LedgerStatus,
+        PoolStatus, ProviderStatus, ReactorStatus, Spending, Status, TierStatus,
     };
     use serde_json::to_value;
     let text = || Some(String::new());
@@ -744,6 +750,8 @@ fn status() {
                 config: text(),
                 stops_when_idle_secs: Some(1),
                 default_model: text(),
+                cache: Some(CacheStatus::default()),
+                ledger: Some(LedgerStatus::default()),
                 ..Status::default()
             })
         }),
@@ -762,6 +770,7 @@ fn status() {
                 base_url: text(),
                 default_model: text(),
                 health: Some(Health::default()),
+                spend: Some(Spending::default()),
                 ..ProviderStatus::default()
             })
         }),
@@ -779,6 +788,31 @@ fn status() {
                 model: text(),
                 open_ms: Some(1),
                 ..Breaker::default()
+            })
+        }),
+        (
+            "Spending",
+            to_value(Spending::default()),
+            to_value(Spending::default()),
+        ),
+        ("Budget", to_value(BudgetStatus::default()), {
+            to_value(BudgetStatus {
+                provider: text(),
+                client: Some(1),
+                soft_nano_usd: Some(1),
+                hard_nano_usd: Some(1),
+                ..BudgetStatus::default()
+            })
+        }),
+        (
+            "Cache",
+            to_value(CacheStatus::default()),
+            to_value(CacheStatus::default()),
+        ),
+        ("Ledger", to_value(LedgerStatus::default()), {
+            to_value(LedgerStatus {
+                trouble: text(),
+                ..LedgerStatus::default()
             })
         }),
         (
@@ -808,7 +842,7 @@ fn status() {
             .map(|field| {
                 let (name, of) = field.split_once(": ").unwrap();
                 let of = match of {
-                    "Counters" | "Pool" | "Health" => "{}",
+                    "Counters" | "Pool" | "Health" | "Spending" | "Cache" | "Ledger" => "{}",
                     _ if of.ends_with("[]") => "[]",
                     _ => of,
                 };

@@ -4,6 +4,7 @@ pub(crate) mod chat;
 pub(crate) mod config;
 pub(crate) mod live;
 pub(crate) mod models;
+pub(crate) mod spend;
 pub(crate) mod status;
 pub(crate) mod stop;
 

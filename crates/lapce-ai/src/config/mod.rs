@@ -3,12 +3,14 @@
 //! Every setting is read once, with its kind and its default, so the same lines decide what is allowed, what an error
 //! says, and what `lapce-ai config` prints.
 
+mod cache;
 mod kinds;
 mod layers;
 mod pool;
 mod provider;
 mod section;
 mod show;
+mod spend;
 mod waits;
 
 use std::env;
@@ -19,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lapce_ai_proto::{Limits, OPEN_PREFIX_LEN};
-use lapce_ai_providers::PoolConfig;
+use lapce_ai_providers::{Budget, CacheConfig, PoolConfig};
 use lapce_ai_server::Options;
 use lapce_ai_transport::{CONTROL_ROOM, PoolOptions, RuntimeDir, usable_cpus};
 use serde_json::Value;
@@ -27,6 +29,7 @@ use serde_json::Value;
 pub use layers::{Origin, Problem};
 pub use pool::RouteSettings;
 pub use provider::{ApiKey, LocalSettings, OpenAiSettings, ProviderKind, ProviderSettings};
+pub use spend::SpendSettings;
 pub use waits::Waits;
 
 use kinds::written_size;
@@ -37,11 +40,14 @@ pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// What stands where a key stood.
 const REDACTED: &str = "[redacted]";
-const SECTIONS: [&str; 9] = [
+const SECTIONS: [&str; 12] = [
     "ipc",
     "requests",
     "retries",
     "breaker",
+    "spend",
+    "budgets",
+    "cache",
     "log",
     "metrics",
     "discovery",
@@ -110,6 +116,12 @@ pub struct Config {
     pub requests: Requests,
     /// What happens when a provider fails.
     pub pool: PoolConfig,
+    /// What answers cost, and where that is kept.
+    pub spend: SpendSettings,
+    /// How much they may cost, in the file's order.
+    pub budgets: Vec<Budget>,
+    /// Answers that are given again, if any are.
+    pub cache: Option<CacheConfig>,
     /// The log.
     pub log: Log,
     /// Metrics.
@@ -302,6 +314,8 @@ impl Config {
         let ipc = read_ipc(&mut tree, &mut findings);
         let requests = read_requests(&mut tree, &mut findings);
         let pool = pool::read_pool(&mut tree, &mut findings);
+        let spend = spend::read_spend(&mut tree, file.as_deref(), &mut findings);
+        let cache = cache::read(&mut tree, &mut findings);
         let log = read_log(&mut tree, file.as_deref(), &mut findings);
         let metrics = read_metrics(&mut tree, &mut findings);
         let discovery = read_discovery(&mut tree, &mut findings);
@@ -311,6 +325,7 @@ impl Config {
             requests.waits,
             &mut findings,
         );
+        let budgets = spend::read_budgets(tree.remove("budgets"), &mut findings);
         let routes = pool::read_routes(tree.remove("routes"), &providers, &mut findings);
         for (name, entry) in tree {
             let hint = match section::nearest(&name, SECTIONS.into_iter()) {
@@ -335,6 +350,9 @@ impl Config {
             ipc,
             requests,
             pool,
+            spend,
+            budgets,
+            cache,
             log,
             metrics,
             discovery,

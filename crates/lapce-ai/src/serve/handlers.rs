@@ -8,14 +8,15 @@ use lapce_ai_proto::ai::{
 };
 use lapce_ai_proto::status::Status;
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
-use lapce_ai_providers::{Answer, Event};
+use lapce_ai_providers::{Answer, Asker, Bill, Event, Gateway, NanoUsd, Pool, Receipt};
 use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::providers::Providers;
-use super::{attempts, wire};
+use super::{attempts, spend, wire};
 use crate::config::Config;
+use crate::ledger::Keeper;
 
 /// Room for an item before it has to grow, in bytes.
 const ITEM_CAPACITY: usize = 512;
@@ -29,8 +30,17 @@ pub(super) struct App {
     config: Config,
     stops_when_idle: Option<Duration>,
     providers: Providers,
+    gateway: Gateway,
+    ledger: Option<Arc<Keeper>>,
     server: ServerHandle,
     begun: Instant,
+}
+
+/// What requests are answered by.
+impl AsRef<Pool> for App {
+    fn as_ref(&self) -> &Pool {
+        self.providers.pool()
+    }
 }
 
 impl App {
@@ -38,6 +48,7 @@ impl App {
         config: Config,
         stops_when_idle: Option<Duration>,
         providers: Providers,
+        (gateway, ledger): (Gateway, Option<Arc<Keeper>>),
         server: ServerHandle,
         begun: Instant,
     ) -> Self {
@@ -45,6 +56,8 @@ impl App {
             config,
             stops_when_idle,
             providers,
+            gateway,
+            ledger,
             server,
             begun,
         }
@@ -129,10 +142,13 @@ impl App {
             stops_when_idle_secs: self.stops_when_idle.map(|idle| idle.as_secs()),
             connections,
             reactors: self.server.reactors(),
-            providers: self.providers.status(),
+            providers: spend::providers(self.providers.status(), self.gateway.spend()),
             default_model: self.providers.default_model().map(str::to_owned),
             counters,
             pool: self.server.pool().into(),
+            budgets: spend::budgets(self.gateway.spend()),
+            cache: self.gateway.cache().map(spend::cache),
+            ledger: self.ledger.as_deref().map(spend::ledger),
         }
     }
 
@@ -223,7 +239,7 @@ impl App {
     /// `held` is the request as it came. It counts against the budget, and so stands for what was made of it, until the
     /// provider has it: an answer may take minutes.
     async fn answer(
-        &self,
+        self: &Arc<Self>,
         request: AIRequest,
         held: OwnedRequest,
         responder: Responder,
@@ -233,6 +249,11 @@ impl App {
             responder.fail(error);
             Err(code)
         };
+        let asker = Asker {
+            client: held.peer().credentials.uid,
+            cache: request.cache,
+            deadline: held.deadline.map(Into::into),
+        };
         let asked = self.providers.plan(&request.model);
         let asked = asked.map_err(|error| wire::catalog_error(&error));
         let asked = asked.and_then(|plan| Ok((plan, wire::chat_request(request, String::new())?)));
@@ -241,13 +262,8 @@ impl App {
             Err(error) => return failed(responder, error),
         };
         let streamed = chat.stream;
-        let deadline = held.deadline.map(Into::into);
-        let Answer {
-            mut stream,
-            provider,
-            model,
-            trail,
-        } = match self.providers.pool().chat(&plan, chat, deadline).await {
+        let answer = self.gateway.chat(self, plan, chat, asker).await;
+        let (answer, receipt) = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 let trail = error.trail.to_string();
@@ -256,6 +272,12 @@ impl App {
                 return failed(responder, attempts::no_answer(&error));
             }
         };
+        let Answer {
+            mut stream,
+            provider,
+            model,
+            trail,
+        } = answer;
         drop(held);
         if !trail.is_plain() {
             let trail = trail.to_string();
@@ -264,8 +286,12 @@ impl App {
         if !streamed {
             return match stream.collect().await {
                 Ok(answer) => {
+                    let bill = billed(&receipt);
                     let answer = AIResponse {
                         attempts: attempts::list(&trail),
+                        cost_nano_usd: bill.cost.map(NanoUsd::get),
+                        cached: bill.cached,
+                        warnings: bill.warnings,
                         ..wire::response(answer, &provider, &model)
                     };
                     answer_json(responder, &answer).await;
@@ -287,7 +313,12 @@ impl App {
                 None => return failed(responder, wire::without_finish(&provider)),
             };
             if let Event::Finish(reason) = event {
-                wire::write_finish(&mut item, reason, &attempts::list(&trail));
+                wire::write_finish(
+                    &mut item,
+                    reason,
+                    &attempts::list(&trail),
+                    &billed(&receipt),
+                );
                 break;
             }
             wire::write_item(&mut item, event, &provider, &model);
@@ -305,6 +336,16 @@ impl App {
         while let Some(Ok(_)) = stream.next().await {}
         Ok(())
     }
+}
+
+/// What a complete answer cost. What is new about it is logged.
+fn billed(receipt: &Receipt) -> Bill {
+    // A complete answer has one.
+    let bill = receipt.bill().unwrap_or_default();
+    for warning in &bill.new_warnings {
+        tracing::warn!("{warning}");
+    }
+    bill
 }
 
 fn send_json(reply: Reply<'_>, value: &impl Serialize) {

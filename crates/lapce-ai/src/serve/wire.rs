@@ -318,10 +318,17 @@ enum Item<'a> {
         title: Option<&'a str>,
     },
     Usage(ai::Usage),
+    #[serde(rename_all = "camelCase")]
     Finish {
         reason: ai::FinishReason,
         #[serde(skip_serializing_if = "<[_]>::is_empty")]
         attempts: &'a [Attempt],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cost_nano_usd: Option<u64>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        cached: bool,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        warnings: &'a [String],
     },
 }
 
@@ -356,15 +363,29 @@ pub(super) fn write_item(item: &mut Vec<u8>, event: Event<'_>, provider: &str, a
         Event::Finish(reason) => Item::Finish {
             reason: finish_reason(reason),
             attempts: &[],
+            cost_nano_usd: None,
+            cached: false,
+            warnings: &[],
         },
     };
     write(item, &json);
 }
 
-/// Writes the last event of a stream, and who was asked for it.
-pub(super) fn write_finish(item: &mut Vec<u8>, reason: domain::FinishReason, attempts: &[Attempt]) {
-    let reason = finish_reason(reason);
-    write(item, &Item::Finish { reason, attempts });
+/// Writes the last event of a stream: who was asked for it, and what it cost.
+pub(super) fn write_finish(
+    item: &mut Vec<u8>,
+    reason: domain::FinishReason,
+    attempts: &[Attempt],
+    bill: &domain::Bill,
+) {
+    let finish = Item::Finish {
+        reason: finish_reason(reason),
+        attempts,
+        cost_nano_usd: bill.cost.map(domain::NanoUsd::get),
+        cached: bill.cached,
+        warnings: &bill.warnings,
+    };
+    write(item, &finish);
 }
 
 fn write(item: &mut Vec<u8>, json: &Item<'_>) {
@@ -406,6 +427,9 @@ pub(super) fn response(answer: ChatResponse, provider: &str, asked: &str) -> AIR
         usage: answer.usage.map(usage),
         finish_reason: answer.finish.map_or(ai::FinishReason::Other, finish_reason),
         attempts: Vec::new(),
+        cost_nano_usd: None,
+        cached: false,
+        warnings: Vec::new(),
     }
 }
 
@@ -447,6 +471,7 @@ pub(super) fn provider_error(error: &ProviderError) -> ErrorBody {
         ErrorKind::ContextLengthExceeded => ErrorCode::ContextTooLong,
         ErrorKind::RateLimited => ErrorCode::RateLimited,
         ErrorKind::QuotaExhausted => ErrorCode::QuotaExhausted,
+        ErrorKind::BudgetSpent => ErrorCode::BudgetSpent,
         ErrorKind::Overloaded => ErrorCode::ProviderOverloaded,
         ErrorKind::ContentFiltered => ErrorCode::ContentFiltered,
         // A wrong address, too: the advice is to check the base URL.
@@ -659,6 +684,9 @@ mod tests {
                 StreamEvent::Finish {
                     reason: ai::FinishReason::Other,
                     attempts: Vec::new(),
+                    cost_nano_usd: None,
+                    cached: false,
+                    warnings: Vec::new(),
                 },
             ),
         ];
