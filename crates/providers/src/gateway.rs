@@ -92,7 +92,9 @@ async fn metered(
     client: u32,
     deadline: Option<Instant>,
 ) -> Result<(Answer, Receipt), NoAnswer> {
-    let admitted = spend.admit(client, plan, &request)?;
+    let admitted = spend
+        .admit(client, plan, &request)
+        .map_err(|error| *error)?;
     match pool.chat(&admitted.plan, request, deadline).await {
         Ok(answer) => Ok(admitted.meter(answer)),
         Err(failed) => Err(admitted.failed(failed)),

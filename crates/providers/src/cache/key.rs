@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use crate::chat::{ChatRequest, Content, Image, ImageSource, Message, ResponseFormat, ToolChoice};
@@ -57,7 +58,7 @@ impl CacheKey {
         to.list(tools, |to, tool| {
             to.text(&tool.name);
             to.option(tool.description.as_deref(), Canonical::text);
-            let schema = tool.parameters.as_deref().map(|schema| schema.get());
+            let schema = tool.parameters.as_deref().map(RawValue::get);
             to.option(schema, Canonical::text);
             to.option(tool.strict, Canonical::flag);
         });

@@ -169,7 +169,7 @@ impl Spend {
         client: u32,
         mut plan: Plan,
         request: &ChatRequest,
-    ) -> Result<Admitted, NoAnswer> {
+    ) -> Result<Admitted, Box<NoAnswer>> {
         let now = (self.clock)();
         let today = Day::of(now);
         let estimate = estimate::usage(request);
@@ -204,7 +204,7 @@ impl Spend {
             error.retry_after = why.until.start().duration_since(now).ok();
             let mut trail = Trail::default();
             trail.preceded_by(skipped);
-            return Err(NoAnswer { error, trail });
+            return Err(Box::new(NoAnswer { error, trail }));
         }
         if plan.balance == Balance::Cheapest {
             // Stable: among equals the order given counts. An unknown price is the worst.

@@ -111,7 +111,10 @@ impl Rig {
     }
 
     async fn ask(&self, client: u32, plan: &Plan) -> Result<(Answer, Receipt), NoAnswer> {
-        let admitted = self.spend.admit(client, plan.clone(), &request())?;
+        let admitted = self
+            .spend
+            .admit(client, plan.clone(), &request())
+            .map_err(|error| *error)?;
         match self.pool.chat(&admitted.plan, request(), None).await {
             Ok(answer) => Ok(admitted.meter(answer)),
             Err(failed) => Err(admitted.failed(failed)),
