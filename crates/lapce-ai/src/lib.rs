@@ -18,4 +18,4 @@ mod ledger;
 mod output;
 mod serve;
 
-pub use cli::run;
+pub use cli::{run, run_with};

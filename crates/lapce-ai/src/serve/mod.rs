@@ -2,10 +2,14 @@
 
 mod attempts;
 mod handlers;
+mod keys;
 mod log;
 pub(crate) mod providers;
 pub(crate) mod spend;
 mod wire;
+
+#[cfg(test)]
+mod relay_tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -177,7 +177,7 @@ impl State {
                             trail: answer.trail,
                             receipt,
                         }));
-                        self.source = Source::Reading(answer.stream);
+                        self.source = Source::Reading(answer.given);
                     }
                     Err(failed) => {
                         self.head = Some(Err(failed));

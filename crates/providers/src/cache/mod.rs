@@ -242,7 +242,7 @@ impl AnswerCache {
             timer: deadline.map(|at| Box::pin(sleep_until(at))),
         });
         let answer = Answer {
-            stream,
+            given: stream,
             provider,
             model,
             trail: if is_first { trail } else { Trail::default() },
@@ -274,7 +274,7 @@ fn replay(recording: Arc<Recording>) -> (Answer, Receipt) {
         provider: Arc::clone(&recording.provider),
         model: Arc::clone(&recording.model),
         trail: Trail::default(),
-        stream: ChatStream::new(Replay::new(recording)),
+        given: ChatStream::new(Replay::new(recording)),
     };
     (answer, free())
 }

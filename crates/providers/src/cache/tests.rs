@@ -93,7 +93,7 @@ impl Rig {
             Box::pin(async move {
                 sleep(after).await;
                 let answer = Answer {
-                    stream: ChatStream::new(stream),
+                    given: ChatStream::new(stream),
                     provider: "p".into(),
                     model: "m".into(),
                     trail: Trail::default(),
@@ -123,7 +123,7 @@ fn say(to: &To, texts: &[&str]) {
 
 async fn read(mut answer: Answer) -> Result<String, ErrorKind> {
     let mut text = String::new();
-    while let Some(event) = answer.stream.next().await {
+    while let Some(event) = answer.given.next().await {
         match event {
             Ok(Event::Text(more)) => text.push_str(more),
             Ok(_) => text.push('.'),
@@ -211,7 +211,7 @@ async fn who_asked_first_may_go_and_the_call_goes_on_for_the_others() {
     let (mut answer, _) = second.await.unwrap().unwrap();
     say(&to, &["a"]);
     assert_eq!(
-        answer.stream.next().await.unwrap().unwrap(),
+        answer.given.next().await.unwrap().unwrap(),
         Event::Text("a")
     );
     // In the middle.
@@ -313,7 +313,7 @@ async fn an_answer_that_is_too_large_takes_bounded_memory_and_reaches_those_who_
     drop(to);
     // The quick one gets no further than the bound allows.
     let mut ahead = 0;
-    while tokio::time::timeout(SECOND, quick.stream.next())
+    while tokio::time::timeout(SECOND, quick.given.next())
         .await
         .is_ok()
     {
@@ -328,14 +328,14 @@ async fn an_answer_that_is_too_large_takes_bounded_memory_and_reaches_those_who_
     assert_eq!(rig.counts().0, 2);
     let reader = tokio::spawn(async move {
         let mut count = 0;
-        while let Some(event) = quick.stream.next().await {
+        while let Some(event) = quick.given.next().await {
             event.unwrap();
             count += 1;
         }
         count
     });
     let mut count = 0;
-    while let Some(event) = slow.stream.next().await {
+    while let Some(event) = slow.given.next().await {
         event.unwrap();
         count += 1;
         tokio::task::yield_now().await;
@@ -460,8 +460,8 @@ async fn a_replay_has_every_event() {
         log,
     }));
     for event in events {
-        assert_eq!(answer.stream.next().await.unwrap().unwrap(), event);
+        assert_eq!(answer.given.next().await.unwrap().unwrap(), event);
     }
-    assert!(answer.stream.next().await.is_none());
+    assert!(answer.given.next().await.is_none());
     assert_eq!(receipt.bill().unwrap().cost, Some(NanoUsd::ZERO));
 }

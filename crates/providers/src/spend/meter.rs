@@ -55,7 +55,7 @@ impl Admitted {
     /// Watches the answer. What it may cost where it comes from stays reserved until it is over.
     pub fn meter(mut self, answer: Answer) -> (Answer, Receipt) {
         let Answer {
-            stream,
+            given,
             provider,
             model,
             mut trail,
@@ -75,12 +75,12 @@ impl Admitted {
             bytes: 0,
             receipt: receipt.clone(),
         };
-        let stream = ChatStream::new(Metered {
-            inner: stream,
+        let given = ChatStream::new(Metered {
+            inner: given,
             meter,
         });
         let answer = Answer {
-            stream,
+            given,
             provider,
             model,
             trail,

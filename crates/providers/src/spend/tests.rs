@@ -161,7 +161,7 @@ async fn an_answer_is_reserved_for_then_counted_once_and_billed_before_its_end()
     let (mut answer, receipt) = rig.ask(1000, &route).await.unwrap();
     assert_eq!(rig.spent(0), (0, 100_000), "100 tokens at a millionth each");
     let mut events = 0;
-    while let Some(event) = answer.stream.next().await {
+    while let Some(event) = answer.given.next().await {
         let is_last = matches!(event.unwrap(), Event::Finish(_));
         assert_eq!(receipt.bill().is_some(), is_last);
         events += 1;
@@ -194,8 +194,8 @@ async fn an_answer_that_is_given_up_or_breaks_off_is_estimated_and_gives_back_wh
     let cut = [WHOLE[0], WHOLE[1], Err(ErrorKind::StreamCut)];
     let broken = plan([rig.target("dear", &cut)]);
     let (mut answer, receipt) = rig.ask(1, &whole).await.unwrap();
-    answer.stream.next().await.unwrap().unwrap();
-    answer.stream.next().await.unwrap().unwrap();
+    answer.given.next().await.unwrap().unwrap();
+    answer.given.next().await.unwrap().unwrap();
     drop(answer);
     // 5 of the request and 2 of the text.
     assert_eq!(rig.spent(0), (7_000, 0));
@@ -215,7 +215,7 @@ async fn an_answer_that_is_given_up_or_breaks_off_is_estimated_and_gives_back_wh
         rig.ask(1, &broken).await.unwrap()
     };
     assert_eq!(
-        answer.stream.collect().await.unwrap_err().kind,
+        answer.given.collect().await.unwrap_err().kind,
         ErrorKind::StreamCut
     );
     assert_eq!(rig.spent(0), (7_000_000, 0));
@@ -237,7 +237,7 @@ async fn where_a_provider_s_budget_is_spent_the_next_one_is_asked() {
         other.trail.to_string(),
         "dear/m skipped: budget_spent; cheap/m answered (0 ms)"
     );
-    answer.stream.collect().await.unwrap();
+    answer.given.collect().await.unwrap();
     drop(other);
     assert_eq!(rig.spent(0), (150_000_000, 0));
     let failed = rig.ask(1, &plan([first])).await.unwrap_err();
@@ -311,7 +311,7 @@ async fn the_model_that_answers_tells_the_price_of_an_alias() {
     };
     for (target, cost) in [(latest, Some(150_000)), (unknown, None)] {
         let (answer, receipt) = rig.ask(1, &plan([target])).await.unwrap();
-        answer.stream.collect().await.unwrap();
+        answer.given.collect().await.unwrap();
         assert_eq!(receipt.bill().unwrap().cost.map(NanoUsd::get), cost);
     }
     let month = rig.spend.providers()["cheap"].month;
@@ -351,7 +351,7 @@ async fn a_soft_budget_shows_in_the_bill() {
     let route = plan([rig.target("cheap", &WHOLE)]);
     for new in [1, 0] {
         let (answer, receipt) = rig.ask(1, &route).await.unwrap();
-        answer.stream.collect().await.unwrap();
+        answer.given.collect().await.unwrap();
         let bill = receipt.bill().unwrap();
         assert_eq!((bill.warnings.len(), bill.new_warnings.len()), (1, new));
     }
@@ -370,7 +370,7 @@ async fn a_count_that_cannot_be_is_not_believed() {
     let mut rig = Rig::new(Vec::new());
     let route = plan([rig.target("dear", &says)]);
     let (answer, receipt) = rig.ask(1, &route).await.unwrap();
-    answer.stream.collect().await.unwrap();
+    answer.given.collect().await.unwrap();
     // Four billion tokens each, at a thousandth of a dollar.
     let cost = receipt.bill().unwrap().cost.unwrap();
     assert_eq!(cost.get(), 2 * u64::from(u32::MAX) * 1_000_000);
