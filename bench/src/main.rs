@@ -10,6 +10,7 @@
 //! cargo run --release -p lapce-ai-bench -- mixed         small messages beside large ones on the same connection
 //! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
 //! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
+//! cargo run --release -p lapce-ai-bench -- stress        the five stress levels: docs/stress/README.md
 //! ```
 //!
 //! Each peer is a child process: this program again, in a hidden role (`peer`). Nothing printed is a constant.
@@ -29,6 +30,7 @@ mod memory;
 mod message;
 mod peers;
 mod report;
+mod stress;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -57,6 +59,7 @@ enum Command {
     Mixed(contention::mixed::Arguments),
     Priority(contention::priority::Arguments),
     Instructions(instructions::Arguments),
+    Stress(stress::Arguments),
     /// What `instructions` counts; started by it.
     #[command(hide = true)]
     Counted {
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Command::Mixed(arguments) => contention::mixed::run(&arguments),
         Command::Priority(arguments) => contention::priority::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
+        Command::Stress(arguments) => stress::run(&arguments),
         Command::Counted {
             payload,
             window,
@@ -105,7 +109,12 @@ fn main() -> ExitCode {
 }
 
 fn play(cpus: Vec<usize>, role: peers::Role) -> Result<bool> {
-    Cpus::from_list(cpus).pin(Side::Child)?;
+    let cpus = Cpus::from_list(cpus);
+    if role.is_pinned() {
+        cpus.pin(Side::Child)?;
+    } else {
+        cpus.unpin()?;
+    }
     role.play()?;
     Ok(true)
 }
