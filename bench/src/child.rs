@@ -3,8 +3,10 @@
 //! The child's standard input is a socket to its parent, the control socket. Descriptors and a few words go over it; and
 //! when its other end closes, by whatever death of the parent, the child exits. So no child outlives a run.
 
+use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -14,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use lapce_ai_shm::{recv_with_fd, send_with_fd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 
 use crate::machine::Cpus;
 
@@ -21,6 +24,15 @@ use crate::machine::Cpus;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Turns of a spin between two looks at whether the child lives: some tens of milliseconds.
 const TURNS_PER_LOOK: u32 = 1 << 20;
+
+/// A directory for a server's socket, which must be closed to others whatever the umask.
+pub(crate) fn runtime_dir() -> Result<TempDir> {
+    let dir = tempfile::Builder::new()
+        .prefix("lapce-ai-bench-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir()?;
+    Ok(dir)
+}
 
 /// A child, as its parent sees it. Killed when dropped.
 #[derive(Debug)]

@@ -3,7 +3,8 @@
 //! Time on a shared machine says little about a change of a few percent; the count of what is executed says it on any.
 //! Server and client are the real ones, in one process, since callgrind counts one; neither spins, so that nothing is counted
 //! that depends on how long something took; and all is on one processor, since on two it depends on what else the machine
-//! does how often both are awake at once: a fifth of the count of a round trip. Each case runs twice, with few messages and with many: the difference is what
+//! does how often both are awake at once: a fifth of the count of a round trip. For the same reason the threads are scheduled as batch work: kernels differ in
+//! whether one that is woken runs at once or after the one that woke it, and batch work never does at once. Each case runs twice, with few messages and with many: the difference is what
 //! the further messages cost, without start and end.
 
 use std::collections::BTreeMap;
@@ -215,7 +216,8 @@ fn count(case: &Case, messages: u64) -> Result<u64> {
     let dir = tempfile::tempdir()?;
     let counts = dir.path().join("counts");
     let program = std::env::current_exe().context("where this program lies is unknown")?;
-    let output = Command::new("valgrind")
+    let output = Command::new("chrt")
+        .args(["--batch", "0", "valgrind"])
         .args(["--tool=callgrind", "--fair-sched=yes"])
         .arg(format!("--callgrind-out-file={}", counts.display()))
         .arg(program)
@@ -223,7 +225,7 @@ fn count(case: &Case, messages: u64) -> Result<u64> {
         .args([case.window.to_string(), messages.to_string()])
         .stdin(Stdio::null())
         .output()
-        .context("cannot start valgrind")?;
+        .context("cannot start chrt (Debian: util-linux), which starts valgrind")?;
     ensure!(
         output.status.success(),
         "{} under valgrind ended with {}:\n{}",

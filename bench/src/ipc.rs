@@ -48,6 +48,9 @@ pub(crate) struct Arguments {
     /// Only payloads of these lengths in bytes
     #[arg(long, value_delimiter = ',', value_parser = payload)]
     payloads: Vec<usize>,
+    /// Only peers with one of these words in their name, beside those that ratios are taken to
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
     /// Microseconds that ours spins before it sleeps
     #[arg(long, default_value_t = 50)]
     spin: u64,
@@ -149,6 +152,8 @@ pub(crate) struct Settings {
     pub(crate) spin_us: u64,
     pub(crate) ring_bytes: usize,
     pub(crate) payloads: Vec<usize>,
+    /// Words of the names of those who take part; none: all do.
+    pub(crate) peers: Vec<String>,
 }
 
 impl From<&Arguments> for Settings {
@@ -178,7 +183,29 @@ impl From<&Arguments> for Settings {
             spin_us: arguments.spin,
             ring_bytes: arguments.ring,
             payloads,
+            peers: arguments.peers.clone(),
         }
+    }
+}
+
+impl Settings {
+    fn names(&self, peer: Kind) -> bool {
+        let is_in_name = |word: &String| peer.name().contains(word.as_str());
+        self.peers.is_empty() || self.peers.iter().any(is_in_name)
+    }
+
+    /// Whether a peer takes part: one that is named, or one that a named one is compared with.
+    fn wants(&self, peer: Kind) -> bool {
+        let is_measure = matches!(peer, Kind::PlainRing | Kind::EventFd);
+        self.names(peer) || (is_measure && self.wants_any(peer.waiting()))
+    }
+
+    fn wants_any(&self, waiting: Waiting) -> bool {
+        let waits_so = |peer: &Kind| peer.waiting() == waiting;
+        Kind::ALL
+            .into_iter()
+            .filter(waits_so)
+            .any(|peer| self.names(peer))
     }
 }
 
@@ -225,7 +252,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
                 run.copied.push(memcpy::measure(payload, time)?);
             }
             for mode in [Mode::Latency, Mode::Throughput] {
-                if spinning {
+                if spinning && run.settings.wants_any(Waiting::Spinning) {
                     run.spinning(repetition, mode, payload);
                 }
                 run.asleep(repetition, mode, payload);
@@ -342,6 +369,7 @@ impl Run {
             peer.waiting() == waiting
                 && peer.is_built()
                 && peer.carries(payload)
+                && self.settings.wants(*peer)
                 && (!peer.spins_on_one_side() || self.setup.cpus.can_spin())
                 && (peer.node_script().is_none() || self.setup.node.is_some())
                 && match mode {

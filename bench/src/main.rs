@@ -9,8 +9,10 @@
 //! cargo run --release -p lapce-ai-bench -- busy          round trips while a compiler runs on every processor
 //! cargo run --release -p lapce-ai-bench -- mixed         small messages beside large ones on the same connection
 //! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
+//! cargo run --release -p lapce-ai-bench -- stream        the reading of providers' streams, and their path to a client
 //! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
 //! cargo run --release -p lapce-ai-bench -- stress        the five stress levels: docs/stress/README.md
+//! cargo run --release -p lapce-ai-bench -- profile       where the time of a message goes, sampled by perf
 //! ```
 //!
 //! Each peer is a child process: this program again, in a hidden role (`peer`). Nothing printed is a constant.
@@ -22,6 +24,7 @@ mod connections;
 mod contention;
 mod instructions;
 mod ipc;
+mod latency;
 mod machine;
 mod many;
 mod measure;
@@ -29,7 +32,9 @@ mod memcpy;
 mod memory;
 mod message;
 mod peers;
+mod profile;
 mod report;
+mod stream;
 mod stress;
 
 use std::io::{self, Write};
@@ -58,8 +63,10 @@ enum Command {
     Busy(contention::busy::Arguments),
     Mixed(contention::mixed::Arguments),
     Priority(contention::priority::Arguments),
+    Stream(stream::Arguments),
     Instructions(instructions::Arguments),
     Stress(stress::Arguments),
+    Profile(profile::Arguments),
     /// What `instructions` counts; started by it.
     #[command(hide = true)]
     Counted {
@@ -88,8 +95,10 @@ fn main() -> ExitCode {
         Command::Busy(arguments) => contention::busy::run(&arguments),
         Command::Mixed(arguments) => contention::mixed::run(&arguments),
         Command::Priority(arguments) => contention::priority::run(&arguments),
+        Command::Stream(arguments) => stream::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
         Command::Stress(arguments) => stress::run(&arguments),
+        Command::Profile(arguments) => profile::run(&arguments),
         Command::Counted {
             payload,
             window,

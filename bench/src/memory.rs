@@ -222,13 +222,16 @@ pub(crate) fn measure(
     Ok(Report::new(arguments, machine, samples, told, status))
 }
 
+/// Whoever gets the samples, with what the client processes have told.
+type LookOn<'a> = dyn FnMut(&Sample, &[(usize, Tick)]) + 'a;
+
 /// Runs the load and looks at the server meanwhile.
 fn exhaust(
     arguments: &Arguments,
     cpus: &Cpus,
     server: &mut ServerChild,
     tick: Duration,
-    look_on: &mut dyn FnMut(&Sample, &[(usize, Tick)]),
+    look_on: &mut LookOn<'_>,
 ) -> Result<(Samples, Vec<Told>)> {
     let socket = server.socket();
     let socket = socket

@@ -393,7 +393,7 @@ impl Role {
             Self::Attacker { socket } => crate::stress::attack(parent, &socket),
             Self::Normal { socket, seed } => crate::stress::normal(parent, &socket, seed),
             Self::Upstream => crate::stress::upstream(parent),
-            Self::Daemon { program, dir } => crate::stress::become_daemon(parent, &program, &dir),
+            Self::Daemon { program, dir } => crate::stress::become_daemon(&parent, &program, &dir),
             Self::Editors { socket } => crate::stress::editors(parent, &socket),
             Self::Compiler { dir, name } => contention::compiler::compile(parent, &dir, &name),
             Self::Flood {

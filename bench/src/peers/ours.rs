@@ -1,8 +1,6 @@
 //! Ours: the real server with an echo handler in the child, and the real client here.
 
 use std::collections::VecDeque;
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,7 +16,7 @@ use lapce_ai_transport::{
 use tempfile::TempDir;
 
 use super::{Peer, Setup};
-use crate::child::{Child, Parent, Patience};
+use crate::child::{Child, Parent, Patience, runtime_dir};
 use crate::machine::Cpus;
 use crate::message::{Flow, Messages};
 
@@ -55,11 +53,7 @@ impl ServerChild {
         max_connections: usize,
         budget: Option<u64>,
     ) -> Result<Self> {
-        // A runtime directory must be closed to others, whatever the umask.
-        let dir = tempfile::Builder::new()
-            .prefix("lapce-ai-bench-")
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir()?;
+        let dir = runtime_dir()?;
         let socket = dir.path().join(RuntimeDir::SOCKET);
         let socket = socket
             .to_str()

@@ -390,6 +390,7 @@ mod tests {
                 spin_us: 50,
                 ring_bytes: 131_072,
                 payloads: vec![64],
+                peers: Vec::new(),
             },
             node: Some("v0".to_owned()),
             measured_again: 2,

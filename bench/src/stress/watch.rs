@@ -64,7 +64,7 @@ impl Moment {
                 pss_shmem: 1 << 20,
             }),
             per_second: 1000.0,
-            latency: (at % 2 == 0).then_some(Latency {
+            latency: at.is_multiple_of(2).then_some(Latency {
                 p50: 1000,
                 p99: 20_000 * (1 + at),
                 p999: 300_000,

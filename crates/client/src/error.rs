@@ -21,7 +21,7 @@ pub enum ClientError {
     },
     /// The daemon answered with an error.
     #[error(transparent)]
-    Daemon(ErrorBody),
+    Daemon(Box<ErrorBody>),
     /// The connection was lost while the request ran, and it is not known whether it was run to its end.
     #[error("the connection was lost while the request ran ({reason}): {}", ErrorCode::OutcomeUnknown.advice())]
     OutcomeUnknown {
@@ -43,7 +43,8 @@ impl ClientError {
     /// The code that says the same, where there is one.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
-            Self::Daemon(body) | Self::Connect(ConnectError::Refused(body)) => Some(body.code),
+            Self::Daemon(body) => Some(body.code),
+            Self::Connect(ConnectError::Refused(body)) => Some(body.code),
             Self::OutcomeUnknown { .. } => Some(ErrorCode::OutcomeUnknown),
             Self::DeadlineExceeded => Some(ErrorCode::DeadlineExceeded),
             Self::Connect(_) | Self::Unreachable { .. } | Self::Closed | Self::Decode(_) => None,

@@ -387,7 +387,7 @@ impl Plan {
     /// What becomes of a request whose stream ended so. `Ok`: send it again.
     pub(crate) fn after(&mut self, outcome: Outcome) -> Result<(), ClientError> {
         match outcome {
-            Outcome::Failed(body) => Err(ClientError::Daemon(body)),
+            Outcome::Failed(body) => Err(ClientError::Daemon(body.into())),
             Outcome::Closed => Err(ClientError::Closed),
             Outcome::Lost { safe, reason } => {
                 if !safe || self.resends >= self.max_resends {
@@ -408,10 +408,8 @@ impl From<Refused> for Option<ClientError> {
             Refused::Gone => None,
             Refused::TooLarge(most) => {
                 let message = format!("at most {most} bytes are taken");
-                Some(ClientError::Daemon(ErrorBody::new(
-                    ErrorCode::MessageTooLarge,
-                    message,
-                )))
+                let body = ErrorBody::new(ErrorCode::MessageTooLarge, message);
+                Some(ClientError::Daemon(body.into()))
             }
         }
     }

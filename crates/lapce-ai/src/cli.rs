@@ -1,11 +1,13 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use lapce_ai_proto::ai::Reasoning;
 
 use crate::config::{Config, Sources};
 use crate::failure::Failure;
@@ -17,6 +19,7 @@ Examples:
   git diff | lapce-ai chat \"Write a commit message for this\"
   lapce-ai chat --model openai/gpt-4o --json \"Hello\" | jq -r 'select(.type == \"text\").text'
   lapce-ai models
+  lapce-ai providers
   lapce-ai config --example > ~/.config/lapce-ai/config.toml
 
 The first `chat` starts the daemon, which stops by itself after five minutes without a client. Run `lapce-ai serve`
@@ -33,6 +36,8 @@ const CHAT_EXAMPLES: &str = "\
 Examples:
   lapce-ai chat \"Explain lifetimes in one paragraph\"
   lapce-ai chat --system \"Answer in French\" \"Good morning\"
+  lapce-ai chat --image screenshot.png \"What is wrong here?\"
+  lapce-ai chat --schema person.json \"Make up a person\" | jq .
   lapce-ai chat < question.txt
   git diff | lapce-ai chat \"Review this change\"     # the prompt, then what is piped in
   lapce-ai chat -                                   # type the prompt, end it with Ctrl-D
@@ -85,6 +90,10 @@ enum Command {
     /// Ask a model, and print the answer as it comes
     #[command(after_help = CHAT_EXAMPLES)]
     Chat(ChatArgs),
+    /// Turn texts into vectors
+    Embed(EmbedArgs),
+    /// Count a prompt's tokens: as the provider does, or about, where it does not
+    Count(CountArgs),
     /// Run the daemon in the foreground, until SIGTERM or Ctrl-C
     Serve(ServeArgs),
     /// Stop the daemon; running requests get `ipc.drain_timeout_secs` to end. Exit code 0 if none was running, too
@@ -104,14 +113,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show how the daemon's providers do: requests, times to the first token, circuit breakers, keys
+    /// List the providers that are known by name, with what each can do; no daemon is needed
     Providers {
-        /// Now, as the running daemon knows it
-        #[arg(long, required = true)]
+        /// Only this one
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+        /// Instead, how the running daemon's do now: requests, times to the first token, circuit breakers, keys
+        #[arg(long, conflicts_with = "name")]
         live: bool,
         /// For programs: one JSON object
         #[arg(long)]
         json: bool,
+        /// The page docs/providers.md
+        #[arg(long, conflicts_with_all = ["json", "live", "name"])]
+        markdown: bool,
     },
     /// Show or check the configuration
     #[command(after_help = CONFIG_EXAMPLES)]
@@ -139,12 +154,21 @@ pub(crate) struct ChatArgs {
     /// The prompt; what is piped in is added to it, and `-` reads it from standard input
     #[arg(value_name = "PROMPT")]
     pub(crate) prompt: Vec<String>,
-    /// provider/model, a model or a provider; the daemon's default if absent
+    /// provider/model, a model, an alias or a provider; the daemon's default if absent
     #[arg(short, long)]
     pub(crate) model: Option<String>,
     /// Instructions before the conversation
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
+    /// A picture to look at: a PNG, JPEG, GIF or WebP file, or an https address that the provider fetches. May be repeated
+    #[arg(long, value_name = "FILE|URL")]
+    pub(crate) image: Vec<String>,
+    /// How hard to think: none, minimal, low, medium, high, xhigh, or a number of tokens
+    #[arg(long, value_name = "EFFORT", value_parser = reasoning)]
+    pub(crate) reasoning: Option<Reasoning>,
+    /// A file with a JSON Schema that the answer must fit
+    #[arg(long, value_name = "FILE")]
+    pub(crate) schema: Option<PathBuf>,
     /// Longest answer, in tokens
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<u32>,
@@ -160,6 +184,43 @@ pub(crate) struct ChatArgs {
     /// Give up after so many seconds
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     pub(crate) deadline: Option<Duration>,
+}
+
+/// What `embed` turns into vectors.
+#[derive(Debug, Args)]
+pub(crate) struct EmbedArgs {
+    /// The texts, each for a vector of its own; without any, standard input is one
+    #[arg(value_name = "TEXT")]
+    pub(crate) texts: Vec<String>,
+    /// provider/model, a model, an alias or a provider; the daemon's default if absent
+    #[arg(short, long)]
+    pub(crate) model: Option<String>,
+    /// Length of each vector, where the model lets one choose
+    #[arg(long, value_name = "N")]
+    pub(crate) dimensions: Option<u32>,
+    /// The texts are questions, not the documents that are searched with them
+    #[arg(long)]
+    pub(crate) query: bool,
+    /// For programs: the whole answer as one JSON object, rather than a JSON list a line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `count` counts.
+#[derive(Debug, Args)]
+pub(crate) struct CountArgs {
+    /// The prompt; what is piped in is added to it, and `-` reads it from standard input
+    #[arg(value_name = "PROMPT")]
+    pub(crate) prompt: Vec<String>,
+    /// provider/model, a model, an alias or a provider; the daemon's default if absent
+    #[arg(short, long)]
+    pub(crate) model: Option<String>,
+    /// Instructions before the conversation
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// For programs: one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// How `serve` runs.
@@ -204,7 +265,12 @@ impl Global {
 
 /// Runs the program and says how it ended.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    run_with(std::env::args_os())
+}
+
+/// The same with these arguments, of which the first is the program's name.
+pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = Cli::parse_from(arguments);
     match dispatch(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -217,22 +283,30 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(cli: &Cli) -> Result<(), Failure> {
-    // These two need no configuration, and help to write one.
+    // These need no configuration, and help to write one.
     match &cli.command {
         Command::Completions { shell } => return commands::completions::<Cli>(*shell),
         Command::Config { example: true, .. } => return commands::config::example(),
+        Command::Providers { markdown: true, .. } => return commands::providers::markdown(),
         _ => {}
     }
     let config = Config::load(&cli.global.sources()?)?;
     match &cli.command {
         Command::Chat(args) => commands::chat::run(&config, &cli.global, args),
+        Command::Embed(args) => commands::embed::run(&config, &cli.global, args),
+        Command::Count(args) => commands::count::run(&config, &cli.global, args),
         Command::Serve(args) => serve::run(config, args),
         Command::Stop => commands::stop::run(&config),
         Command::Status { json } => commands::status::run(&config, *json),
         Command::Models { provider, json } => {
             commands::models::run(&config, &cli.global, provider.as_deref(), *json)
         }
-        Command::Providers { json, .. } => commands::live::run(&config, *json),
+        Command::Providers {
+            live: true, json, ..
+        } => commands::live::run(&config, *json),
+        Command::Providers { name, json, .. } => {
+            commands::providers::run(&config, name.as_deref(), *json)
+        }
         Command::Config {
             check: true, json, ..
         } => commands::config::check(&config, *json),
@@ -251,6 +325,25 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "it must be a number of seconds, such as 30 or 0.5".to_owned())
 }
 
+fn reasoning(text: &str) -> Result<Reasoning, String> {
+    if let Ok(tokens) = text.parse() {
+        return Ok(Reasoning {
+            budget_tokens: Some(tokens),
+            ..Reasoning::default()
+        });
+    }
+    // The protocol's own words.
+    match serde_json::from_value(text.into()) {
+        Ok(effort) => Ok(Reasoning {
+            effort: Some(effort),
+            ..Reasoning::default()
+        }),
+        Err(_) => Err(
+            "it must be none, minimal, low, medium, high, xhigh, or a number of tokens".to_owned(),
+        ),
+    }
+}
+
 fn temperature(text: &str) -> Result<f64, String> {
     let value = text
         .parse()
@@ -262,6 +355,7 @@ fn temperature(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use lapce_ai_proto::ai::Effort;
 
     use super::*;
 
@@ -300,6 +394,15 @@ mod tests {
         );
         let wrong = Cli::parse_from(["lapce-ai", "--set", "max_streams", "status"]);
         assert_eq!(wrong.global.sources().unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn thinking_is_a_word_or_a_number() {
+        assert_eq!(reasoning("2048").unwrap().budget_tokens, Some(2048));
+        assert_eq!(reasoning("xhigh").unwrap().effort, Some(Effort::ExtraHigh));
+        for wrong in ["", "much", "-1"] {
+            assert!(reasoning(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

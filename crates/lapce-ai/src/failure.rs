@@ -24,7 +24,7 @@ pub(crate) enum Failure {
         log: PathBuf,
     },
     #[error(transparent)]
-    Client(ClientError),
+    Client(Box<ClientError>),
     #[error(transparent)]
     Bind(#[from] BindError),
     #[error("{0}")]
@@ -62,7 +62,7 @@ impl From<ClientError> for Failure {
             ClientError::Connect(ConnectError::NotRunning { path }) => {
                 Self::NoDaemon { socket: path }
             }
-            error => Self::Client(error),
+            error => Self::Client(Box::new(error)),
         }
     }
 }

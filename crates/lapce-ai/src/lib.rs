@@ -16,4 +16,4 @@ mod launch;
 mod output;
 mod serve;
 
-pub use cli::run;
+pub use cli::{run, run_with};

@@ -70,6 +70,7 @@ async fn every_type_of_request_has_its_answer() {
     let request = ai::EmbeddingsRequest {
         model: "local".into(),
         input: vec!["x".into()],
+        ..Default::default()
     };
     assert_eq!(
         code(&client.embeddings(&request).await.unwrap_err()),

@@ -208,6 +208,7 @@ async fn a_request_with_tools_is_not_sent_where_there_are_none() {
         name: "add".into(),
         description: None,
         parameters: json!({"type": "object"}),
+        strict: None,
     };
     let request = AIRequest {
         tools: Some(vec![tool]),

@@ -127,14 +127,18 @@ pub struct ErrorBody {
     pub code: ErrorCode,
     /// For people; never holds a key.
     pub message: String,
-    /// How long to wait before a retry, in milliseconds.
-    pub retry_after_ms: Option<u64>,
+    /// How long to wait before a retry, in milliseconds; 49 days at most, for which a longer time stands too.
+    pub retry_after_ms: Option<u32>,
     /// Which provider said so.
-    pub provider: Option<String>,
+    pub provider: Option<Box<str>>,
     /// The provider's HTTP status.
     pub status: Option<u16>,
+    /// The provider's own code or type for it, such as `insufficient_quota`.
+    pub provider_code: Option<Box<str>>,
+    /// The provider's id of the request, for its support.
+    pub request_id: Option<Box<str>>,
     /// The [`Fault::name`] behind a `protocol_error`.
-    pub fault: Option<String>,
+    pub fault: Option<Box<str>>,
     /// Who was asked, in order; the last ones, where there is no room for all. Empty where nobody but `provider` was.
     pub attempts: Box<[Attempt]>,
 }
@@ -149,11 +153,15 @@ struct Json {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    provider: Option<String>,
+    provider: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    fault: Option<String>,
+    provider_code: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    request_id: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fault: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     attempts: Vec<Attempt>,
 }
@@ -173,6 +181,8 @@ impl ErrorBody {
             retry_after_ms: None,
             provider: None,
             status: None,
+            provider_code: None,
+            request_id: None,
             fault: None,
             attempts: Box::default(),
         }
@@ -181,7 +191,7 @@ impl ErrorBody {
     /// The `protocol_error` that tells a peer what it did.
     pub fn from_fault(fault: Fault) -> Self {
         Self {
-            fault: Some(fault.name().to_owned()),
+            fault: Some(fault.name().into()),
             ..Self::new(ErrorCode::ProtocolError, fault.meaning())
         }
     }
@@ -189,13 +199,16 @@ impl ErrorBody {
     /// Appends the JSON payload, of at most [`MAX_LEN`](Self::MAX_LEN) bytes, with over-long texts cut.
     pub fn write(&self, buffer: &mut Vec<u8>) {
         let cut = |text: &str, most: usize| text[..text.floor_char_boundary(most)].to_owned();
+        let short = |text: &Option<Box<str>>| text.as_deref().map(|text| cut(text, 64).into());
         let mut json = Json {
             code: self.code.name().to_owned(),
             message: cut(&self.message, Self::MAX_MESSAGE),
-            retry_after_ms: self.retry_after_ms,
-            provider: self.provider.as_deref().map(|p| cut(p, 64)),
+            retry_after_ms: self.retry_after_ms.map(u64::from),
+            provider: short(&self.provider),
             status: self.status,
-            fault: self.fault.as_deref().map(|f| cut(f, 64)),
+            provider_code: short(&self.provider_code),
+            request_id: short(&self.request_id),
+            fault: short(&self.fault),
             attempts: self.attempts.to_vec(),
         };
         let start = buffer.len();
@@ -213,7 +226,7 @@ impl ErrorBody {
                 let most = json.message.len() / 2;
                 json.message
                     .truncate(json.message.floor_char_boundary(most));
-            } else {
+            } else if json.request_id.take().is_none() && json.provider_code.take().is_none() {
                 return;
             }
             buffer.truncate(start);
@@ -229,15 +242,21 @@ impl ErrorBody {
             retry_after_ms: None,
             provider: None,
             status: None,
+            provider_code: None,
+            request_id: None,
             fault: None,
             attempts: Vec::new(),
         });
         Self {
             code: ErrorCode::from_number(number),
             message: json.message,
-            retry_after_ms: json.retry_after_ms,
+            retry_after_ms: json
+                .retry_after_ms
+                .map(|ms| u32::try_from(ms).unwrap_or(u32::MAX)),
             provider: json.provider,
             status: json.status,
+            provider_code: json.provider_code,
+            request_id: json.request_id,
             fault: json.fault,
             attempts: json.attempts.into(),
         }
@@ -252,8 +271,10 @@ mod tests {
     fn a_body_survives_the_wire() {
         let body = ErrorBody {
             retry_after_ms: Some(1500),
-            provider: Some("openai".to_owned()),
+            provider: Some("openai".into()),
             status: Some(429),
+            provider_code: Some("rate_limit_exceeded".into()),
+            request_id: Some("req_1".into()),
             attempts: Box::new([Attempt {
                 provider: "groq".to_owned(),
                 outcome: "failed".to_owned(),
@@ -270,9 +291,11 @@ mod tests {
     #[test]
     fn the_largest_body_fits_every_frame_and_the_room_kept_for_control() {
         let body = ErrorBody {
-            provider: Some("\u{1}".repeat(1000)),
-            fault: Some("\u{1}".repeat(1000)),
-            retry_after_ms: Some(u64::MAX),
+            provider: Some("\u{1}".repeat(1000).into()),
+            fault: Some("\u{1}".repeat(1000).into()),
+            provider_code: Some("\u{1}".repeat(1000).into()),
+            request_id: Some("\u{1}".repeat(1000).into()),
+            retry_after_ms: Some(u32::MAX),
             status: Some(u16::MAX),
             ..ErrorBody::new(ErrorCode::Internal, "\u{1}".repeat(100_000))
         };

@@ -7,7 +7,12 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lapce_ai_proto::ai::{Citation, FinishReason, StreamEvent, Usage};
+use lapce_ai_proto::ai::{
+    AIRequest, AIResponse, AutocompleteRequest, CacheControl, Citation, Content, Effort,
+    EmbeddingPurpose, EmbeddingsRequest, EmbeddingsResponse, FileAnalysisRequest, FinishReason,
+    ImageDetail, Message, Model, ModelAlias, ModelList, ModelListError, Part, Reasoning,
+    ResponseFormat, Role, StreamEvent, TokenCount, Tool, ToolCall, ToolChoice, Usage,
+};
 use lapce_ai_proto::{
     Attempt, CRC, ClientState, Codec, ErrorBody, ErrorCode, FIN, Fault, Features, GoAway,
     HEADER_LEN, Hello, ITEM_PREFIX_LEN, Kind, Limits, MAGIC, MAX_NAME_LEN, MORE, MessageType,
@@ -32,6 +37,7 @@ fn every_table_is_held_by_a_test() {
         "open prefix",
         "goaway",
         "types",
+        "messages",
         "events",
         "status",
         "errors",
@@ -528,33 +534,38 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
             },
         ),
         (
+            StreamEvent::RedactedReasoning { data: text() },
+            StreamEvent::RedactedReasoning { data: text() },
+        ),
+        (
             StreamEvent::ToolCall {
                 index: 0,
                 id: None,
                 name: None,
                 arguments: None,
+                signature: None,
             },
             StreamEvent::ToolCall {
                 index: 0,
                 id: some(),
                 name: some(),
                 arguments: some(),
+                signature: some(),
             },
         ),
         (
+            StreamEvent::Citation(Citation::default()),
             StreamEvent::Citation(Citation {
-                url: text(),
-                title: None,
-            }),
-            StreamEvent::Citation(Citation {
-                url: text(),
+                url: some(),
                 title: some(),
+                quote: some(),
             }),
         ),
         (
             StreamEvent::Usage(usage),
             StreamEvent::Usage(Usage {
                 cached_input_tokens: Some(1),
+                cache_write_tokens: Some(1),
                 reasoning_tokens: Some(1),
                 ..usage
             }),
@@ -566,6 +577,7 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
             StreamEvent::Start { .. }
             | StreamEvent::Text { .. }
             | StreamEvent::Reasoning { .. }
+            | StreamEvent::RedactedReasoning { .. }
             | StreamEvent::ToolCall { .. }
             | StreamEvent::Citation(_)
             | StreamEvent::Usage(_)
@@ -608,9 +620,10 @@ fn events() {
         FinishReason::Length,
         FinishReason::ToolCalls,
         FinishReason::ContentFilter,
+        FinishReason::Refusal,
         FinishReason::Other,
     ];
-    let listed: Vec<&str> = rows[6][1].split('"').skip(1).step_by(2).collect();
+    let listed: Vec<&str> = rows[7][1].split('"').skip(1).step_by(2).collect();
     let known: Vec<_> = reasons
         .iter()
         .map(|reason| serde_json::to_value(reason).unwrap())
@@ -618,6 +631,257 @@ fn events() {
     assert_eq!(listed, known);
     let unknown: StreamEvent = serde_json::from_str(r#"{"type":"later","x":1}"#).unwrap();
     assert_eq!(unknown, StreamEvent::Unknown);
+}
+
+/// Each message without and with its optional fields.
+fn messages() -> Vec<(&'static str, serde_json::Value, serde_json::Value)> {
+    use serde_json::{Value, to_value};
+    let text = || "x".to_owned();
+    let some = || Some(text());
+    let image = |all: bool| Part::Image {
+        media_type: all.then(text),
+        data: all.then(text),
+        url: all.then(text),
+        detail: all.then_some(ImageDetail::High),
+        cache_control: all.then_some(true),
+    };
+    let call = |signature| ToolCall {
+        id: text(),
+        name: text(),
+        parameters: Value::Null,
+        signature,
+    };
+    let tool = |all: bool| Tool {
+        name: text(),
+        description: all.then(text),
+        parameters: Value::Null,
+        strict: all.then_some(true),
+    };
+    let pair = |name, least: serde_json::Result<Value>, most: serde_json::Result<Value>| {
+        (name, least.unwrap(), most.unwrap())
+    };
+    let model = || Model {
+        max_output_tokens: Some(1),
+        context_window: Some(1),
+        display_name: some(),
+        owner: some(),
+        ..Model::default()
+    };
+    let error = || ModelListError {
+        provider: text(),
+        message: text(),
+    };
+    let alias = || ModelAlias {
+        name: text(),
+        model: text(),
+    };
+    let schema = ResponseFormat::JsonSchema {
+        name: text(),
+        schema: Value::Null,
+        strict: Some(true),
+    };
+    let reasoning = Reasoning {
+        effort: Some(Effort::ExtraHigh),
+        budget_tokens: Some(1),
+    };
+    let cache = CacheControl {
+        system_prompt: Some(true),
+        tools: Some(true),
+    };
+    let request = AIRequest {
+        temperature: Some(1.0),
+        max_tokens: Some(1),
+        tools: Some(vec![tool(true)]),
+        system_prompt: some(),
+        stream: Some(true),
+        top_p: Some(1.0),
+        stop: Some(vec![text()]),
+        tool_choice: Some(ToolChoice::Auto),
+        response_format: Some(schema.clone()),
+        reasoning: Some(reasoning),
+        seed: Some(1),
+        metadata: Some(BTreeMap::new()),
+        parallel_tool_calls: Some(true),
+        cache_control: Some(cache),
+        user: some(),
+        ..AIRequest::new("m", vec![])
+    };
+    let message = Message {
+        role: Role::Tool,
+        content: Content::Text(text()),
+        tool_calls: Some(vec![call(None)]),
+        tool_call_id: some(),
+    };
+    let code = AutocompleteRequest {
+        path: some(),
+        language: some(),
+        model: some(),
+        max_tokens: Some(1),
+        temperature: Some(1.0),
+        stop: Some(vec![]),
+        stream: Some(true),
+        ..AutocompleteRequest::default()
+    };
+    let file = FileAnalysisRequest {
+        language: some(),
+        model: some(),
+        max_tokens: Some(1),
+        stream: Some(true),
+        ..FileAnalysisRequest::default()
+    };
+    let vectors = EmbeddingsRequest {
+        dimensions: Some(1),
+        purpose: Some(EmbeddingPurpose::Query),
+        ..EmbeddingsRequest::default()
+    };
+    let usage = Usage {
+        cached_input_tokens: Some(1),
+        cache_write_tokens: Some(1),
+        reasoning_tokens: Some(1),
+        ..Usage::default()
+    };
+    let response = AIResponse {
+        id: some(),
+        reasoning: some(),
+        thoughts: Some(vec![]),
+        tool_calls: Some(vec![]),
+        citations: Some(vec![]),
+        usage: Some(usage),
+        attempts: vec![Attempt::default()],
+        ..AIResponse::default()
+    };
+    let attempt = Attempt {
+        key: Some(1),
+        why: some(),
+        ..Attempt::default()
+    };
+    let list = ModelList {
+        models: vec![model()],
+        errors: vec![error()],
+        aliases: vec![alias()],
+    };
+    vec![
+        pair(
+            "AIRequest",
+            to_value(AIRequest::default()),
+            to_value(request),
+        ),
+        pair("Message", to_value(Message::user("x")), to_value(message)),
+        pair(
+            "Part",
+            to_value(Part::Text {
+                text: text(),
+                cache_control: None,
+            }),
+            to_value(Part::Text {
+                text: text(),
+                cache_control: Some(true),
+            }),
+        ),
+        pair("Part", to_value(image(false)), to_value(image(true))),
+        pair(
+            "Part",
+            to_value(Part::Reasoning {
+                text: text(),
+                signature: None,
+            }),
+            to_value(Part::Reasoning {
+                text: text(),
+                signature: some(),
+            }),
+        ),
+        pair(
+            "Part",
+            to_value(Part::RedactedReasoning { data: text() }),
+            to_value(Part::RedactedReasoning { data: text() }),
+        ),
+        pair("ToolCall", to_value(call(None)), to_value(call(some()))),
+        pair("Tool", to_value(tool(false)), to_value(tool(true))),
+        pair(
+            "ResponseFormat",
+            to_value(ResponseFormat::JsonObject),
+            to_value(schema),
+        ),
+        pair(
+            "Reasoning",
+            to_value(Reasoning::default()),
+            to_value(reasoning),
+        ),
+        pair(
+            "CacheControl",
+            to_value(CacheControl::default()),
+            to_value(cache),
+        ),
+        pair(
+            "AutocompleteRequest",
+            to_value(AutocompleteRequest::default()),
+            to_value(code),
+        ),
+        pair(
+            "FileAnalysisRequest",
+            to_value(FileAnalysisRequest::default()),
+            to_value(file),
+        ),
+        pair(
+            "EmbeddingsRequest",
+            to_value(EmbeddingsRequest::default()),
+            to_value(vectors),
+        ),
+        pair(
+            "EmbeddingsResponse",
+            to_value(EmbeddingsResponse::default()),
+            {
+                to_value(EmbeddingsResponse {
+                    usage: Some(usage),
+                    ..EmbeddingsResponse::default()
+                })
+            },
+        ),
+        pair("ModelList", to_value(ModelList::default()), to_value(list)),
+        pair("Model", to_value(Model::default()), to_value(model())),
+        pair("ModelListError", to_value(error()), to_value(error())),
+        pair("ModelAlias", to_value(alias()), to_value(alias())),
+        {
+            let count = TokenCount {
+                tokens: 1,
+                exact: true,
+            };
+            pair("TokenCount", to_value(count), to_value(count))
+        },
+        pair(
+            "AIResponse",
+            to_value(AIResponse::default()),
+            to_value(response),
+        ),
+        pair("Usage", to_value(Usage::default()), to_value(usage)),
+        pair("Citation", to_value(Citation::default()), {
+            to_value(Citation {
+                url: some(),
+                title: some(),
+                quote: some(),
+            })
+        }),
+        pair("Attempt", to_value(Attempt::default()), to_value(attempt)),
+    ]
+}
+
+#[test]
+fn every_field_of_a_message_stands_in_its_table() {
+    let rows = table("messages", &["message", "fields"]);
+    let messages = messages();
+    assert_eq!(rows.len(), messages.len());
+    for (row, (name, least, most)) in rows.iter().zip(messages) {
+        assert_eq!(quoted(&row[0]), [name]);
+        let described = fields(&row[1]);
+        let keys = |value: &serde_json::Value| -> BTreeSet<String> {
+            value.as_object().unwrap().keys().cloned().collect()
+        };
+        let required = described.iter().filter(|(_, optional)| !**optional);
+        let required: BTreeSet<_> = required.map(|(name, _)| name.clone()).collect();
+        assert_eq!(keys(&least), required, "{}: required fields", row[0]);
+        let all: BTreeSet<_> = described.into_keys().collect();
+        assert_eq!(keys(&most), all, "{}: all fields", row[0]);
+    }
 }
 
 #[test]
@@ -677,9 +941,11 @@ fn the_error_payload_has_the_fields_that_the_document_names() {
         .collect();
     let body = ErrorBody {
         retry_after_ms: Some(1),
-        provider: Some("p".to_owned()),
+        provider: Some("p".into()),
         status: Some(500),
-        fault: Some("f".to_owned()),
+        provider_code: Some("c".into()),
+        request_id: Some("r".into()),
+        fault: Some("f".into()),
         attempts: Box::new([Attempt::default()]),
         ..ErrorBody::new(ErrorCode::Internal, "m")
     };

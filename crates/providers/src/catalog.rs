@@ -14,6 +14,8 @@ const NEAR_ENOUGH: f64 = 0.7;
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     entries: Vec<CatalogEntry>,
+    /// A name, and the model that it means.
+    aliases: Vec<(String, String)>,
 }
 
 /// One provider of a [`Catalog`].
@@ -27,6 +29,8 @@ pub struct CatalogEntry {
     pub default_model: Option<String>,
     /// The models that it is known to offer; empty if they are not known.
     pub models: Vec<String>,
+    /// The beginnings of model names that are its own ([`Profile::claims`](crate::Profile)).
+    pub claims: &'static [&'static str],
 }
 
 /// What a name means.
@@ -65,9 +69,20 @@ pub enum CatalogError {
         /// Some of its models, in a form that can be asked for.
         near: Vec<String>,
     },
-    /// A provider's name is empty or has a `/`.
-    #[error("`{0}` cannot be a provider's name: it must not be empty or have a `/`")]
+    /// An alias leads nowhere.
+    #[error("alias `{alias}`: {error}")]
+    Alias {
+        /// The alias.
+        alias: String,
+        /// Why.
+        error: Box<CatalogError>,
+    },
+    /// The name of a provider or an alias is empty or has a `/`.
+    #[error("`{0}` cannot be a name: it must not be empty or have a `/`")]
     BadName(String),
+    /// An alias has the name of a provider.
+    #[error("alias `{0}` has the name of a provider, which is what it means")]
+    ShadowedAlias(String),
     /// Two providers have the same name.
     #[error("there are two providers called `{0}`")]
     DuplicateName(String),
@@ -102,6 +117,31 @@ impl Catalog {
         Ok(())
     }
 
+    /// Gives the model `target`, in any form that [`resolve`](Self::resolve) takes but an alias, another name. Case
+    /// makes no difference to it.
+    ///
+    /// # Errors
+    ///
+    /// [`BadName`](CatalogError::BadName), [`ShadowedAlias`](CatalogError::ShadowedAlias) where a provider has the
+    /// name, so add the providers first, and [`Alias`](CatalogError::Alias) where `target` leads nowhere. In the last
+    /// case the alias is there all the same, and tells whoever uses it why.
+    pub fn alias(&mut self, name: &str, target: &str) -> Result<(), CatalogError> {
+        if name.is_empty() || name.contains('/') {
+            return Err(CatalogError::BadName(name.into()));
+        }
+        if self.named(name).is_some() {
+            return Err(CatalogError::ShadowedAlias(name.into()));
+        }
+        self.aliases.push((name.into(), target.into()));
+        self.aliased(name, target).map(|_| ())
+    }
+
+    /// The aliases, each with the model that it means.
+    pub fn aliases(&self) -> impl Iterator<Item = (&str, &str)> {
+        let aliases = self.aliases.iter();
+        aliases.map(|(name, target)| (name.as_str(), target.as_str()))
+    }
+
     /// All providers, in order of preference.
     pub fn entries(&self) -> &[CatalogEntry] {
         &self.entries
@@ -110,9 +150,11 @@ impl Catalog {
     /// The provider and model that `name` means:
     ///
     /// - nothing: the first provider's default model;
+    /// - an alias: what it stands for;
     /// - `provider/model`, where the model may have slashes of its own;
     /// - `provider`: its default model;
     /// - a model that some provider is known to offer: the first such provider;
+    /// - a model whose name some provider claims: the provider whose claim is the longest, the first of several;
     /// - any other model, if there is exactly one provider whose models are not known: that provider.
     ///
     /// `openai/gpt-oss` means provider `openai` if there is one, unless its models are known and lack `gpt-oss` while
@@ -120,13 +162,36 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// [`Empty`](CatalogError::Empty), [`Unknown`](CatalogError::Unknown), [`NoModel`](CatalogError::NoModel).
+    /// [`Empty`](CatalogError::Empty), [`Unknown`](CatalogError::Unknown), [`NoModel`](CatalogError::NoModel),
+    /// [`Alias`](CatalogError::Alias).
     pub fn resolve(&self, name: Option<&str>) -> Result<Route<'_>, CatalogError> {
         let first = self.entries.first().ok_or(CatalogError::Empty)?;
         let name = name.map(str::trim).filter(|name| !name.is_empty());
         let Some(name) = name else {
             return first.default_route();
         };
+        let mut aliases = self.aliases();
+        match aliases.find(|(alias, _)| alias.eq_ignore_ascii_case(name)) {
+            Some((alias, target)) => self.aliased(alias, target),
+            None => self.meant(name),
+        }
+    }
+
+    fn aliased(&self, alias: &str, target: &str) -> Result<Route<'_>, CatalogError> {
+        self.meant(target).map_err(|mut error| {
+            if let CatalogError::Unknown { near, .. } = &mut error {
+                let is_alias = |name: &str| self.aliases().any(|(alias, _)| alias == name);
+                near.retain(|name| !is_alias(name));
+            }
+            CatalogError::Alias {
+                alias: alias.into(),
+                error: Box::new(error),
+            }
+        })
+    }
+
+    /// What a name that is no alias means.
+    fn meant(&self, name: &str) -> Result<Route<'_>, CatalogError> {
         let offering = self.entries.iter().find(|entry| entry.offers(name));
         if let Some((provider, model)) = name.split_once('/')
             && let Some(entry) = self.named(provider)
@@ -145,6 +210,9 @@ impl Catalog {
         if let Some(entry) = offering {
             return Ok(entry.route(name));
         }
+        if let Some(entry) = self.claiming(name) {
+            return Ok(entry.route(name));
+        }
         let mut open = self.entries.iter().filter(|entry| entry.models.is_empty());
         match (open.next(), open.next()) {
             (Some(entry), None) => Ok(entry.route(name)),
@@ -155,6 +223,20 @@ impl Catalog {
         }
     }
 
+    /// The first of those whose claim on the model is the longest: `o1-pro` is a closer one than `o1`.
+    fn claiming(&self, model: &str) -> Option<&CatalogEntry> {
+        let mut closest: Option<(usize, &CatalogEntry)> = None;
+        for entry in &self.entries {
+            let own = entry.claims.iter().filter(|own| model.starts_with(**own));
+            if let Some(length) = own.map(|own| own.len()).max()
+                && closest.is_none_or(|(most, _)| length > most)
+            {
+                closest = Some((length, entry));
+            }
+        }
+        closest.map(|(_, entry)| entry)
+    }
+
     fn named(&self, name: &str) -> Option<&CatalogEntry> {
         self.entries
             .iter()
@@ -163,17 +245,16 @@ impl Catalog {
 
     fn near(&self, name: &str) -> Vec<String> {
         let name = name.to_lowercase();
-        let mut near: Vec<(f64, String)> = Vec::new();
+        let likeness = |known: &str| strsim::jaro_winkler(&name, &known.to_lowercase());
+        let aliases = self.aliases();
+        let mut near: Vec<(f64, String)> = aliases
+            .map(|(alias, _)| (likeness(alias), alias.to_owned()))
+            .collect();
         for entry in &self.entries {
-            near.push((
-                strsim::jaro_winkler(&name, &entry.name.to_lowercase()),
-                entry.name.clone(),
-            ));
+            near.push((likeness(&entry.name), entry.name.clone()));
             for model in &entry.models {
                 let full = format!("{}/{model}", entry.name);
-                let likeness = [model.as_str(), &full]
-                    .map(|known| strsim::jaro_winkler(&name, &known.to_lowercase()));
-                near.push((likeness[0].max(likeness[1]), full));
+                near.push((likeness(model).max(likeness(&full)), full));
             }
         }
         near.retain(|(likeness, _)| *likeness >= NEAR_ENOUGH);
@@ -231,6 +312,7 @@ mod tests {
             provider: Arc::new(Local::default()),
             default_model: default_model.map(Into::into),
             models: models.iter().map(|model| (*model).into()).collect(),
+            claims: &[],
         }
     }
 
@@ -245,6 +327,22 @@ mod tests {
     fn resolved(catalog: &Catalog, name: &str) -> (String, String) {
         let route = catalog.resolve(Some(name)).unwrap();
         (route.name.into(), route.model)
+    }
+
+    #[test]
+    fn the_longest_claim_wins_and_the_first_of_equals() {
+        let claiming = |name, claims| CatalogEntry {
+            claims,
+            ..entry(name, None, &[])
+        };
+        let catalog = catalog([
+            claiming("short", &["o1", "o3"]),
+            claiming("long", &["o1-pro"]),
+            claiming("late", &["o1", "o1-pro"]),
+        ]);
+        for (name, provider) in [("o1", "short"), ("o1-mini", "short"), ("o1-pro-2", "long")] {
+            assert_eq!(resolved(&catalog, name), (provider.into(), name.into()));
+        }
     }
 
     #[test]
@@ -308,6 +406,69 @@ mod tests {
             Catalog::default().resolve(None).unwrap_err(),
             CatalogError::Empty
         );
+    }
+
+    #[test]
+    fn a_claimed_model_finds_its_provider() {
+        let claiming = |name, claims| CatalogEntry {
+            claims,
+            ..entry(name, None, &[])
+        };
+        let catalog = catalog([
+            claiming("openrouter", &[]),
+            claiming("openai", &["gpt-", "o1"]),
+            claiming("azure", &["gpt-"]),
+            claiming("fireworks", &["accounts/fireworks/"]),
+            entry("groq", None, &["gpt-oss"]),
+        ]);
+        for (name, provider) in [
+            ("gpt-4.1", "openai"),
+            ("o1-pro", "openai"),
+            // Who is known to have it comes before who claims it.
+            ("gpt-oss", "groq"),
+            ("accounts/fireworks/models/x", "fireworks"),
+        ] {
+            assert_eq!(resolved(&catalog, name), (provider.into(), name.into()));
+        }
+        assert!(catalog.resolve(Some("claude-x")).is_err());
+    }
+
+    #[test]
+    fn an_alias_stands_for_a_model() {
+        let mut catalog = catalog([
+            entry("groq", Some("llama-3"), &["llama-3", "gpt-oss"]),
+            entry("openai", None, &["gpt-4o"]),
+        ]);
+        catalog.alias("fast", "groq/gpt-oss").unwrap();
+        catalog.alias("Smart", "gpt-4o").unwrap();
+        catalog.alias("any", "groq").unwrap();
+        for (name, provider, model) in [
+            ("fast", "groq", "gpt-oss"),
+            (" FAST ", "groq", "gpt-oss"),
+            ("smart", "openai", "gpt-4o"),
+            ("any", "groq", "llama-3"),
+        ] {
+            assert_eq!(resolved(&catalog, name), (provider.into(), model.into()));
+        }
+        let CatalogError::Unknown { near, .. } = catalog.resolve(Some("fasst")).unwrap_err() else {
+            panic!()
+        };
+        assert_eq!(near, ["fast"]);
+        assert_eq!(
+            catalog.alias("GROQ", "gpt-4o"),
+            Err(CatalogError::ShadowedAlias("GROQ".into()))
+        );
+        assert_eq!(
+            catalog.alias("a/b", "gpt-4o"),
+            Err(CatalogError::BadName("a/b".into()))
+        );
+        // One alias does not lead to another.
+        let error = catalog.alias("chained", "fast").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "alias `chained`: no provider or model is called `fast`"
+        );
+        assert_eq!(catalog.resolve(Some("chained")).unwrap_err(), error);
     }
 
     #[test]

@@ -10,32 +10,38 @@ use crate::chat::ModelInfo;
 use crate::error::ProviderError;
 use crate::http::{HttpClient, HttpProvider, Timeouts};
 use crate::profile::{Format, PROFILES, Profile, Settings};
-use crate::wire::openai::looks_like_a_model_list;
+use crate::wire::{ollama, openai};
 
 /// Enough for a server on the same machine, for [`probe`].
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// An address on this machine where a server may listen.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct LoopbackServer {
     /// The name that the provider gets.
     pub name: String,
+    /// What it would be.
+    pub profile: &'static Profile,
     /// Its base URL. The host must be a loopback address in numbers, anything else is not probed.
     pub base_url: String,
 }
 
 impl LoopbackServer {
-    /// Where Ollama and llama.cpp listen unless told otherwise.
-    pub fn usual() -> Vec<Self> {
-        [
-            ("ollama", "http://127.0.0.1:11434/v1"),
-            ("llamacpp", "http://127.0.0.1:8080/v1"),
-        ]
-        .map(|(name, base_url)| Self {
-            name: name.into(),
-            base_url: base_url.into(),
-        })
-        .into()
+    /// Where Ollama and llama.cpp listen, Ollama where `OLLAMA_HOST` says if `lookup` knows that.
+    pub fn usual(lookup: impl Fn(&str) -> Option<String>) -> Vec<Self> {
+        let host = lookup("OLLAMA_HOST").unwrap_or_default();
+        let servers = [
+            ("ollama", "ollama", ollama::base_url(&host)),
+            ("llamacpp", "compatible", "http://127.0.0.1:8080/v1".into()),
+        ];
+        let servers = servers.into_iter().filter_map(|(name, profile, base_url)| {
+            Some(Self {
+                name: name.into(),
+                profile: Profile::named(profile)?,
+                base_url,
+            })
+        });
+        servers.collect()
     }
 }
 
@@ -65,30 +71,39 @@ impl Discovered {
     }
 }
 
-/// The hosted providers whose keys `lookup` knows, usually `|name| std::env::var(name).ok()`. Nothing is contacted.
+/// The providers whose keys or addresses `lookup` knows, usually `|name| std::env::var(name).ok()`. Nothing is contacted.
 ///
-/// With `OPENAI_BASE_URL` set, `openai` needs no key, and is taken for a compatible server of someone else's.
+/// With `OPENAI_BASE_URL` set, `openai` needs no key, and is taken for a compatible server of someone else's. With
+/// `OLLAMA_HOST` set to another machine's address, `ollama` is there; one on this machine is left to [`probe`], which
+/// learns its models, too. Where every account has its own address, key and address must both be there.
 pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discovered> {
     let lookup = &|name: &str| {
         lookup(name)
             .map(|value| value.trim().to_owned())
             .filter(|value| !value.is_empty())
     };
-    let profiles = PROFILES.iter().filter(|profile| profile.discovered);
-    let found = profiles.filter_map(|profile| {
-        let key = profile
-            .key_variables
-            .iter()
+    let found = PROFILES.iter().filter_map(|profile| {
+        let keys = profile.key_variables.iter().filter(|_| profile.discovered);
+        let key = keys
+            .into_iter()
             .find_map(|name| Some((*name, lookup(name)?)));
         let base_url = profile.url_variable.and_then(lookup);
+        let base_url = base_url.map(|url| match profile.format {
+            Format::Ollama => ollama::base_url(&url),
+            _ => url,
+        });
+        let own = profile.base_url.is_empty();
+        if own && (key.is_none() || base_url.is_none()) {
+            return None;
+        }
         let found_in = match (&key, &base_url) {
             (Some((name, _)), _) => name,
-            (None, Some(_)) => profile.url_variable?,
-            (None, None) => return None,
+            (None, Some(url)) if profile.discovered || !is_loopback(url) => profile.url_variable?,
+            _ => return None,
         };
         let foreign = base_url
             .as_deref()
-            .is_some_and(|url| url.trim_end_matches('/') != profile.base_url);
+            .is_some_and(|url| !own && url.trim_end_matches('/') != profile.base_url);
         let chat_completions = matches!(profile.format, Format::ChatCompletions(_));
         let settings = Settings {
             base_url: base_url.or_else(|| Some(profile.base_url.into())),
@@ -146,7 +161,7 @@ async fn probe_one(
     let mut discovered = Discovered {
         name: server.name,
         found_in: server.base_url.clone(),
-        profile: compatible()?,
+        profile: server.profile,
         settings: Settings {
             base_url: Some(server.base_url),
             ..Settings::default()
@@ -159,7 +174,11 @@ async fn probe_one(
     };
     let provider = discovered.connect(client).ok()?.with_timeouts(timeouts);
     let body = provider.models_body().await.ok()?;
-    if !looks_like_a_model_list(&body) {
+    let sure = match discovered.profile.format {
+        Format::Ollama => ollama::looks_like_a_model_list(&body),
+        _ => openai::looks_like_a_model_list(&body),
+    };
+    if !sure {
         return None;
     }
     discovered.models = provider.decode_models(&body).ok()?;
@@ -203,6 +222,7 @@ mod tests {
             PROFILES
                 .iter()
                 .filter(|profile| profile.discovered && !profile.base_url.contains('{'))
+                .filter(|profile| !profile.base_url.is_empty())
         };
         let all: Vec<_> = hosted()
             .map(|profile| (profile.key_variables[0], " sk-1\n"))
@@ -240,6 +260,26 @@ mod tests {
     }
 
     #[test]
+    fn ollama_is_where_its_variable_says() {
+        let address = |host: &'static str| {
+            let servers =
+                LoopbackServer::usual(|name| (name == "OLLAMA_HOST").then(|| host.into()));
+            servers[0].base_url.clone()
+        };
+        assert_eq!(address("0.0.0.0:9"), "http://127.0.0.1:9");
+        // One on this machine is probed, another machine's is believed.
+        assert!(environment(&[("OLLAMA_HOST", "0.0.0.0:9")]).is_empty());
+        let far = environment(&[("OLLAMA_HOST", "10.0.0.5")]);
+        assert_eq!((far.len(), far[0].found_in.as_str()), (1, "OLLAMA_HOST"));
+        assert_eq!(far[0].profile.name, "ollama");
+        let url = far[0].settings.base_url.as_deref();
+        assert_eq!(url, Some("http://10.0.0.5:11434"));
+        assert!(!is_loopback(&address("10.0.0.5")));
+        let cloud = environment(&[("OLLAMA_API_KEY", "k")]);
+        assert_eq!((cloud.len(), cloud[0].name.as_str()), (1, "ollama-cloud"));
+    }
+
+    #[test]
     fn an_aws_key_comes_with_its_region() {
         let key = ("AWS_BEARER_TOKEN_BEDROCK", "k");
         let found = environment(&[key, ("AWS_REGION", "eu-west-3")]);
@@ -265,6 +305,19 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_ones_own_needs_a_key_and_a_key_an_address() {
+        let key = ("AZURE_OPENAI_API_KEY", "k");
+        let url = ("AZURE_OPENAI_ENDPOINT", "https://r.openai.azure.com/");
+        assert!(environment(&[key]).is_empty());
+        assert!(environment(&[url]).is_empty());
+        let found = environment(&[key, url]);
+        let names: Vec<_> = found.iter().map(|found| found.profile.name).collect();
+        assert_eq!(names, ["azure"]);
+        assert_eq!(found[0].settings.base_url.as_deref(), Some(url.1));
+        assert_eq!(found[0].found_in, key.0);
+    }
+
+    #[test]
     fn only_loopback_in_numbers_is_loopback() {
         for url in [
             "http://127.0.0.1:1/v1",
@@ -283,10 +336,8 @@ mod tests {
         ] {
             assert!(!is_loopback(url), "{url}");
         }
-        assert!(
-            LoopbackServer::usual()
-                .iter()
-                .all(|server| is_loopback(&server.base_url))
-        );
+        let usual = LoopbackServer::usual(|_| None);
+        assert_eq!(usual.len(), 2);
+        assert!(usual.iter().all(|server| is_loopback(&server.base_url)));
     }
 }

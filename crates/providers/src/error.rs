@@ -9,6 +9,8 @@ use secrecy::{ExposeSecret, SecretString};
 
 /// The longest provider message that an error keeps, in bytes.
 const MESSAGE_LIMIT: usize = 2048;
+/// The most bytes of one character.
+const CHAR_LEN: usize = 4;
 /// What stands where a secret stood.
 const REDACTED: &str = "[redacted]";
 /// Shorter keys are placeholders such as `none` or `ollama`; replacing them would maim ordinary words.
@@ -265,25 +267,42 @@ impl ProviderError {
         self.kind.fault()
     }
 
-    /// The error as it leaves provider `name`: named, and without any of `secrets` in its texts.
+    /// The error as it leaves provider `name`: named, and without any of `secrets` in its texts, nor of their words,
+    /// since an upstream may repeat a header's value without its `Bearer`.
     #[must_use]
     pub(crate) fn leaving(mut self, name: &str, secrets: &[SecretString]) -> Self {
         self.provider = name.into();
         for secret in secrets {
-            let secret = secret.expose_secret();
-            if secret.len() < SHORTEST_SECRET {
-                continue;
-            }
-            if self.message.contains(secret) {
-                self.message = self.message.replace(secret, REDACTED).into();
-            }
-            for text in [&mut self.code, &mut self.request_id].into_iter().flatten() {
-                if text.contains(secret) {
-                    *text = REDACTED.into();
+            let whole = secret.expose_secret();
+            for secret in std::iter::once(whole).chain(whole.split_whitespace()) {
+                if secret.len() >= SHORTEST_SECRET {
+                    self.forget(secret);
                 }
             }
         }
         self
+    }
+
+    fn forget(&mut self, secret: &str) {
+        if self.message.contains(secret) {
+            self.message = self.message.replace(secret, REDACTED).into();
+        }
+        // A message that was cut may end inside the secret.
+        if self.message.len() + CHAR_LEN > MESSAGE_LIMIT {
+            let ends = (1..secret.len())
+                .rev()
+                .filter(|end| secret.is_char_boundary(*end));
+            let mut begun = ends.map(|end| &secret[..end]);
+            if let Some(begun) = begun.find(|begun| self.message.ends_with(begun)) {
+                let end = self.message.len() - begun.len();
+                self.message = format!("{}{REDACTED}", &self.message[..end]).into();
+            }
+        }
+        for text in [&mut self.code, &mut self.request_id].into_iter().flatten() {
+            if text.contains(secret) {
+                *text = REDACTED.into();
+            }
+        }
     }
 }
 
@@ -339,6 +358,20 @@ mod tests {
         .leaving("openai", &secrets);
         assert_eq!(&*error.message, "Incorrect key [redacted], none given");
         assert!(!format!("{error} {error:?}").contains("12345678"));
+    }
+
+    #[test]
+    fn a_header_s_words_are_secret_and_so_is_the_beginning_of_one_that_was_cut() {
+        let secrets = [SecretString::from("Bearer sk-12345678")];
+        let error = ProviderError::new(ErrorKind::Authentication, "token sk-12345678 is wrong");
+        let error = error.leaving("openai", &secrets);
+        assert_eq!(&*error.message, "token [redacted] is wrong");
+        for shown in 1.."sk-12345678".len() {
+            let text = format!("{}sk-12345678", "x".repeat(MESSAGE_LIMIT - shown));
+            let error = ProviderError::new(ErrorKind::Authentication, text);
+            let error = error.leaving("openai", &secrets);
+            assert!(error.message.ends_with("x[redacted]"), "{shown}: {error}");
+        }
     }
 
     #[test]

@@ -86,4 +86,5 @@ pub use secrecy::SecretString;
 pub use sse::{DEFAULT_MAX_EVENT_LEN, SseError, SseEvent, SseParser};
 pub use wire::gemini::GeminiService;
 pub use wire::openai::Dialect;
+pub use wire::responses::Dialect as ResponsesDialect;
 pub use wire::{Credentials, Decoder, Decoding, Wire};

@@ -99,6 +99,58 @@ fn nor_does_a_piece_of_reasoning_or_of_a_tool_calls_arguments() {
     }
 }
 
+/// Streams of other formats, of four hundred events made by `event` each: text, thoughts, arguments.
+fn costs_nothing(profile: &str, media_type: &str, event: impl Fn(&str) -> String) {
+    let stream: String = (0..400).map(|number| event(&token(number))).collect();
+    let mut decoding = decoding_of(profile, media_type, 1 << 20);
+    let mut events = 0;
+    let mut feed = |bytes: &[u8]| {
+        decoding.push(bytes);
+        while let Some(event) = decoding.next() {
+            events += usize::from(!matches!(event.unwrap(), Event::Start { .. }));
+        }
+    };
+    let (warm_up, rest) = stream.as_bytes().split_at(stream.len() / 2);
+    warm_up.chunks(700).for_each(&mut feed);
+    let counted = measure(|| {
+        let (company, pieces) = rest.split_at(rest.len() / 2);
+        company.chunks(700).for_each(&mut feed);
+        pieces.chunks(7).for_each(&mut feed);
+    });
+    assert!(events >= 399, "{profile}: {events}");
+    assert_eq!(counted.count_total, 0, "{profile}: {counted:?}");
+}
+
+#[test]
+fn nor_does_anything_of_coheres() {
+    for delta in [
+        r#"{"message":{"content":{"text":TOKEN}}}"#,
+        r#"{"message":{"content":{"thinking":TOKEN}}}"#,
+        r#"{"message":{"tool_plan":TOKEN}}"#,
+        r#"{"message":{"tool_calls":{"function":{"arguments":TOKEN}}}}"#,
+    ] {
+        costs_nothing("cohere", "text/event-stream", |token| {
+            let delta = delta.replace("TOKEN", &serde_json::to_string(token).unwrap());
+            format!(
+                "event: content-delta\ndata: {{\"type\":\"content-delta\",\"index\":0,\"delta\":{delta}}}\n\n"
+            )
+        });
+    }
+}
+
+#[test]
+fn nor_does_anything_of_ollamas() {
+    for message in [
+        r#"{"role":"assistant","content":TOKEN}"#,
+        r#"{"role":"assistant","content":"","thinking":TOKEN}"#,
+    ] {
+        costs_nothing("ollama", "application/x-ndjson", |token| {
+            let message = message.replace("TOKEN", &serde_json::to_string(token).unwrap());
+            format!("{{\"model\":\"m\",\"message\":{message},\"done\":false}}\n")
+        });
+    }
+}
+
 #[test]
 fn nor_does_a_piece_of_anthropics() {
     let start = r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"t","name":"f","input":{}}}"#;
@@ -212,5 +264,45 @@ fn nor_does_a_piece_of_geminis() {
         });
         assert!(events >= 400, "{part}: {events}");
         assert_eq!(counted.count_total, 0, "{part}: {counted:?}");
+    }
+}
+
+#[test]
+fn nor_does_a_piece_of_the_responses_api() {
+    let first = r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"function_call","call_id":"c","name":"f"}}"#;
+    for kind in [
+        "response.output_text.delta",
+        "response.refusal.delta",
+        "response.reasoning_summary_text.delta",
+        "response.reasoning_text.delta",
+        "response.function_call_arguments.delta",
+    ] {
+        let logprobs =
+            r#"[{"token":"a","logprob":-0.5,"top_logprobs":[{"token":"b","bytes":[1]}]}]"#;
+        let piece = |number: usize| {
+            let text = serde_json::to_string(&token(number)).unwrap();
+            format!(
+                r#"data: {{"type":"{kind}","sequence_number":{number},"item_id":"i","output_index":0,"content_index":0,"delta":{text},"logprobs":{logprobs},"obfuscation":"x"}}"#
+            )
+        };
+        let stream: String = (0..300).map(|number| piece(number) + "\n\n").collect();
+        let mut decoding = decoding_of("openai-responses", "text/event-stream", 1 << 20);
+        decoding.push(format!("data: {first}\n\n").as_bytes());
+        let mut events = 0;
+        let mut feed = |bytes: &[u8]| {
+            decoding.push(bytes);
+            while let Some(event) = decoding.next() {
+                events += usize::from(event.is_ok());
+            }
+        };
+        let (warm_up, rest) = stream.as_bytes().split_at(stream.len() / 2);
+        warm_up.chunks(700).for_each(&mut feed);
+        let counted = measure(|| {
+            let (company, pieces) = rest.split_at(rest.len() / 2);
+            company.chunks(700).for_each(&mut feed);
+            pieces.chunks(7).for_each(&mut feed);
+        });
+        assert!(events >= 300, "{kind}: {events}");
+        assert_eq!(counted.count_total, 0, "{kind}: {counted:?}");
     }
 }

@@ -36,13 +36,14 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-fn settings(profile: &Profile, base_url: Option<String>) -> Settings {
+fn settings(profile: &Profile, exchange: &Exchange, base_url: Option<String>) -> Settings {
     let own = profile.base_url.is_empty() && base_url.is_none();
     Settings {
         base_url: base_url.or(own.then(|| "https://base.example".into())),
         key: Some(KEY.into()),
         region: Some("us-east-1".into()),
         project: Some("p1".into()),
+        api_version: exchange.options.get("api_version").cloned(),
         ..Settings::default()
     }
 }
@@ -134,12 +135,13 @@ async fn every_fixture_holds() {
 
 async fn check(profile: &Profile, exchange: &Exchange) -> Result<(), String> {
     let mut options = exchange.options.clone();
+    options.remove("api_version");
     let ask = ask(&exchange.ask, &mut options).ok_or("no request is called so")?;
     if let Some((name, _)) = options.first_key_value() {
         return Err(format!("no option is called {name}"));
     }
     let wire = profile
-        .wire(&settings(profile, None))
+        .wire(&settings(profile, exchange, None))
         .map_err(|error| error.to_string())?;
     let request = match &ask {
         Ask::Chat(request) => wire.chat_request(request, now()),
@@ -161,7 +163,7 @@ async fn check(profile: &Profile, exchange: &Exchange) -> Result<(), String> {
     match &exchange.answer {
         Some(answer) => {
             check_answer(&wire, &ask, answer, &exchange.gives)?;
-            over_a_socket(profile, &ask, answer, &exchange.gives).await
+            over_a_socket(profile, exchange, &ask, answer).await
         }
         None if exchange.sends.is_none() => Err("it was to be refused, and was not".into()),
         None => Ok(()),
@@ -192,7 +194,9 @@ fn check_request(
     expected.push(("content-type".into(), json));
     match profile.auth {
         Auth::Bearer => expected.push(("authorization".into(), Some(format!("Bearer {KEY}")))),
-        Auth::Header(name) => expected.push((name.into(), Some(KEY.into()))),
+        Auth::Header(name) | Auth::HeaderOrToken(name) => {
+            expected.push((name.into(), Some(KEY.into())));
+        }
         _ => {}
     }
     for (name, value) in expected {
@@ -311,10 +315,11 @@ fn check_chat(
 /// The same through the whole client: a real connection to a server that sends these bytes.
 async fn over_a_socket(
     profile: &Profile,
+    exchange: &Exchange,
     ask: &Ask,
     answer: &Answer,
-    gives: &[String],
 ) -> Result<(), String> {
+    let gives = exchange.gives.as_slice();
     // What depends on today's date is checked without.
     if answer
         .headers
@@ -326,9 +331,9 @@ async fn over_a_socket(
     let upstream = Upstream::start().await;
     let url = format!("{}/v1", upstream.origin());
     let provider = profile
-        .connect("tested", &settings(profile, Some(url)), client())
+        .connect("tested", &settings(profile, exchange, Some(url)), client())
         .map_err(|error| error.to_string())?;
-    let wire = profile.wire(&settings(profile, None)).unwrap();
+    let wire = profile.wire(&settings(profile, exchange, None)).unwrap();
     if let Ask::Embed(request) = ask
         && wire.embeddings_batch(&request.model) < request.input.len()
     {
@@ -347,21 +352,21 @@ async fn over_a_socket(
         headers.push_str(&format!("{name}: {value}\r\n"));
     }
     let serve = async {
-        let mut exchange = upstream.accept().await;
+        let mut connection = upstream.accept().await;
         let status = http::StatusCode::from_u16(answer.status).unwrap();
-        exchange
+        connection
             .send(format!(
                 "HTTP/1.1 {status}\r\n{headers}transfer-encoding: chunked\r\n\r\n"
             ))
             .await;
         // A client that has seen enough may have gone.
         for piece in body.chunks(body.len().div_ceil(5).max(1)) {
-            if !exchange.try_chunk(piece).await {
+            if !connection.try_chunk(piece).await {
                 return;
             }
         }
         if !answer.cut {
-            exchange.try_end().await;
+            connection.try_end().await;
         }
     };
     let (got, ()) = tokio::time::timeout(Duration::from_secs(20), async {

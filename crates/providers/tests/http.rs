@@ -7,8 +7,9 @@ mod support;
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ChatRequest, Discovered, ErrorKind, Event, Fault, FinishReason, HttpClient, HttpConfig,
-    HttpProvider, LoopbackServer, Phase, Provider, ProviderError, Timeouts, probe,
+    ChatRequest, Discovered, EmbeddingRequest, ErrorKind, Event, Fault, FinishReason, HttpClient,
+    HttpConfig, HttpProvider, LoopbackServer, Phase, Profile, Provider, ProviderError, Timeouts,
+    probe,
 };
 use serde_json::{Value, json};
 use support::{FINISH, KEY, USAGE, Upstream, client, request, sse, text_chunk, wire, wire_of};
@@ -396,11 +397,87 @@ async fn the_list_of_models() {
 }
 
 #[tokio::test]
+async fn a_list_of_models_in_pages() {
+    let upstream = Upstream::start().await;
+    let wire = wire_of("cohere", &upstream.origin());
+    let provider = HttpProvider::new("cohere", wire, client());
+    let serve = async {
+        let mut exchange = upstream.accept().await;
+        for (path, page) in [
+            (
+                "/v1/models?page_size=1000",
+                r#"{"models":[{"name":"a"}],"next_page_token":"t/1+"}"#,
+            ),
+            (
+                "/v1/models?page_size=1000&page_token=t%2f1%2b",
+                r#"{"models":[{"name":"b"}]}"#,
+            ),
+        ] {
+            let line = format!("get {path} http/1.1\r\n");
+            assert!(exchange.head.starts_with(&line), "{}", exchange.head);
+            exchange.answer("200 OK", "", page).await;
+            if path.ends_with("1000") {
+                exchange.read_request().await;
+            }
+        }
+    };
+    let (models, ()) = tokio::join!(provider.models(), serve);
+    let models = models.unwrap();
+    let ids: Vec<_> = models.iter().map(|model| model.id.as_str()).collect();
+    assert_eq!(ids, ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_list_of_models_without_end_is_read_for_a_while() {
+    let upstream = Upstream::start().await;
+    let wire = wire_of("cohere", &upstream.origin());
+    let provider = HttpProvider::new("cohere", wire, client());
+    let serve = async {
+        let mut exchange = upstream.accept().await;
+        loop {
+            let page = r#"{"models":[{"name":"a"}],"next_page_token":"t"}"#;
+            exchange.answer("200 OK", "", page).await;
+            exchange.read_request().await;
+        }
+    };
+    let models = tokio::select! {
+        models = provider.models() => models.unwrap(),
+        () = serve => unreachable!("it serves for ever"),
+    };
+    assert_eq!(models.len(), 100);
+}
+
+#[tokio::test]
+async fn a_probe_speaks_to_ollama_in_its_own_format() {
+    let upstream = Upstream::start().await;
+    let address = upstream.origin();
+    let candidates: Vec<_> = LoopbackServer::usual(|_| Some(address.clone()))
+        .into_iter()
+        .filter(|server| server.name == "ollama")
+        .collect();
+    let serve = async {
+        let mut exchange = upstream.accept().await;
+        assert!(
+            exchange.head.starts_with("get /api/tags http/1.1\r\n"),
+            "{}",
+            exchange.head
+        );
+        let tags = r#"{"models":[{"name":"qwen3:8b","model":"qwen3:8b"}]}"#;
+        exchange.answer("200 OK", "", tags).await;
+    };
+    let client = client();
+    let (found, ()) = tokio::join!(probe(&client, &candidates, 4 * SHORT), serve);
+    assert_eq!((found.len(), found[0].profile.name), (1, "ollama"));
+    assert_eq!(found[0].models[0].id, "qwen3:8b");
+}
+
+#[tokio::test]
 async fn a_probe_finds_servers_and_nothing_else() {
     let [good, other, refuses, silent, far] = [(); 5].map(|()| Upstream::start());
     let (good, other, refuses, silent, far) = tokio::join!(good, other, refuses, silent, far);
     let server = |name: &str, base_url: String| LoopbackServer {
         name: name.into(),
+        profile: Profile::named("compatible").unwrap(),
         base_url,
     };
     let candidates = [
@@ -437,4 +514,51 @@ async fn a_probe_finds_servers_and_nothing_else() {
         _ = far.accept() => panic!("the probe went to a name"),
         () = std::future::ready(()) => {}
     }
+}
+
+#[tokio::test]
+async fn texts_go_in_batches_that_the_provider_takes() {
+    let upstream = Upstream::start().await;
+    let wire = wire_of("mistral", &upstream.base_url());
+    let provider = HttpProvider::new("tested", wire, client());
+    let long = ["a".repeat(10_000), "b".repeat(5_000), "c".repeat(20_000)];
+    let short = std::iter::repeat_n("x".to_owned(), 300);
+    let request = EmbeddingRequest {
+        model: "mistral-embed".into(),
+        input: long.into_iter().chain(short).collect(),
+        ..EmbeddingRequest::default()
+    };
+    let serve = async {
+        let mut batches = Vec::new();
+        let mut exchange = upstream.accept().await;
+        loop {
+            let body: Value = serde_json::from_str(&exchange.body).unwrap();
+            let texts = body["input"].as_array().unwrap().len();
+            batches.push(texts);
+            let first: usize = batches.iter().sum::<usize>() - texts;
+            let data: Vec<_> = (0..texts)
+                .map(|at| serde_json::json!({"index": at, "embedding": [first + at]}))
+                .collect();
+            let answer =
+                serde_json::json!({"data": data, "model": "m", "usage": {"prompt_tokens": texts}});
+            exchange
+                .answer(
+                    "200 OK",
+                    "content-type: application/json\r\n",
+                    &answer.to_string(),
+                )
+                .await;
+            if batches.iter().sum::<usize>() == 303 {
+                return batches;
+            }
+            exchange.read_request().await;
+        }
+    };
+    let (vectors, batches) = tokio::join!(provider.embed(&request), serve);
+    // By bytes, one that is too long alone, and by number.
+    assert_eq!(batches, [2, 1, 256, 44]);
+    let vectors = vectors.unwrap();
+    assert_eq!(vectors.input_tokens, Some(303));
+    let numbers: Vec<f32> = vectors.vectors.concat();
+    assert_eq!(numbers, (0..303u16).map(f32::from).collect::<Vec<_>>());
 }

@@ -71,7 +71,7 @@ async fn answer_to(exchange: &mut Exchange, progress: Progress, streamed: bool) 
 
 async fn read_on(answer: Result<Answer, NoAnswer>) -> Result<(), ErrorKind> {
     let mut answer = answer.map_err(|failed| failed.error.kind)?;
-    while let Some(event) = answer.stream.next().await {
+    while let Some(event) = answer.given.next().await {
         event.map_err(|error| error.kind)?;
     }
     Ok(())
@@ -184,7 +184,7 @@ async fn heartbeats_are_no_tokens_and_what_was_said_is_not_said_again() {
         let mut answer = pool.chat(&route, request(), None).await.unwrap();
         let mut texts = 0;
         loop {
-            match answer.stream.next().await.unwrap() {
+            match answer.given.next().await.unwrap() {
                 Ok(Event::Text("a")) => texts += 1,
                 Ok(_) => {}
                 Err(error) => break (texts, error.kind),
@@ -415,7 +415,7 @@ async fn a_thousand_requests_through_a_storm_each_end_rightly_and_in_time() {
                     Err(failed) => return Err(failed.error.kind),
                 };
                 let (from, trail) = (answer.provider.clone(), answer.trail.clone());
-                match answer.stream.collect().await {
+                match answer.given.collect().await {
                     Ok(response) => {
                         assert_eq!(&*from, "Good", "{trail}");
                         assert_eq!(response.text, format!("You said: {number}"), "{trail}");

@@ -10,15 +10,19 @@ mod anthropic;
 mod anthropic_support;
 #[path = "recorded/bedrock.rs"]
 mod bedrock;
+#[path = "recorded/cohere.rs"]
+mod cohere;
 #[path = "recorded/gemini.rs"]
 mod gemini;
+#[path = "recorded/responses.rs"]
+mod responses;
 mod support;
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use lapce_ai_providers::{ChatResponse, Decoding, Event, FinishReason};
+use lapce_ai_providers::{ChatResponse, Decoding, Event, FinishReason, Source};
 use serde_json::Value;
 use support::{decoding, sse};
 
@@ -97,6 +101,14 @@ fn walk(documents: &[Value], message: &str) -> (ChatResponse, Option<String>) {
             expected.tool_calls.last_mut().unwrap().arguments +=
                 &text(&call["function"]["arguments"]);
         }
+        let sources = document["search_results"].as_array();
+        if let Some(sources) = sources.or(document["citations"].as_array()) {
+            // Each chunk has all of them once more.
+            expected.citations = sources.iter().map(source).collect();
+        }
+        for annotation in message["annotations"].as_array().into_iter().flatten() {
+            expected.citations.push(source(&annotation["url_citation"]));
+        }
         if let Some(reason) = document["choices"][0]["finish_reason"].as_str() {
             finish = Some(reason.to_owned());
         }
@@ -122,6 +134,16 @@ fn walk(documents: &[Value], message: &str) -> (ChatResponse, Option<String>) {
     (expected, finish)
 }
 
+/// An address, alone or with its title.
+fn source(value: &Value) -> Source {
+    let url = value.as_str().or(value["url"].as_str());
+    Source {
+        url: url.map(Into::into),
+        title: value["title"].as_str().map(Into::into),
+        quote: None,
+    }
+}
+
 fn think(expected: &mut ChatResponse, text: &str) {
     if !text.is_empty() {
         let signature = None;
@@ -134,6 +156,7 @@ fn compare(file: &Path, got: &ChatResponse, expected: &ChatResponse, finish: Opt
     assert_eq!(got.text, expected.text, "{name}");
     assert_eq!(got.reasoning(), expected.reasoning(), "{name}");
     assert_eq!(got.tool_calls, expected.tool_calls, "{name}");
+    assert_eq!(got.citations, expected.citations, "{name}");
     assert_eq!(got.usage, expected.usage, "{name}");
     let reason = match finish {
         Some("stop") => FinishReason::Stop,
@@ -180,6 +203,7 @@ fn streams() {
         checked += 1;
     }
     println!("{checked} streams");
+    assert!(checked == 0 || checked >= 19, "{checked}");
 }
 
 #[test]
@@ -197,4 +221,5 @@ fn bodies() {
         checked += 1;
     }
     println!("{checked} bodies");
+    assert!(checked == 0 || checked >= 18, "{checked}");
 }

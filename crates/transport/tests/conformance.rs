@@ -16,7 +16,7 @@ use lapce_ai_transport::{
     CONTROL_ROOM, ConnectError, ConnectOptions, Connection, Listener, TransportError, connect,
     flush,
 };
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use support::{
     CAPACITY, Carrier, LIMITS, PATIENCE, Pair, Received, accept, await_events, await_frames,
     await_hello, await_room, await_sent, data, meet, options, pattern, place, read, terms, write,
@@ -39,6 +39,10 @@ const SCENARIOS: &[Scenario] = &[
     ("the peer's death, after its frames", death_after_frames),
     ("hanging up, after the frames", hang_up_after_frames),
     ("a sleeper is told of a death", death_of_a_sleepers_peer),
+    (
+        "a bell can be left until the next sleep",
+        bell_left_for_later,
+    ),
     (
         "a fault ends the reading, not the frames before it",
         fault_after_frames,
@@ -471,6 +475,37 @@ fn death_of_a_sleepers_peer(carrier: Carrier) {
         drop(client);
         assert_eq!(sleeping.join().unwrap(), []);
     });
+}
+
+fn bell_left_for_later(carrier: Carrier) {
+    let mut pair = Pair::new(carrier);
+    for id in 1..=3 {
+        let daemon = &mut pair.daemon;
+        assert!(daemon.reader.prepare_to_sleep().unwrap());
+        write(&mut pair.client, &data(id, 100)).unwrap();
+        pair.client.writer.flush().unwrap();
+        await_events(daemon.reader.socket(), PollFlags::IN);
+        daemon.reader.woken().unwrap();
+        assert_eq!(read(&mut daemon.reader).unwrap(), [data(id, 100)]);
+        assert_eq!(is_readable(daemon), carrier.shared_memory, "round {id}");
+        if id == 2 {
+            // Woken again by the bell that was left: it is taken then.
+            daemon.reader.woken().unwrap();
+            assert!(!is_readable(daemon));
+        }
+        daemon.reader.take_bell().unwrap();
+        assert!(!is_readable(daemon), "round {id}");
+    }
+    drop(pair.client);
+    pair.daemon.reader.woken().unwrap();
+    let told = pair.daemon.reader.take_bell();
+    assert_eq!(told.is_err(), carrier.shared_memory, "{told:?}");
+}
+
+fn is_readable(connection: &Connection) -> bool {
+    let socket = connection.reader.socket();
+    let mut polled = [PollFd::new(&socket, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::default())).unwrap() > 0
 }
 
 fn fault_after_frames(carrier: Carrier) {

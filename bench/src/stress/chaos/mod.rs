@@ -17,8 +17,7 @@ pub(crate) use normal::normal;
 pub(crate) use server::serve as chaos_server;
 
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,7 +35,7 @@ use self::server::BUDGET;
 use super::Request;
 use super::report::{Bound, Figure, NamedLatency, Outcome};
 use super::watch::{Held, Watch, worst};
-use crate::child::Child;
+use crate::child::{Child, runtime_dir};
 use crate::connections::raise_limit;
 use crate::machine::{Cpus, monotonic};
 use crate::measure::Latency;
@@ -135,11 +134,7 @@ fn start_attacker(socket: &str, cpus: &Cpus, index: usize) -> Result<Child> {
 
 impl Run {
     fn start(cpus: &Cpus, seed: u64, duration: Duration) -> Result<Self> {
-        // A runtime directory must be closed to others, whatever the umask.
-        let dir = tempfile::Builder::new()
-            .prefix("lapce-ai-bench-")
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir()?;
+        let dir = runtime_dir()?;
         let socket = socket_in(&dir)?;
         let server = start_server(&socket, cpus)?;
         let mut random = Rng::with_seed(seed);

@@ -185,7 +185,8 @@ impl Raw {
                 let (kind, id) = (frame.kind, frame.id);
                 if kind == Kind::Error {
                     let body = ErrorBody::read(frame.ty, frame.payload);
-                    let word = body.fault.unwrap_or_else(|| body.code.name().to_owned());
+                    let fault = body.fault.as_deref();
+                    let word = fault.unwrap_or(body.code.name()).to_owned();
                     if wanted(kind, id) {
                         return Some(End::Told(word));
                     }

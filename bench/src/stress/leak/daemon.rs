@@ -1,7 +1,6 @@
 //! The product itself: the `lapce-ai` program with its own AI handlers, as a child.
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,7 +13,7 @@ use lapce_ai_transport::RuntimeDir;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use tempfile::TempDir;
 
-use crate::child::{Child, Parent};
+use crate::child::{Child, Parent, runtime_dir};
 use crate::machine::Cpus;
 
 /// Longest wait for it to serve.
@@ -61,11 +60,7 @@ impl Daemon {
         provider: &str,
         connections: u64,
     ) -> Result<Self> {
-        // A runtime directory must be closed to others, whatever the umask.
-        let dir = tempfile::Builder::new()
-            .prefix("lapce-ai-bench-")
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir()?;
+        let dir = runtime_dir()?;
         let config = format!(
             "[ipc]\nmax_connections = {connections}\n[log]\nlevel = \"warn\"\n[discovery]\nenvironment = false\nloopback = false\n\
              [providers.scripted]\ntype = \"openai\"\nbase_url = \"http://{provider}/v1\"\ndefault_model = \"scripted\"\n"
@@ -117,7 +112,7 @@ impl Daemon {
 }
 
 /// The child, which becomes the daemon; it dies when its parent does.
-pub(crate) fn become_daemon(parent: Parent, program: &Path, dir: &Path) -> Result<()> {
+pub(crate) fn become_daemon(parent: &Parent, program: &Path, dir: &Path) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let log = File::create(dir.join(LOG))?;
     let mut command = Command::new(program);

@@ -146,6 +146,11 @@ impl Link {
     /// Prepares to sleep on the socket. `None`: there is something to do first. Otherwise whether it matters too that
     /// the socket becomes writable.
     pub(crate) fn prepare_to_sleep(&self, rx: &mut Rx) -> Option<bool> {
+        // The daemon has been rung by now, so this takes no time from anybody.
+        let taken = rx.reader.take_bell();
+        if !self.noted(rx, taken) {
+            return None;
+        }
         let mut tx = lock(&self.tx);
         if tx.end.is_some() {
             return None;
@@ -193,19 +198,21 @@ impl Link {
         let _ = tx.writer.trim();
     }
 
-    /// After a sleep: takes the bells.
+    /// After a sleep. The bell is taken before the next one.
     pub(crate) fn woken(&self, rx: &mut Rx) {
-        rx.reader.awake();
-        self.drain_bell(rx);
+        let woken = rx.reader.woken();
+        self.noted(rx, woken);
     }
 
-    /// Takes the bells, and notes the daemon's death.
-    fn drain_bell(&self, rx: &mut Rx) {
-        match rx.reader.drain_bell() {
-            Ok(()) => {}
+    /// Notes the daemon's death. False: there is an end to be told of.
+    fn noted(&self, rx: &mut Rx, bell: Result<(), TransportError>) -> bool {
+        match bell {
+            Ok(()) => return true,
+            // What it had published is read first.
             Err(TransportError::PeerGone) => rx.gone = true,
             Err(error) => self.close(error.into()),
         }
+        false
     }
 
     /// Sends what waits for the socket to be writable, or for room. False: it would block still.

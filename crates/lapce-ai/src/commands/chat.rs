@@ -1,17 +1,17 @@
 //! `lapce-ai chat`.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
 
 use lapce_ai_client::{Client, ClientError, MessageType, RequestOptions};
 use lapce_ai_proto::ai::{
-    AIRequest, AIResponse, Citation, FinishReason, Message, StreamEvent, ToolCall,
+    AIRequest, AIResponse, Citation, Content, FinishReason, Message, Part, ResponseFormat,
+    StreamEvent, ToolCall,
 };
 
-use super::or_interrupted;
+use super::{image, or_interrupted, prompt};
 use crate::cli::{ChatArgs, Global};
 use crate::config::Config;
 use crate::failure::Failure;
@@ -19,16 +19,7 @@ use crate::launch;
 use crate::output::{Output, note};
 
 pub(crate) fn run(config: &Config, global: &Global, args: &ChatArgs) -> Result<(), Failure> {
-    let request = AIRequest {
-        system_prompt: args.system.clone(),
-        max_tokens: args.max_tokens,
-        temperature: args.temperature,
-        stream: args.no_stream.then_some(false),
-        ..AIRequest::new(
-            args.model.clone().unwrap_or_default(),
-            vec![Message::user(prompt(args)?)],
-        )
-    };
+    let request = request(args)?;
     super::run(async {
         let client = or_interrupted(launch::connect_or_start(config, global)).await?;
         let mut printer = Printer::new(Output::stdout());
@@ -41,44 +32,47 @@ pub(crate) fn run(config: &Config, global: &Global, args: &ChatArgs) -> Result<(
     })
 }
 
-/// The prompt: the arguments, and what is piped in.
-fn prompt(args: &ChatArgs) -> Result<String, Failure> {
-    let stdin = io::stdin();
-    let dash = args.prompt.iter().any(|word| word == "-");
-    let words: Vec<&str> = args
-        .prompt
-        .iter()
-        .map(String::as_str)
-        .filter(|word| *word != "-")
-        .collect();
-    let mut text = words.join(" ");
-    // Beside a prompt only a pipe or a file is read, to its end: a terminal, a socket or /dev/null is not meant.
-    if dash || (text.is_empty() && !stdin.is_terminal()) || is_piped(&stdin) {
-        let mut piped = String::new();
-        stdin.lock().read_to_string(&mut piped).map_err(|error| {
-            Failure::Usage(format!(
-                "cannot read the prompt from standard input: {error}"
-            ))
-        })?;
-        if !text.is_empty() && !piped.trim().is_empty() {
-            text.push_str("\n\n");
-        }
-        text.push_str(piped.trim_end());
-    }
-    if text.trim().is_empty() {
-        let usage = "there is no prompt: write `lapce-ai chat \"a question\"`, or pipe one in";
-        return Err(Failure::Usage(usage.to_owned()));
-    }
-    Ok(text)
+fn request(args: &ChatArgs) -> Result<AIRequest, Failure> {
+    let text = prompt::read(&args.prompt)?;
+    let images = args.image.iter().map(|image| image::part(image));
+    let mut parts = images.collect::<Result<Vec<_>, _>>()?;
+    let content = if parts.is_empty() {
+        Content::Text(text)
+    } else {
+        parts.push(Part::Text {
+            text,
+            cache_control: None,
+        });
+        Content::Parts(parts)
+    };
+    let message = Message {
+        content,
+        ..Message::user("")
+    };
+    Ok(AIRequest {
+        system_prompt: args.system.clone(),
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        stream: args.no_stream.then_some(false),
+        reasoning: args.reasoning,
+        response_format: args.schema.as_deref().map(schema).transpose()?,
+        ..AIRequest::new(args.model.clone().unwrap_or_default(), vec![message])
+    })
 }
 
-fn is_piped(stdin: &impl AsFd) -> bool {
-    let meta = stdin
-        .as_fd()
-        .try_clone_to_owned()
-        .map(File::from)
-        .and_then(|file| file.metadata());
-    meta.is_ok_and(|meta| meta.file_type().is_fifo() || meta.is_file())
+/// An answer that fits the schema in the file `path`.
+fn schema(path: &Path) -> Result<ResponseFormat, Failure> {
+    let wrong = |why: String| {
+        let path = path.display();
+        Failure::Usage(format!("--schema {path}: {why}"))
+    };
+    let text = fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let schema = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+    Ok(ResponseFormat::JsonSchema {
+        name: "answer".to_owned(),
+        schema,
+        strict: Some(true),
+    })
 }
 
 async fn ask<W: Write>(
@@ -138,7 +132,10 @@ impl<W: Write> Printer<W> {
             }
             StreamEvent::Citation(citation) => self.citations.push(citation),
             StreamEvent::Finish { reason, .. } => self.finish(reason)?,
-            StreamEvent::Start { .. } | StreamEvent::Usage(_) | StreamEvent::Unknown => {}
+            StreamEvent::Start { .. }
+            | StreamEvent::RedactedReasoning { .. }
+            | StreamEvent::Usage(_)
+            | StreamEvent::Unknown => {}
         }
         Ok(())
     }
@@ -174,12 +171,12 @@ impl<W: Write> Printer<W> {
                 .line(&format!("[the model calls {name} {arguments}]"))?;
         }
         for (at, citation) in std::mem::take(&mut self.citations).into_iter().enumerate() {
-            let title = citation
-                .title
-                .map(|title| format!("{title} "))
-                .unwrap_or_default();
-            self.out
-                .line(&format!("[{}] {title}{}", at + 1, citation.url))?;
+            let Citation { url, title, quote } = citation;
+            let quote = quote.map(|quote| format!("\"{quote}\""));
+            // Where there is an address, the words are there to be read.
+            let parts = [title, url.or(quote)].into_iter().flatten();
+            let source = parts.collect::<Vec<_>>().join(" ");
+            self.out.line(&format!("[{}] {source}", at + 1))?;
         }
         match reason {
             FinishReason::Length => {
@@ -188,7 +185,10 @@ impl<W: Write> Printer<W> {
             FinishReason::ContentFilter => {
                 note("lapce-ai: the provider's content filter held the rest back");
             }
-            FinishReason::Stop | FinishReason::ToolCalls | FinishReason::Other => {}
+            FinishReason::Stop
+            | FinishReason::ToolCalls
+            | FinishReason::Refusal
+            | FinishReason::Other => {}
         }
         Ok(())
     }

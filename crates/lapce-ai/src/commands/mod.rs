@@ -2,8 +2,13 @@
 
 pub(crate) mod chat;
 pub(crate) mod config;
+pub(crate) mod count;
+pub(crate) mod embed;
+mod image;
 pub(crate) mod live;
 pub(crate) mod models;
+mod prompt;
+pub(crate) mod providers;
 pub(crate) mod status;
 pub(crate) mod stop;
 

@@ -1,6 +1,6 @@
 //! `lapce-ai models`.
 
-use lapce_ai_proto::ai::ModelList;
+use lapce_ai_proto::ai::{ModelAlias, ModelList};
 
 use super::or_interrupted;
 use crate::cli::Global;
@@ -47,5 +47,14 @@ fn lines(list: &ModelList) -> Vec<String> {
             .unwrap_or_default();
         vec![format!("{}/{}", model.provider, model.id), window]
     };
-    table(&list.models.iter().map(row).collect::<Vec<_>>())
+    let alias = |alias: &ModelAlias| vec![alias.name.clone(), format!("means {}", alias.model)];
+    let aliases = list.aliases.iter().map(alias);
+    table(
+        &list
+            .models
+            .iter()
+            .map(row)
+            .chain(aliases)
+            .collect::<Vec<_>>(),
+    )
 }

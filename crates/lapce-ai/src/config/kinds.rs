@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::key::{self, KeyProgram};
 use super::layers::Raw;
 
 /// Reads a value, if it is of the kind.
@@ -190,6 +191,24 @@ pub(super) fn integers(range: RangeInclusive<u32>) -> Kind<Vec<u32>> {
         _ => None,
     };
     Kind::new(allowed, read, |numbers| Value::from(numbers.as_slice()))
+}
+
+/// A command: a line for the shell, or a list of a program and its arguments.
+pub(super) fn command() -> Kind<KeyProgram> {
+    let read = |raw: &Raw| match raw {
+        Raw::List(items) => {
+            let words: Option<Vec<String>> = items.iter().map(words).collect();
+            let (program, arguments) = words?
+                .split_first()
+                .map(|(first, rest)| (first.clone(), rest.to_vec()))?;
+            (!program.is_empty()).then_some(KeyProgram::Program(program, arguments))
+        }
+        _ => words(raw)
+            .filter(|line| !line.trim().is_empty())
+            .map(KeyProgram::Shell),
+    };
+    let allowed = "a line for the shell such as \"pass show openai\", or a list such as [\"pass\", \"show\", \"openai\"]";
+    Kind::new(allowed, read, key::show)
 }
 
 /// Names with values that may be secret, such as HTTP headers.

@@ -214,6 +214,27 @@ pub(super) fn lay_flag(tree: &mut Table, path: &str, value: &str, flag: String) 
     );
 }
 
+/// Lays the value of the variable `name` below the tree: it counts where nobody else set anything.
+pub(super) fn lay_below(tree: &mut Table, path: [&str; 2], name: &str, value: &str) {
+    let [section, key] = path;
+    let set = match tree.get(section) {
+        None => false,
+        Some(Entry {
+            raw: Raw::Table(table),
+            ..
+        }) => table.contains_key(key),
+        // It is reported when the section is read.
+        Some(_) => true,
+    };
+    if !set {
+        let entry = Entry {
+            raw: Raw::Untyped(value.to_owned()),
+            origin: Origin::Environment(name.to_owned()),
+        };
+        lay(tree, &path, entry);
+    }
+}
+
 fn lay(tree: &mut Table, path: &[&str], entry: Entry) {
     let Some((first, rest)) = path.split_first() else {
         return;

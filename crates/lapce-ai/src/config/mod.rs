@@ -3,6 +3,8 @@
 //! Every setting is read once, with its kind and its default, so the same lines decide what is allowed, what an error
 //! says, and what `lapce-ai config` prints.
 
+mod aliases;
+mod key;
 mod kinds;
 mod layers;
 mod pool;
@@ -22,11 +24,14 @@ use lapce_ai_proto::{Limits, OPEN_PREFIX_LEN};
 use lapce_ai_providers::PoolConfig;
 use lapce_ai_server::Options;
 use lapce_ai_transport::{CONTROL_ROOM, PoolOptions, RuntimeDir, usable_cpus};
+use secrecy::zeroize::Zeroizing;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
+pub use key::{ApiKey, KeyCommand, KeyProgram};
 pub use layers::{Origin, Problem};
 pub use pool::RouteSettings;
-pub use provider::{ApiKey, LocalSettings, OpenAiSettings, ProviderKind, ProviderSettings};
+pub use provider::{HttpSettings, LocalSettings, ProviderKind, ProviderSettings};
 pub use waits::Waits;
 
 use kinds::written_size;
@@ -37,7 +42,7 @@ pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// What stands where a key stood.
 const REDACTED: &str = "[redacted]";
-const SECTIONS: [&str; 9] = [
+const SECTIONS: [&str; 11] = [
     "ipc",
     "requests",
     "retries",
@@ -45,7 +50,9 @@ const SECTIONS: [&str; 9] = [
     "log",
     "metrics",
     "discovery",
+    "network",
     "providers",
+    "aliases",
     "routes",
 ];
 const DAY: u32 = 86_400;
@@ -116,8 +123,12 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is used without being configured.
     pub discovery: Discovery,
+    /// Towards providers.
+    pub network: Network,
     /// The configured providers, in the file's order.
     pub providers: Vec<ProviderSettings>,
+    /// Names for models, in the file's order, each with the model that it means.
+    pub aliases: Vec<(String, String)>,
     /// Names that lead to several models, in the file's order.
     pub routes: Vec<RouteSettings>,
     settings: Vec<Setting>,
@@ -243,6 +254,17 @@ pub struct Discovery {
     pub loopback: bool,
 }
 
+/// Section `[network]`.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// The HTTP proxy through which `https` addresses are reached. It may hold a password.
+    pub https_proxy: Option<SecretString>,
+    /// Hosts that are reached without it, in the form of curl's `NO_PROXY`.
+    pub no_proxy: String,
+    /// Whether to trust the system's certificates besides the compiled-in ones.
+    pub system_root_certs: bool,
+}
+
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -278,10 +300,14 @@ impl Config {
     /// A file that is named and cannot be read, or all settings that are wrong, each with its place.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let mut file = None;
-        let mut text = String::new();
+        // It may hold keys.
+        let mut text = Zeroizing::new(String::new());
         if let Some((path, must_exist)) = sources.file() {
             match fs::read_to_string(&path) {
-                Ok(read) => (text, file) = (read, Some(std::path::absolute(&path).unwrap_or(path))),
+                Ok(read) => {
+                    text = Zeroizing::new(read);
+                    file = Some(std::path::absolute(&path).unwrap_or(path));
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => {}
                 Err(source) => return Err(ConfigError::Unreadable { path, source }),
             }
@@ -305,13 +331,15 @@ impl Config {
         let log = read_log(&mut tree, file.as_deref(), &mut findings);
         let metrics = read_metrics(&mut tree, &mut findings);
         let discovery = read_discovery(&mut tree, &mut findings);
+        let network = read_network(&mut tree, sources, &mut findings);
         let providers = provider::read_all(
             tree.remove("providers"),
             file.as_deref(),
             requests.waits,
             &mut findings,
         );
-        let routes = pool::read_routes(tree.remove("routes"), &providers, &mut findings);
+        let aliases = aliases::read_all(tree.remove("aliases"), &providers, &mut findings);
+        let routes = pool::read_routes(tree.remove("routes"), &providers, &aliases, &mut findings);
         for (name, entry) in tree {
             let hint = match section::nearest(&name, SECTIONS.into_iter()) {
                 Some(near) => format!("did you mean `{near}`?"),
@@ -338,7 +366,9 @@ impl Config {
             log,
             metrics,
             discovery,
+            network,
             providers,
+            aliases,
             routes,
             settings,
         })
@@ -501,6 +531,35 @@ fn read_discovery(tree: &mut layers::Table, findings: &mut Findings) -> Discover
     Discovery {
         environment,
         loopback,
+    }
+}
+
+/// Everybody's variables for this stand below the file and above the defaults.
+fn read_network(tree: &mut layers::Table, sources: &Sources, findings: &mut Findings) -> Network {
+    for (key, names) in [
+        ("https_proxy", ["HTTPS_PROXY", "https_proxy"]),
+        ("no_proxy", ["NO_PROXY", "no_proxy"]),
+    ] {
+        let mut set = names
+            .iter()
+            .filter_map(|name| Some((*name, sources.variable(name)?)));
+        if let Some((name, value)) = set.next() {
+            layers::lay_below(tree, ["network", key], name, value);
+        }
+    }
+    let mut network = Section::take(tree, "network", findings);
+    let https_proxy = network.secret("https_proxy");
+    let no_proxy = network.maybe(
+        "no_proxy",
+        &kinds::text("a list such as \"a.example, 10.0.0.0/8\""),
+    );
+    let system_root_certs = network.get("system_root_certs", true, &kinds::switch());
+    network.finish();
+    Network {
+        https_proxy: https_proxy
+            .filter(|proxy| !proxy.expose_secret().eq_ignore_ascii_case("none")),
+        no_proxy: no_proxy.unwrap_or_default(),
+        system_root_certs,
     }
 }
 

@@ -78,6 +78,7 @@ fn read_breaker(tree: &mut Table, findings: &mut Findings) -> BreakerConfig {
 pub(super) fn read_routes(
     entry: Option<Entry>,
     providers: &[ProviderSettings],
+    aliases: &[(String, String)],
     findings: &mut Findings,
 ) -> Vec<RouteSettings> {
     let table = match entry {
@@ -100,7 +101,7 @@ pub(super) fn read_routes(
         Origin::File { line, column, .. } => (*line, *column),
         _ => (usize::MAX, 0),
     });
-    let route = |(name, entry)| read_route(name, entry, providers, findings);
+    let route = |(name, entry)| read_route(name, entry, providers, aliases, findings);
     entries.into_iter().filter_map(route).collect()
 }
 
@@ -108,6 +109,7 @@ fn read_route(
     name: String,
     entry: Entry,
     providers: &[ProviderSettings],
+    aliases: &[(String, String)],
     findings: &mut Findings,
 ) -> Option<RouteSettings> {
     let place = entry.origin.clone();
@@ -123,6 +125,22 @@ fn read_route(
         let text = format!(
             "[providers.{}] has the same name: choose another",
             provider.name
+        );
+        section.problem(place.clone(), text);
+    }
+    if let Some((alias, _)) = aliases
+        .iter()
+        .find(|(alias, _)| alias.eq_ignore_ascii_case(&name))
+    {
+        let text = format!("aliases.{alias} has the same name: choose another");
+        section.problem(place.clone(), text);
+    }
+    for (alias, _) in aliases
+        .iter()
+        .filter(|(_, model)| model.trim().eq_ignore_ascii_case(&name))
+    {
+        let text = format!(
+            "aliases.{alias} leads here, and an alias leads to one model: give a route that name"
         );
         section.problem(place.clone(), text);
     }

@@ -1,20 +1,20 @@
 //! Sections `[providers.<name>]`.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ErrorKind, FailureMode, Format, LocalConfig, LocalFailure, Phase, Profile, SecretString,
+    ErrorKind, FailureMode, Format, LocalConfig, LocalFailure, PROFILES, Phase, Profile,
+    SecretString,
 };
 use serde_json::Value;
 
+use super::key::{self, ApiKey};
 use super::layers::{Entry, Origin, Raw};
 use super::section::{Findings, Section};
 use super::waits::{self, Waits};
 use super::{kinds, name_of};
-
-/// The most keys of one provider.
-const MOST_KEYS: usize = 32;
 
 /// One configured provider.
 #[derive(Debug, Clone)]
@@ -30,23 +30,27 @@ pub struct ProviderSettings {
 /// How a provider is spoken to.
 #[derive(Debug, Clone)]
 pub enum ProviderKind {
-    /// A server of `OpenAI` chat completions.
-    OpenAi(Box<OpenAiSettings>),
+    /// A server that is reached over HTTP.
+    Http(Box<HttpSettings>),
     /// The built-in provider without a model.
     Local(LocalSettings),
 }
 
-/// A server of `OpenAI` chat completions.
+/// A server that is reached over HTTP.
 #[derive(Debug, Clone)]
-pub struct OpenAiSettings {
-    /// Everything before `/chat/completions`.
-    pub base_url: String,
+pub struct HttpSettings {
+    /// What it is: the row of the table that says how it is spoken to.
+    pub profile: &'static Profile,
+    /// Replaces the row's address.
+    pub base_url: Option<String>,
     /// The region or location, for clouds.
     pub region: Option<String>,
     /// The profile in the AWS files, for AWS.
     pub aws_profile: Option<String>,
     /// The project, for Google's cloud.
     pub project: Option<String>,
+    /// The version of the API, for Azure.
+    pub api_version: Option<String>,
     /// Where its keys are; they are used in turn.
     pub keys: Vec<ApiKey>,
     /// Further headers of every request. Their values are taken for secrets.
@@ -59,27 +63,16 @@ pub struct OpenAiSettings {
     pub extra_root_certs: Option<PathBuf>,
 }
 
-/// Where a key is.
-#[derive(Debug, Clone)]
-pub enum ApiKey {
-    /// Here.
-    Value(SecretString),
-    /// In this environment variable.
-    Environment(String),
-    /// In this file, which holds nothing else.
-    File(PathBuf),
-}
-
 /// How the provider without a model behaves.
 pub type LocalSettings = LocalConfig;
 
-#[derive(Clone, Copy, PartialEq)]
-enum Type {
-    OpenAi,
-    Local,
-}
+const LOCAL: &str = "local";
 
-const TYPES: &[(&str, Type)] = &[("openai", Type::OpenAi), ("local", Type::Local)];
+/// Every type: the rows of the table, and `local`.
+static TYPES: LazyLock<Vec<(&'static str, &'static str)>> = LazyLock::new(|| {
+    let rows = PROFILES.iter().map(|profile| profile.name);
+    rows.chain([LOCAL]).map(|name| (name, name)).collect()
+});
 
 const FAILURES: &[(&str, FailureMode)] = &[
     ("hang", FailureMode::Hang),
@@ -159,11 +152,10 @@ fn read(
             "a provider's name must not be empty or have a `/`",
         );
     }
-    let known = Profile::named(&name);
-    let type_kind = kinds::one_of(TYPES, |ty| Value::from(name_of(TYPES, *ty)));
+    let type_kind = kinds::one_of(&TYPES, |ty| Value::from(*ty));
     let implied = match name.as_str() {
-        "local" => Some(Type::Local),
-        _ => known.map(|_| Type::OpenAi),
+        LOCAL => Some(LOCAL),
+        _ => Profile::named(&name).map(|known| known.name),
     };
     let ty = match implied {
         Some(ty) => section.get("type", ty, &type_kind),
@@ -183,15 +175,12 @@ fn read(
         }
     };
     let default_model = section.maybe("default_model", &kinds::text("a model's name"));
-    let kind = match ty {
-        Type::Local => ProviderKind::Local(read_local(&mut section)),
-        Type::OpenAi => ProviderKind::OpenAi(Box::new(read_openai(
-            &mut section,
-            &place,
-            known,
-            file,
-            usual,
-        ))),
+    let kind = match Profile::named(ty) {
+        Some(profile) => {
+            let http = read_http(&mut section, &place, profile, file, usual);
+            ProviderKind::Http(Box::new(http))
+        }
+        None => ProviderKind::Local(read_local(&mut section)),
     };
     section.finish();
     Some(ProviderSettings {
@@ -201,38 +190,43 @@ fn read(
     })
 }
 
-fn read_openai(
+fn read_http(
     section: &mut Section<'_>,
     place: &Origin,
-    known: Option<&Profile>,
+    profile: &'static Profile,
     file: Option<&Path>,
     usual: Waits,
-) -> OpenAiSettings {
+) -> HttpSettings {
     let url_kind = kinds::text("an address such as \"http://127.0.0.1:8080/v1\"");
-    let base_url = match known {
-        Some(known) => section.get("base_url", known.base_url.to_owned(), &url_kind),
-        None => {
-            let given = section.has("base_url");
-            section.maybe("base_url", &url_kind).unwrap_or_else(|| {
-                if !given {
-                    section.problem(
-                        place.clone(),
-                        format!("base_url is missing; it must be {}", url_kind.allowed),
-                    );
-                }
-                String::new()
-            })
+    let base_url = if profile.base_url.is_empty() {
+        if !section.has("base_url") && profile.url_variable.is_none() {
+            let text = format!("base_url is missing; it must be {}", url_kind.allowed);
+            section.problem(place.clone(), text);
         }
+        section.maybe("base_url", &url_kind)
+    } else {
+        let url = section.get("base_url", profile.base_url.to_owned(), &url_kind);
+        Some(url).filter(|url| url != profile.base_url)
+    };
+    if base_url.as_deref().is_some_and(has_user) {
+        let origin = section.origin("base_url");
+        let text = "base_url must have no user or password in it: use api_key or headers";
+        section.problem(origin, text);
+    }
+    let profile = match &base_url {
+        Some(url) => speaks(profile, url),
+        None => profile,
     };
     let region = section.maybe("region", &kinds::text("a region such as \"us-east-1\""));
-    let of_aws = known.is_some_and(|known| known.format == Format::Bedrock);
-    let aws_profile = match of_aws {
-        true => section.maybe("aws_profile", &kinds::text("a profile's name")),
-        false => None,
+    let aws_profile = if profile.format == Format::Bedrock {
+        section.maybe("aws_profile", &kinds::text("a profile's name"))
+    } else {
+        None
     };
     let project = section.maybe("project", &kinds::text("a project's name"));
+    let api_version = section.maybe("api_version", &kinds::text("a version of the API"));
     let beside = |path| super::beside(file, path);
-    let keys = read_keys(section, beside);
+    let keys = key::read(section, beside);
     let headers = section
         .maybe("headers", &kinds::secret_map())
         .unwrap_or_default();
@@ -241,11 +235,13 @@ fn read_openai(
     let extra_root_certs = section
         .maybe("extra_root_certs", &kinds::path())
         .map(beside);
-    OpenAiSettings {
+    HttpSettings {
+        profile,
         base_url,
         region,
         aws_profile,
         project,
+        api_version,
         keys,
         headers: headers
             .into_iter()
@@ -257,54 +253,27 @@ fn read_openai(
     }
 }
 
-/// The key of `section`, or all of its `api_keys`.
-fn read_keys(section: &mut Section<'_>, beside: impl Fn(PathBuf) -> PathBuf) -> Vec<ApiKey> {
-    let mut keys: Vec<ApiKey> = read_key(section, &beside).into_iter().collect();
-    let several = section.tables(
-        "api_keys",
-        "{ api_key_env = \"A_VARIABLE\" }",
-        |one, place| {
-            let key = read_key(one, &beside);
-            if key.is_none() {
-                one.problem(place, "it says nowhere where the key is");
-            }
-            key
-        },
-    );
-    keys.extend(several);
-    if keys.len() > MOST_KEYS {
-        let origin = section.origin("api_keys");
-        section.problem(origin, format!("there are more than {MOST_KEYS} keys"));
-    }
-    keys
+/// Whether there is a user before the host, and so perhaps a password.
+fn has_user(url: &str) -> bool {
+    let (_, rest) = url.split_once("://").unwrap_or(("", url));
+    rest.split(['/', '?', '#'])
+        .next()
+        .is_some_and(|authority| authority.contains('@'))
 }
 
-/// The key of `section`.
-fn read_key(section: &mut Section<'_>, beside: impl Fn(PathBuf) -> PathBuf) -> Option<ApiKey> {
-    let value = section.secret("api_key");
-    let variable = section.maybe(
-        "api_key_env",
-        &kinds::text("an environment variable's name"),
-    );
-    let key_file = section.maybe("api_key_file", &kinds::path());
-    let given = ["api_key", "api_key_env", "api_key_file"];
-    let set = [value.is_some(), variable.is_some(), key_file.is_some()];
-    if set.iter().filter(|set| **set).count() > 1 {
-        let last = given
-            .into_iter()
-            .zip(set)
-            .rfind(|(_, set)| *set)
-            .map_or("api_key", |(key, _)| key);
-        let origin = section.origin(last);
-        section.problem(
-            origin,
-            "only one of api_key, api_key_env and api_key_file may be set",
-        );
+/// What is behind `url`. Many say `openai` and mean any server of its kind, and the other way round: the address tells.
+fn speaks(profile: &'static Profile, url: &str) -> &'static Profile {
+    if !matches!(profile.name, "openai" | "compatible") {
+        return profile;
     }
-    value
-        .map(ApiKey::Value)
-        .or(variable.map(ApiKey::Environment))
-        .or(key_file.map(|path| ApiKey::File(beside(path))))
+    let same = |known: &&Profile| {
+        matches!(known.format, Format::ChatCompletions(_))
+            && known.base_url.trim_end_matches('/') == url.trim().trim_end_matches('/')
+    };
+    let known = PROFILES.iter().find(same);
+    known
+        .or_else(|| Profile::named("compatible"))
+        .unwrap_or(profile)
 }
 
 fn read_local(section: &mut Section<'_>) -> LocalSettings {

@@ -1,8 +1,10 @@
 //! Reading one table of the configuration: each key once, with its kind, and nothing left over.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use lapce_ai_providers::SecretString;
+use secrecy::zeroize::Zeroizing;
 use serde_json::Value;
 
 use super::REDACTED;
@@ -23,7 +25,7 @@ pub(super) struct Findings {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Setting {
     pub section: String,
-    pub key: &'static str,
+    pub key: Cow<'static, str>,
     /// `None`: not set, and without a default.
     pub value: Option<Value>,
     pub origin: Origin,
@@ -143,13 +145,18 @@ impl<'a> Section<'a> {
             self.note(key, None, Origin::Default);
             return None;
         };
-        let value = (kind.read)(&entry.raw);
+        let allowed = (kind.read)(&entry.raw).map(Zeroizing::new).is_some();
+        let value = match entry.raw {
+            // Moved, so that no copy stays behind.
+            Raw::Text(text) | Raw::Untyped(text) if allowed => Some(SecretString::from(text)),
+            _ => None,
+        };
         if value.is_none() {
             let text = format!("{}.{key} must be {}", self.name, kind.allowed);
             self.findings.problem(entry.origin.clone(), text);
         }
         self.note(key, Some(Value::from(REDACTED)), entry.origin);
-        value.map(SecretString::from)
+        value
     }
 
     /// Reads the list of tables `key`, each as a section of its own. What stands in them may be secret and is not noted.
@@ -233,7 +240,7 @@ impl<'a> Section<'a> {
     fn note(&mut self, key: &'static str, value: Option<Value>, origin: Origin) {
         self.findings.settings.push(Setting {
             section: self.name.clone(),
-            key,
+            key: key.into(),
             value,
             origin,
         });

@@ -23,7 +23,7 @@ pub(super) fn toml(file: Option<&Path>, settings: &[Setting]) -> String {
             let _ = writeln!(text, "\n[{}]", header(section));
         }
         let line = match &setting.value {
-            Some(value) => format!("{} = {}", setting.key, literal(value)),
+            Some(value) => format!("{} = {}", key(&setting.key), literal(value)),
             None => format!("# {} is not set", setting.key),
         };
         let _ = match &setting.value {
@@ -42,7 +42,7 @@ pub(super) fn json(file: Option<&Path>, settings: &[Setting]) -> Value {
             .or_insert_with(|| json!({}));
         if let Value::Object(section) = section {
             let entry = json!({ "value": setting.value, "source": setting.origin.short() });
-            section.insert(setting.key.to_owned(), entry);
+            section.insert(setting.key.to_string(), entry);
         }
     }
     json!({ "file": file.map(Path::to_string_lossy), "sections": sections })
@@ -53,11 +53,16 @@ fn header(section: &str) -> String {
     let Some((table, name)) = section.split_once('.') else {
         return section.to_owned();
     };
+    format!("{table}.{}", key(name))
+}
+
+/// A key, in quotes where it needs them.
+fn key(name: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if name.chars().all(bare) {
-        section.to_owned()
+    if !name.is_empty() && name.chars().all(bare) {
+        name.to_owned()
     } else {
-        format!("{table}.{}", literal(&Value::from(name)))
+        literal(&Value::from(name))
     }
 }
 

@@ -1,3 +1,5 @@
+use lapce_ai_providers::PROFILES;
+
 use super::*;
 
 fn read_with(
@@ -43,7 +45,10 @@ fn the_example_holds_every_setting_with_its_default() {
     let defaults = read("").unwrap();
     for (shown, default) in example.settings.iter().zip(&defaults.settings) {
         let name = format!("{}.{}", default.section, default.key);
-        assert_eq!((&shown.section, shown.key), (&default.section, default.key));
+        assert_eq!(
+            (&shown.section, &shown.key),
+            (&default.section, &default.key)
+        );
         assert!(
             matches!(shown.origin, Origin::File { .. }),
             "{name} is missing in the example"
@@ -54,6 +59,8 @@ fn the_example_holds_every_setting_with_its_default() {
             "ipc.reactor_threads",
             "requests.default_model",
             "log.file",
+            "network.https_proxy",
+            "network.no_proxy",
         ];
         if !by_machine.contains(&name.as_str()) {
             assert_eq!(shown.value, default.value, "{name}");
@@ -96,16 +103,19 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         .collect();
     assert_eq!(
         names,
-        ["openai", "office", "groq", "bedrock", "vertex", "local"]
+        [
+            "openai", "work", "box", "office", "groq", "bedrock", "vertex", "local"
+        ]
     );
-    let ProviderKind::OpenAi(office) = &config.providers[1].kind else {
+    assert_eq!(config.aliases[0].0, "fast");
+    let ProviderKind::Http(office) = &config.providers[3].kind else {
         panic!()
     };
     assert!(
         matches!(office.keys.as_slice(), [ApiKey::File(path)] if path == Path::new("/etc/office.key"))
     );
     assert_eq!(office.headers[0].0, "X-Team");
-    let ProviderKind::OpenAi(groq) = &config.providers[2].kind else {
+    let ProviderKind::Http(groq) = &config.providers[4].kind else {
         panic!()
     };
     assert!(
@@ -116,21 +126,21 @@ fn the_example_s_providers_can_be_used_as_they_stand() {
         config.routes[0].targets,
         ["openai/gpt-4o", "office/qwen3-coder"]
     );
-    let ProviderKind::OpenAi(bedrock) = &config.providers[3].kind else {
+    let ProviderKind::Http(bedrock) = &config.providers[5].kind else {
         panic!()
     };
     assert_eq!(bedrock.region.as_deref(), Some("us-east-1"));
     assert_eq!(bedrock.aws_profile.as_deref(), Some("work"));
     // A profile of AWS is nothing that others have.
     assert!(error("[providers.groq]\naws_profile = 'x'\n").contains("unknown key"));
-    let ProviderKind::OpenAi(vertex) = &config.providers[4].kind else {
+    let ProviderKind::Http(vertex) = &config.providers[6].kind else {
         panic!()
     };
     assert_eq!(
         (vertex.project.as_deref(), vertex.region.as_deref()),
         (Some("my-project"), Some("europe-west4"))
     );
-    let ProviderKind::Local(local) = &config.providers[5].kind else {
+    let ProviderKind::Local(local) = &config.providers[7].kind else {
         panic!()
     };
     assert_eq!(local.tokens_per_second, Some(50.0));
@@ -296,6 +306,7 @@ fn keys_are_never_shown() {
         "[providers.groq]\napi_key = 'secret-4",
         "[providers.groq]\nheaders = { a = ['secret-5'] }",
         "[providers.groq]\napi_key = 'secret-6'\napi_key_env = 'X'",
+        "[providers.groq]\nbase_url = 'http://me:secret-7@h/v1'",
     ] {
         assert!(!error(wrong).contains("secret-"), "{}", error(wrong));
     }
@@ -310,7 +321,13 @@ fn what_is_shown_can_be_read_again() {
         config
             .settings
             .iter()
-            .map(|setting| (setting.section.clone(), setting.key, setting.value.clone()))
+            .map(|setting| {
+                (
+                    setting.section.clone(),
+                    setting.key.clone(),
+                    setting.value.clone(),
+                )
+            })
             .collect()
     };
     assert_eq!(values(&again), values(&config));
@@ -321,12 +338,19 @@ fn a_provider_needs_its_type_and_address() {
     let missing = error("[providers.mine]\n");
     assert_eq!(
         missing,
-        "/etc/c.toml:1:12: providers.mine: type is missing; it must be one of \"openai\", \"local\""
+        format!(
+            "/etc/c.toml:1:12: providers.mine: type is missing; it must be one of {}, \"local\"",
+            PROFILES
+                .iter()
+                .map(|profile| format!("{:?}", profile.name))
+                .collect::<Vec<_>>()
+                .join(", ")
+        )
     );
-    assert!(error("[providers.mine]\ntype = 'openai'").contains("base_url is missing"));
+    assert!(error("[providers.mine]\ntype = 'compatible'").contains("base_url is missing"));
     assert_eq!(
         error("[providers.groq]\napi_key_env = 'A'\napi_key_file = 'b'"),
-        "/etc/c.toml:3:1: providers.groq: only one of api_key, api_key_env and api_key_file may be set"
+        "/etc/c.toml:3:1: providers.groq: only one of api_key, api_key_env, api_key_file and api_key_command may be set"
     );
     assert!(
         error("[providers.\"a/b\"]\ntype = 'local'").contains("must not be empty or have a `/`")
@@ -389,6 +413,14 @@ fn routes_and_lists_of_keys_are_checked_where_they_stand() {
             "2:9: routes.Groq: [providers.groq] has the same name",
         ),
         (
+            "[aliases]\nX = 'm'\n[routes.x]\ntargets = ['m']\n",
+            "3:9: routes.x: aliases.X has the same name",
+        ),
+        (
+            "[aliases]\nfast = 'x'\n[routes.x]\ntargets = ['m']\n",
+            "3:9: routes.x: aliases.fast leads here, and an alias leads to one model",
+        ),
+        (
             "[routes.x]\ntargets = ['m']\nbalance = 'best'\n",
             "3:1: routes.x.balance must be one of \"ordered\", \"weighted\"",
         ),
@@ -422,7 +454,7 @@ fn routes_and_lists_of_keys_are_checked_where_they_stand() {
         ),
         (
             "[providers.groq]\napi_keys = [{ api_key = 'sk-secret', api_key_env = 'B' }]\n",
-            "only one of api_key, api_key_env and api_key_file",
+            "only one of api_key, api_key_env, api_key_file and api_key_command",
         ),
         (
             "[providers.groq]\napi_keys = [{}]\n",
@@ -445,7 +477,7 @@ fn waits_of_a_provider_are_those_of_all_unless_it_says_otherwise() {
     )
     .unwrap();
     let waits = |at: usize| match &config.providers[at].kind {
-        ProviderKind::OpenAi(settings) => settings.waits,
+        ProviderKind::Http(settings) => settings.waits,
         ProviderKind::Local(_) => panic!(),
     };
     assert_eq!(waits(0).timeouts.first_token.as_secs(), 7);
@@ -453,4 +485,183 @@ fn waits_of_a_provider_are_those_of_all_unless_it_says_otherwise() {
         (waits(0).answer, waits(1).answer),
         (None, Some(Duration::from_secs(90)))
     );
+}
+
+#[test]
+fn the_address_tells_which_server_of_openai_s_kind_it_is() {
+    for (text, profile) in [
+        ("[providers.openai]", "openai"),
+        ("[providers.work]\ntype = 'openai'", "openai"),
+        ("[providers.work]\ntype = 'openrouter'", "openrouter"),
+        ("[providers.openai]\nbase_url = 'http://h/v1'", "compatible"),
+        (
+            "[providers.x]\ntype = 'openai'\nbase_url = 'https://api.groq.com/openai/v1/'",
+            "groq",
+        ),
+        ("[providers.groq]\nbase_url = 'http://h/v1'", "groq"),
+        (
+            "[providers.office]\ntype = 'compatible'\nbase_url = 'http://h/v1'",
+            "compatible",
+        ),
+    ] {
+        let config = read(text).unwrap();
+        let ProviderKind::Http(settings) = &config.providers[0].kind else {
+            panic!()
+        };
+        assert_eq!(settings.profile.name, profile, "{text}");
+    }
+}
+
+#[test]
+fn a_key_may_come_from_a_command_whose_words_are_secret() {
+    let command = |line: &str| {
+        let config = read(&format!("[providers.groq]\n{line}"))?;
+        let shown = format!("{} {} {config:?}", config.to_toml(), config.to_json());
+        assert!(!shown.contains("s3cret"), "{shown}");
+        let ProviderKind::Http(settings) = config.providers[0].kind.clone() else {
+            panic!()
+        };
+        let [ApiKey::Command(command)] = settings.keys.as_slice() else {
+            panic!("{:?}", settings.keys)
+        };
+        Ok::<_, ConfigError>(command.clone())
+    };
+    let settings = "api_key_command = ['pass', 's3cret']\napi_key_ttl_secs = 60";
+    let argv = command(settings).unwrap();
+    assert_eq!(
+        argv.run,
+        KeyProgram::Program("pass".into(), vec!["s3cret".into()])
+    );
+    assert_eq!(
+        (argv.ttl, argv.timeout),
+        (Some(Duration::from_secs(60)), Duration::from_secs(30))
+    );
+    let shell = command("api_key_command = 'T=s3cret get'").unwrap();
+    assert_eq!(shell.run, KeyProgram::Shell("T=s3cret get".into()));
+    let one_of_several = command("api_keys = [{ api_key_command = 'T=s3cret get' }]").unwrap();
+    assert_eq!(one_of_several.run, shell.run);
+    for (line, part) in [
+        (
+            "api_key_command = []",
+            "must be a line for the shell such as",
+        ),
+        (
+            "api_key_command = ['']",
+            "must be a line for the shell such as",
+        ),
+        (
+            "api_key_command = ' '",
+            "must be a line for the shell such as",
+        ),
+        (
+            "api_key_command = 3",
+            "must be a line for the shell such as",
+        ),
+        ("api_key_ttl_secs = 5", "belongs to an api_key_command"),
+        (
+            "api_key_command = 'x'\napi_key = 's3cret'",
+            "only one of api_key",
+        ),
+    ] {
+        let error = command(line).unwrap_err().to_string();
+        assert!(
+            error.contains(part) && !error.contains("s3cret"),
+            "{line}: {error}"
+        );
+    }
+}
+
+#[test]
+fn aliases_are_names_for_models() {
+    let text = "[aliases]\nzoom = 'groq/llama-3'\n'my own' = 'gpt-4o'\n[providers.groq]\n";
+    let config = read_with(text, &[("LAPCE_AI_ALIASES__FAST", "groq/x")], &[]).unwrap();
+    let pairs: Vec<_> = config
+        .aliases
+        .iter()
+        .map(|(name, model)| (name.as_str(), model.as_str()))
+        .collect();
+    assert_eq!(
+        pairs,
+        [
+            ("zoom", "groq/llama-3"),
+            ("my own", "gpt-4o"),
+            ("fast", "groq/x")
+        ]
+    );
+    assert!(config.to_toml().contains("\"my own\" = \"gpt-4o\""));
+    assert_eq!(read(&config.to_toml()).unwrap().aliases, config.aliases);
+    for (text, part) in [
+        ("aliases = 3", "aliases must be a table such as [aliases]"),
+        (
+            "[aliases]\n'a/b' = 'x'",
+            "/etc/c.toml:2:1: aliases.a/b: an alias must not",
+        ),
+        (
+            "[aliases]\nfast = ['x']",
+            "aliases.fast must be a model such as",
+        ),
+        (
+            "[aliases]\nfast = ['x', 'y']",
+            "several models are a route, see [routes]",
+        ),
+        (
+            "[aliases]\nGroq = 'x'\n[providers.groq]",
+            "aliases.Groq: [providers.groq] has the same name",
+        ),
+    ] {
+        assert!(error(text).contains(part), "{}", error(text));
+    }
+}
+
+#[test]
+fn everybody_s_proxy_variables_stand_below_the_file() {
+    let variables = [
+        ("https_proxy", "http://me:s3cret@proxy:1"),
+        ("NO_PROXY", "a.example"),
+    ];
+    let proxy = |text: &str| {
+        let config = read_with(text, &variables, &[]).unwrap();
+        let shown = format!("{} {} {config:?}", config.to_toml(), config.to_json());
+        assert!(!shown.contains("s3cret"), "{shown}");
+        let proxy = config.network.https_proxy.as_ref();
+        let proxy = proxy.map(|proxy| proxy.expose_secret().to_owned());
+        (proxy, config.network.no_proxy.clone())
+    };
+    assert_eq!(
+        proxy(""),
+        (Some("http://me:s3cret@proxy:1".into()), "a.example".into())
+    );
+    assert_eq!(
+        proxy("[network]\nhttps_proxy = 'http://other'\nno_proxy = '*'"),
+        (Some("http://other".into()), "*".into())
+    );
+    assert_eq!(proxy("[network]\nhttps_proxy = 'none'").0, None);
+    let shown = read_with("", &variables, &[]).unwrap().to_toml();
+    assert!(shown.contains("# environment: NO_PROXY"), "{shown}");
+}
+
+#[test]
+fn a_type_or_else_a_name_says_what_a_server_is() {
+    let config = read(
+        "[providers.cohere]\nbase_url = 'http://127.0.0.1:1'\n[providers.box]\ntype = 'ollama'\n[providers.openai]\n[providers.ollama]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:1/v1'\n[providers.azure]\n",
+    )
+    .unwrap();
+    let found: Vec<_> = config
+        .providers
+        .iter()
+        .map(|provider| {
+            let ProviderKind::Http(server) = &provider.kind else {
+                panic!()
+            };
+            (server.profile.name, server.base_url.as_deref())
+        })
+        .collect();
+    let expected = [
+        ("cohere", Some("http://127.0.0.1:1")),
+        ("ollama", None),
+        ("openai", None),
+        ("compatible", Some("http://127.0.0.1:1/v1")),
+        ("azure", None),
+    ];
+    assert_eq!(found, expected);
 }

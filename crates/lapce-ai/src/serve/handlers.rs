@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::ai::{
-    AIRequest, AIResponse, EmbeddingsRequest, ModelList, ModelListError, ModelsRequest, TokenCount,
+    AIRequest, AIResponse, EmbeddingsRequest, EmbeddingsResponse, ModelAlias, ModelList,
+    ModelListError, ModelsRequest, TokenCount,
 };
 use lapce_ai_proto::status::Status;
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
-use lapce_ai_providers::{Answer, Event};
+use lapce_ai_providers::{Answer, ErrorKind, Event, NoAnswer, Plan, Trail};
 use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -64,27 +65,15 @@ pub(super) fn register(server: &mut Server, app: &Arc<App>) {
     server.handle(MessageType::SHUTDOWN, move |request, reply| {
         shared.shutdown(&request, reply);
     });
-    // Not on the reactor's own thread: a request may be megabytes of JSON.
-    server.handle_async(MessageType::TOKEN_COUNT, |request, responder| async move {
-        match wire::parse::<AIRequest>(&request.body) {
-            Ok(request) => {
-                let count = TokenCount {
-                    tokens: wire::estimated_tokens(&request),
-                    exact: false,
-                };
-                answer_json(responder, &count).await;
-            }
-            Err(error) => responder.fail(error),
-        }
+    let shared = Arc::clone(app);
+    server.handle_async(MessageType::TOKEN_COUNT, move |request, responder| {
+        let app = Arc::clone(&shared);
+        async move { answer(responder, app.count(request).await).await }
     });
-    server.handle_async(MessageType::EMBEDDINGS, |request, responder| async move {
-        responder.fail(match wire::parse::<EmbeddingsRequest>(&request.body) {
-            Ok(_) => ErrorBody::new(
-                ErrorCode::Unsupported,
-                "no provider here makes embeddings yet",
-            ),
-            Err(error) => error,
-        });
+    let shared = Arc::clone(app);
+    server.handle_async(MessageType::EMBEDDINGS, move |request, responder| {
+        let app = Arc::clone(&shared);
+        async move { answer(responder, app.embeddings(request).await).await }
     });
     let shared = Arc::clone(app);
     server.handle_async(MessageType::MODELS, move |request, responder| {
@@ -187,6 +176,14 @@ impl App {
         let mut answers = asked.join_all().await;
         answers.sort_unstable_by_key(|(at, ..)| *at);
         let mut list = ModelList::default();
+        // One provider's list is about that provider alone.
+        if wanted.is_none() {
+            let alias = |(name, model): (&str, &str)| ModelAlias {
+                name: name.to_owned(),
+                model: model.to_owned(),
+            };
+            list.aliases = self.providers.aliases().map(alias).collect();
+        }
         for (_, name, answer) in answers {
             match answer {
                 Ok(models) => list
@@ -202,6 +199,52 @@ impl App {
             }
         }
         answer_json(responder, &list).await;
+    }
+
+    /// As the provider counts, or an estimate where it does not. `held` counts against the budget until then.
+    async fn count(&self, held: OwnedRequest) -> Result<TokenCount, ErrorBody> {
+        let parsed: AIRequest = wire::parse(&held.body)?;
+        let estimate = wire::estimated_tokens(&parsed);
+        let plan = self.plan(&parsed.model)?;
+        let chat = wire::chat_request(parsed, String::new())?;
+        let deadline = held.deadline.map(Into::into);
+        match self
+            .providers
+            .pool()
+            .count_tokens(&plan, chat, deadline)
+            .await
+        {
+            Ok(answer) => Ok(TokenCount {
+                tokens: answer.given,
+                exact: true,
+            }),
+            Err(failed) if failed.error.kind == ErrorKind::Unsupported => Ok(TokenCount {
+                tokens: estimate,
+                exact: false,
+            }),
+            Err(failed) => Err(no_answer(&failed)),
+        }
+    }
+
+    async fn embeddings(&self, held: OwnedRequest) -> Result<EmbeddingsResponse, ErrorBody> {
+        let parsed: EmbeddingsRequest = wire::parse(&held.body)?;
+        let plan = self.plan(&parsed.model)?;
+        let request = wire::embedding_request(parsed, String::new())?;
+        let deadline = held.deadline.map(Into::into);
+        let answer = self.providers.pool().embed(&plan, request, deadline).await;
+        let Answer {
+            given,
+            provider,
+            model,
+            trail,
+        } = answer.map_err(|failed| no_answer(&failed))?;
+        tell_detour(&trail);
+        Ok(wire::embeddings(given, &provider, &model))
+    }
+
+    fn plan(&self, model: &str) -> Result<Plan, ErrorBody> {
+        let plan = self.providers.plan(model);
+        plan.map_err(|error| wire::catalog_error(&error))
     }
 
     async fn chat(self: Arc<Self>, request: OwnedRequest, responder: Responder, read: ReadChat) {
@@ -233,8 +276,7 @@ impl App {
             responder.fail(error);
             Err(code)
         };
-        let asked = self.providers.plan(&request.model);
-        let asked = asked.map_err(|error| wire::catalog_error(&error));
+        let asked = self.plan(&request.model);
         let asked = asked.and_then(|plan| Ok((plan, wire::chat_request(request, String::new())?)));
         let (plan, chat) = match asked {
             Ok(asked) => asked,
@@ -243,24 +285,16 @@ impl App {
         let streamed = chat.stream;
         let deadline = held.deadline.map(Into::into);
         let Answer {
-            mut stream,
+            given: mut stream,
             provider,
             model,
             trail,
         } = match self.providers.pool().chat(&plan, chat, deadline).await {
             Ok(answer) => answer,
-            Err(error) => {
-                let trail = error.trail.to_string();
-                // As a quoted text: a client may name a model as it likes.
-                tracing::info!(?trail, "no answer");
-                return failed(responder, attempts::no_answer(&error));
-            }
+            Err(error) => return failed(responder, no_answer(&error)),
         };
         drop(held);
-        if !trail.is_plain() {
-            let trail = trail.to_string();
-            tracing::info!(?trail, "answered by another than the first");
-        }
+        tell_detour(&trail);
         if !streamed {
             return match stream.collect().await {
                 Ok(answer) => {
@@ -307,10 +341,32 @@ impl App {
     }
 }
 
+/// Nobody answered, which is told to the log and to the client.
+fn no_answer(failed: &NoAnswer) -> ErrorBody {
+    let trail = failed.trail.to_string();
+    // As a quoted text: a client may name a model as it likes.
+    tracing::info!(?trail, "no answer");
+    attempts::no_answer(failed)
+}
+
+fn tell_detour(trail: &Trail) {
+    if !trail.is_plain() {
+        let trail = trail.to_string();
+        tracing::info!(?trail, "answered by another than the first");
+    }
+}
+
 fn send_json(reply: Reply<'_>, value: &impl Serialize) {
     match serde_json::to_vec(value) {
         Ok(bytes) => reply.send(&bytes),
         Err(error) => reply.fail(ErrorBody::new(ErrorCode::Internal, error.to_string())),
+    }
+}
+
+async fn answer(responder: Responder, outcome: Result<impl Serialize, ErrorBody>) {
+    match outcome {
+        Ok(value) => answer_json(responder, &value).await,
+        Err(error) => responder.fail(error),
     }
 }
 

@@ -2,9 +2,13 @@
 
 mod attempts;
 mod handlers;
+mod keys;
 mod log;
 pub(crate) mod providers;
 mod wire;
+
+#[cfg(test)]
+mod relay_tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -357,3 +357,49 @@ impl OpenAi {
 pub fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
+
+/// What a server answers to one request: the pieces of its body, sent one by one.
+pub struct Canned {
+    pub status: u16,
+    pub media_type: &'static str,
+    pub headers: String,
+    pub body: String,
+}
+
+impl Canned {
+    pub fn json(body: &Value) -> Self {
+        Self {
+            status: 200,
+            media_type: "application/json",
+            headers: String::new(),
+            body: body.to_string(),
+        }
+    }
+
+    /// Server-sent events, ended as OpenAI ends them.
+    pub fn stream(documents: &[Value]) -> Self {
+        let events = documents
+            .iter()
+            .map(|document| format!("data: {document}\n\n"));
+        Self {
+            media_type: "text/event-stream",
+            body: events.collect::<String>() + "data: [DONE]\n\n",
+            ..Self::json(&Value::Null)
+        }
+    }
+
+    pub fn send(&self, stream: &mut TcpStream) {
+        let Self {
+            status,
+            media_type,
+            headers,
+            body,
+        } = self;
+        write!(
+            stream,
+            "HTTP/1.1 {status} Status\r\ncontent-type: {media_type}\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+    }
+}

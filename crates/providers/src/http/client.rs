@@ -1,15 +1,10 @@
 //! The pooled client: hyper with rustls.
-//!
-//! TLS uses `ring` and the compiled-in Mozilla roots. `aws-lc-rs` would add a large C build, and the system's roots
-//! would have to be read and kept by every daemon that starts; who needs further ones (a company's proxy) names a
-//! file of them.
 
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,12 +16,12 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use secrecy::SecretString;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
+use super::proxy::Proxied;
+use super::tls;
 use crate::error::{ErrorKind, Phase, ProviderError};
 
 /// How connections are made and kept.
@@ -42,6 +37,15 @@ pub struct HttpConfig {
     pub http2_ping_interval: Duration,
     /// A PEM file of certificates to trust besides the compiled-in ones.
     pub extra_root_certs: Option<PathBuf>,
+    /// Whether to trust the system's certificates besides the compiled-in ones: those where OpenSSL looks for them, or
+    /// where `SSL_CERT_FILE` and `SSL_CERT_DIR` say. True by default.
+    pub system_root_certs: bool,
+    /// The HTTP proxy through which `https` addresses are reached, such as `http://user:password@proxy:3128`. It is
+    /// asked for a tunnel (`CONNECT`), so it learns the host and nothing else. None by default.
+    pub https_proxy: Option<SecretString>,
+    /// Hosts that are reached without the proxy, in the form of curl's `NO_PROXY`: names with all below them, addresses,
+    /// networks such as `10.0.0.0/8`, or `*`. This machine never needs one.
+    pub no_proxy: String,
 }
 
 impl Default for HttpConfig {
@@ -52,13 +56,16 @@ impl Default for HttpConfig {
             pool_max_idle_per_host: 8,
             http2_ping_interval: Duration::from_secs(30),
             extra_root_certs: None,
+            system_root_certs: true,
+            https_proxy: None,
+            no_proxy: String::new(),
         }
     }
 }
 
 /// A pool of connections to any number of hosts. Clones share it.
 ///
-/// It goes straight to the host: proxies of the environment are not used, redirects not followed.
+/// Redirects are not followed.
 #[derive(Clone, Debug)]
 pub struct HttpClient {
     client: Client<TimedConnector, Full<Bytes>>,
@@ -69,17 +76,25 @@ impl HttpClient {
     ///
     /// # Errors
     ///
-    /// [`Configuration`](ErrorKind::Configuration) when the extra certificates cannot be read.
+    /// [`Configuration`](ErrorKind::Configuration) when the extra certificates cannot be read, or the proxy's address is
+    /// none.
     pub fn new(config: &HttpConfig) -> Result<Self, ProviderError> {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(config.extra_root_certs.as_deref())?)
+            .with_tls_config(tls::config(
+                config.extra_root_certs.as_deref(),
+                config.system_root_certs,
+            )?)
             .https_or_http()
             .enable_all_versions()
-            .wrap_connector(tcp);
+            .wrap_connector(Proxied::new(
+                tcp,
+                config.https_proxy.as_ref(),
+                &config.no_proxy,
+            )?);
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -105,39 +120,6 @@ impl HttpClient {
     }
 }
 
-fn tls(extra_roots: Option<&Path>) -> Result<ClientConfig, ProviderError> {
-    let mut roots = RootCertStore {
-        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-    };
-    if let Some(path) = extra_roots {
-        let wrong = |why: String| {
-            let message = format!(
-                "the extra certificates in {} cannot be used: {why}",
-                path.display()
-            );
-            ProviderError::new(ErrorKind::Configuration, message)
-        };
-        let mut found = 0;
-        for certificate in
-            CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?
-        {
-            let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-            roots
-                .add(certificate)
-                .map_err(|error| wrong(error.to_string()))?;
-            found += 1;
-        }
-        if found == 0 {
-            return Err(wrong("the file has no certificate in PEM form".into()));
-        }
-    }
-    let config =
-        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| ProviderError::new(ErrorKind::Configuration, error.to_string()))?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
-}
-
 fn send_error(error: ClientError) -> ProviderError {
     let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
     let mut deepest = String::new();
@@ -158,11 +140,11 @@ fn send_error(error: ClientError) -> ProviderError {
 /// hyper's own connect time-out ends with TCP; this one covers name resolution and TLS, too.
 #[derive(Clone, Debug)]
 struct TimedConnector {
-    inner: HttpsConnector<HttpConnector>,
+    inner: HttpsConnector<Proxied>,
     timeout: Duration,
 }
 
-type BoxError = Box<dyn Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 
 impl Service<Uri> for TimedConnector {
     type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -198,6 +180,8 @@ impl Error for ConnectTimedOut {}
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

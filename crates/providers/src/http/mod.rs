@@ -2,7 +2,9 @@
 
 mod client;
 mod provider;
+mod proxy;
 mod stream;
+mod tls;
 
 pub use client::{HttpClient, HttpConfig};
 pub use provider::{HttpProvider, Timeouts};

@@ -171,8 +171,10 @@ impl HttpProvider {
 
     async fn vectors(&self, request: &EmbeddingRequest) -> Result<Embeddings, ProviderError> {
         let mut all = Embeddings::default();
-        let batch = self.wire.embeddings_batch(&request.model).max(1);
-        for texts in request.input.chunks(batch) {
+        let mut rest = request.input.as_slice();
+        while !rest.is_empty() {
+            let texts;
+            (texts, rest) = rest.split_at(self.batch(&request.model, rest));
             let part = EmbeddingRequest {
                 input: texts.to_vec(),
                 ..request.clone()
@@ -195,6 +197,18 @@ impl HttpProvider {
             }
         }
         Ok(all)
+    }
+
+    /// How many of these texts go into the next request for vectors: one at least.
+    fn batch(&self, model: &str, texts: &[String]) -> usize {
+        let most = self.wire.embeddings_batch(model).min(texts.len());
+        let mut room = self.wire.embeddings_batch_bytes(model);
+        let fits = texts[..most].iter().take_while(|text| {
+            let fits = text.len() <= room;
+            room = room.saturating_sub(text.len());
+            fits
+        });
+        fits.count().max(1)
     }
 
     async fn count(&self, request: &ChatRequest) -> Result<u64, ProviderError> {
@@ -251,7 +265,15 @@ impl Provider for HttpProvider {
     }
 
     fn models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
-        Box::pin(async move { self.list().await.map_err(|error| self.leaving(error)) })
+        Box::pin(async move {
+            // However many pages it has.
+            let limit = self.timeouts.models;
+            let list = match tokio::time::timeout(limit, self.list()).await {
+                Ok(list) => list,
+                Err(_) => Err(timed_out(Phase::FirstToken, limit)),
+            };
+            list.map_err(|error| self.leaving(error))
+        })
     }
 
     fn embed<'a>(
@@ -280,4 +302,13 @@ pub(super) fn timed_out(phase: Phase, after: Duration) -> ProviderError {
         ErrorKind::TimedOut(phase),
         format!("gave up after {} s", after.as_secs_f64()),
     )
+}
+
+/// The text of the error behind all others.
+pub(super) fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut current = error;
+    while let Some(source) = current.source() {
+        current = source;
+    }
+    current.to_string()
 }

@@ -11,7 +11,7 @@ use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
-use super::provider::{Timeouts, timed_out};
+use super::provider::{Timeouts, deepest, timed_out};
 use crate::error::{ErrorKind, Phase, ProviderError};
 use crate::event::Event;
 use crate::provider::EventStream;
@@ -189,14 +189,6 @@ impl Wait {
         }
         self.timer.as_mut().poll(cx)
     }
-}
-
-fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut current = error;
-    while let Some(source) = current.source() {
-        current = source;
-    }
-    current.to_string()
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! The pool: one request survives any provider's bad day.
 //!
 //! A [`Plan`] lists the targets that may answer a request. [`Pool::chat`] asks them one after the other until the first
-//! token comes, and says in a [`Trail`] whom it asked and why it went on. What each provider and model did lately decides
+//! token comes, [`Pool::embed`] and [`Pool::count_tokens`] until all has come, and says in a [`Trail`] whom it asked and why it went on. What each provider and model did lately decides
 //! whether it is asked at all ([`BreakerConfig`]), with which of its keys, and in which order ([`Balance`]).
 //! When all have failed it waits and begins anew ([`RetryConfig`]), as long as the deadline allows.
 //!
 //! Once the first token is out, the answer is that target's to the end: nothing is repeated, nothing lost.
 //! Dropping the future or the stream drops the HTTP request and gives everything back.
 
+mod ask;
 mod backoff;
 mod balance;
 mod breaker;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::chat::ChatRequest;
+use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::{ErrorKind, Phase, ProviderError};
 use crate::profile::Features;
 use crate::provider::{ChatStream, Provider};
@@ -34,6 +36,7 @@ pub use live::Counts;
 pub use member::{Member, MemberStatus};
 pub use trail::{Attempt, Outcome, Skip, Trail};
 
+use ask::{Ask, Count};
 use member::Refused;
 use stream::Bound;
 
@@ -73,11 +76,11 @@ pub struct Plan {
     pub balance: Balance,
 }
 
-/// An answer that has begun.
+/// An answer: a chat's that has begun, or the whole of what else was asked for.
 #[derive(Debug)]
-pub struct Answer {
-    /// Its events.
-    pub stream: ChatStream,
+pub struct Answer<T = ChatStream> {
+    /// What was asked for; of a chat its events.
+    pub given: T,
     /// Who gives it.
     pub provider: Arc<str>,
     /// The model that was asked.
@@ -133,9 +136,52 @@ impl Pool {
     pub async fn chat(
         &self,
         plan: &Plan,
-        mut request: ChatRequest,
+        request: ChatRequest,
         deadline: Option<Instant>,
     ) -> Result<Answer, NoAnswer> {
+        self.ask(plan, request, deadline).await
+    }
+
+    /// Has vectors made by one of the plan's targets, as [`chat`](Self::chat) has a chat answered. Those of one model do
+    /// not compare with another's, so a plan for vectors should have one model, wherever it runs.
+    ///
+    /// # Errors
+    ///
+    /// [`NoAnswer`], by the deadline at the latest.
+    pub async fn embed(
+        &self,
+        plan: &Plan,
+        request: EmbeddingRequest,
+        deadline: Option<Instant>,
+    ) -> Result<Answer<Embeddings>, NoAnswer> {
+        self.ask(plan, request, deadline).await
+    }
+
+    /// Has the tokens of `request` counted by the plan's first target: another's tokens are other tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`NoAnswer`], by the deadline at the latest; of the kind [`Unsupported`](ErrorKind::Unsupported) where the
+    /// provider does not count.
+    pub async fn count_tokens(
+        &self,
+        plan: &Plan,
+        request: ChatRequest,
+        deadline: Option<Instant>,
+    ) -> Result<Answer<u64>, NoAnswer> {
+        let first = Plan {
+            targets: plan.targets.iter().take(1).cloned().collect(),
+            balance: Balance::Ordered,
+        };
+        self.ask(&first, Count(request), deadline).await
+    }
+
+    async fn ask<A: Ask>(
+        &self,
+        plan: &Plan,
+        mut request: A,
+        deadline: Option<Instant>,
+    ) -> Result<Answer<A::Given>, NoAnswer> {
         let mut trail = Trail::default();
         let mut last = None;
         let able = able(plan, &request, &mut trail, &mut last);
@@ -147,9 +193,9 @@ impl Pool {
             let order = plan.balance.order(&able, Instant::now(), backoff::chance);
             for target in order.into_iter().filter_map(|at| able.get(at)) {
                 match ask(target, &mut request, round > 0, deadline, &mut trail).await {
-                    Ok(stream) => {
+                    Ok(given) => {
                         return Ok(Answer {
-                            stream,
+                            given,
                             provider: Arc::clone(target.member.name()),
                             model: Arc::clone(&target.model),
                             trail,
@@ -210,12 +256,12 @@ impl Pool {
 /// The targets that can do what the request needs.
 fn able(
     plan: &Plan,
-    request: &ChatRequest,
+    request: &impl Ask,
     trail: &mut Trail,
     last: &mut Option<Failure>,
 ) -> Vec<Target> {
     let is_able = |target: &&Target| {
-        let Some(feature) = needs::lacking(request, target.member.features()) else {
+        let Some(feature) = request.lacking(target.member.features()) else {
             return true;
         };
         skipped(target, Skip::Lacks(feature), trail);
@@ -240,16 +286,17 @@ struct Failure {
 }
 
 /// Asks one target, with one key after the other while it is the keys that are refused.
-async fn ask(
+async fn ask<A: Ask>(
     target: &Target,
-    request: &mut ChatRequest,
+    request: &mut A,
     is_retry: bool,
     deadline: Option<Instant>,
     trail: &mut Trail,
-) -> Result<ChatStream, Failure> {
+) -> Result<A::Given, Failure> {
     let Target { member, model, .. } = target;
-    request.model.clear();
-    request.model.push_str(model);
+    let named = request.model();
+    named.clear();
+    named.push_str(model);
     let mut failed = None;
     for _ in 0..member.keys() {
         let begun = Instant::now();
@@ -263,7 +310,7 @@ async fn ask(
         };
         let key = call.key;
         let bound = Bound::of(begun, member.whole, deadline);
-        let outcome = stream::open(call, request, bound).await;
+        let outcome = request.open(call, bound).await;
         trail.add(Attempt {
             provider: Arc::clone(member.name()),
             model: Arc::clone(model),
@@ -275,7 +322,7 @@ async fn ask(
             took: begun.elapsed(),
         });
         let error = match outcome {
-            Ok(stream) => return Ok(stream),
+            Ok(given) => return Ok(given),
             Err(error) => error,
         };
         let of_key = member::is_of_key(error.kind);

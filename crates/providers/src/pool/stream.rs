@@ -84,14 +84,7 @@ pub(super) async fn open(
         }
         Ok((inner, queue))
     };
-    let outcome = match bound {
-        None => reading.await,
-        Some(bound) => match tokio::time::timeout_at(bound.at, reading).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(bound.error(member.name())),
-        },
-    };
-    match outcome {
+    match within(bound, member.name(), reading).await {
         Ok((inner, queue)) => {
             call.began(request.stream);
             Ok(ChatStream::new(Pooled {
@@ -106,6 +99,21 @@ pub(super) async fn open(
             call.failed(&error);
             Err(error)
         }
+    }
+}
+
+/// How `work` ends, or that it did not in time. `name` is the provider's, for the error.
+pub(super) async fn within<T>(
+    bound: Option<Bound>,
+    name: &str,
+    work: impl Future<Output = Result<T, ProviderError>>,
+) -> Result<T, ProviderError> {
+    match bound {
+        None => work.await,
+        Some(bound) => match tokio::time::timeout_at(bound.at, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(bound.error(name)),
+        },
     }
 }
 

@@ -102,6 +102,29 @@ impl Provider for Scripted {
     fn models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
         Box::pin(async { Ok(Vec::new()) })
     }
+
+    fn embed<'a>(
+        &'a self,
+        _: &'a EmbeddingRequest,
+    ) -> BoxFuture<'a, Result<Embeddings, ProviderError>> {
+        let does = self.does();
+        Box::pin(async move { simply(does).await.map(|()| Embeddings::default()) })
+    }
+
+    fn count_tokens<'a>(&'a self, _: &'a ChatRequest) -> BoxFuture<'a, Result<u64, ProviderError>> {
+        let does = self.does();
+        Box::pin(async move { simply(does).await.map(|()| 17) })
+    }
+}
+
+/// The same where nothing is streamed.
+async fn simply(does: Does) -> Result<(), ProviderError> {
+    match does {
+        Does::Answers => Ok(()),
+        Does::Fails(kind) => Err(ProviderError::new(kind, "")),
+        Does::Hangs => pending().await,
+        other => panic!("{other:?} is for chats"),
+    }
 }
 
 fn pool() -> Pool {
@@ -141,7 +164,7 @@ fn in_flight(pool: &Pool) -> u64 {
 }
 
 async fn text(answer: Answer) -> Result<String, ProviderError> {
-    answer.stream.collect().await.map(|response| response.text)
+    answer.given.collect().await.map(|response| response.text)
 }
 
 #[tokio::test(start_paused = true)]
@@ -504,4 +527,82 @@ async fn futures_of(count: usize, pool: &Pool, route: &Plan) -> Vec<Answer> {
         held.push(pool.chat(&only, request(), None).await.unwrap());
     }
     held
+}
+
+#[tokio::test(start_paused = true)]
+async fn vectors_are_retried_and_go_on_to_the_next_target_as_chats_do() {
+    let mut pool = pool();
+    let overloaded = || Does::Fails(ErrorKind::Overloaded);
+    let bad = Scripted::new([overloaded(), overloaded(), Does::Answers]);
+    let good = Scripted::new([overloaded(), Does::Answers]);
+    let none = Scripted::new([Does::Answers]);
+    let dynamic: Arc<dyn Provider> = none.clone();
+    let lacking = Target {
+        member: pool.add("lacking", vec![dynamic], Features::of(&[]), None),
+        model: "m".into(),
+        weight: 1,
+    };
+    let route = plan([
+        lacking,
+        target(&mut pool, "bad", &[&bad]),
+        target(&mut pool, "good", &[&good]),
+    ]);
+    let request = EmbeddingRequest::default();
+    let answer = pool.embed(&route, request, None).await.unwrap();
+    assert_eq!(&*answer.provider, "good");
+    assert_eq!((none.asked(), bad.asked(), good.asked()), (0, 2, 2));
+    let told = answer.trail.to_string();
+    assert!(
+        told.starts_with("lacking/m skipped: lacks_embeddings; bad/m failed"),
+        "{told}"
+    );
+    let status = route.targets[2].member.status();
+    assert_eq!((status.counts.answered, status.counts.failed), (1, 1));
+    assert_eq!(status.first_token, None, "there was no token");
+    assert_eq!(in_flight(&pool), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_that_vectors_opened_is_open_for_all() {
+    let mut pool = pool();
+    let bad = Scripted::new([Does::Fails(ErrorKind::ProviderInternal)]);
+    let route = plan([target(&mut pool, "bad", &[&bad])]);
+    // No time for retries, so that no breaker is half open soon.
+    let soon = || Some(Instant::now() + Duration::from_millis(1));
+    let mut kind = ErrorKind::ProviderInternal;
+    for _ in 0..10 {
+        let request = EmbeddingRequest::default();
+        kind = pool
+            .embed(&route, request, soon())
+            .await
+            .unwrap_err()
+            .error
+            .kind;
+    }
+    assert_eq!(kind, ErrorKind::CircuitOpen);
+    let asked = bad.asked();
+    let counted = pool.count_tokens(&route, request(), soon()).await;
+    assert_eq!(counted.unwrap_err().error.kind, ErrorKind::CircuitOpen);
+    assert_eq!(bad.asked(), asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_are_counted_by_the_first_target_by_the_deadline() {
+    let mut pool = pool();
+    let first = Scripted::new([Does::Answers, Does::Hangs]);
+    let other = Scripted::new([Does::Answers]);
+    let route = plan([
+        target(&mut pool, "first", &[&first]),
+        target(&mut pool, "other", &[&other]),
+    ]);
+    let answer = pool.count_tokens(&route, request(), None).await.unwrap();
+    assert_eq!((answer.given, &*answer.provider), (17, "first"));
+    let deadline = Some(Instant::now() + SECOND);
+    let error = pool
+        .count_tokens(&route, request(), deadline)
+        .await
+        .unwrap_err()
+        .error;
+    assert_eq!(error.kind, ErrorKind::TimedOut(Phase::Deadline));
+    assert_eq!((first.asked(), other.asked(), in_flight(&pool)), (2, 0, 0));
 }

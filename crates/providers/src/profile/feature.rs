@@ -89,6 +89,32 @@ impl Feature {
             Self::StreamErrors => "stream_errors",
         }
     }
+
+    /// What it is, for people, as the rest of a sentence that begins with its name.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Whole => "an answer in one piece",
+            Self::Stream => "an answer as it is made",
+            Self::System => "the system prompt, placed where the provider wants it",
+            Self::Tools => {
+                "tools: definitions, the choice among them, several calls at once, arguments in pieces"
+            }
+            Self::ToolResults => "the results of tool calls",
+            Self::Images => "pictures in messages",
+            Self::Reasoning => "the model's thinking, asked for and read",
+            Self::ReasoningBack => "its thinking handed back, with its signature",
+            Self::JsonSchema => "answers that fit a JSON schema",
+            Self::StopReasons => "every reason of an ending, in one set of words",
+            Self::Usage => "tokens, with cached and reasoning ones where the provider counts them",
+            Self::Citations => "the sources of an answer",
+            Self::PromptCache => "marks of what the provider should cache",
+            Self::Embeddings => "vectors of texts",
+            Self::Models => "the list of models",
+            Self::TokenCount => "counting a request's tokens",
+            Self::Errors => "errors as one set of kinds, with the provider's own words",
+            Self::StreamErrors => "errors in the middle of a stream, and streams that are cut",
+        }
+    }
 }
 
 /// A set of features.

@@ -15,8 +15,11 @@ use crate::http::{HttpClient, HttpProvider};
 use crate::wire::Wire;
 use crate::wire::anthropic::Anthropic;
 use crate::wire::bedrock::Bedrock;
+use crate::wire::cohere::Cohere;
 use crate::wire::gemini::{Gemini, GeminiService};
+use crate::wire::ollama::Ollama;
 use crate::wire::openai::{Dialect, OpenAi};
+use crate::wire::responses::{self, Responses};
 pub use feature::{Feature, Features};
 pub use rows::PROFILES;
 
@@ -59,12 +62,34 @@ pub struct Profile {
 pub enum Format {
     /// OpenAI chat completions, in one server's dialect.
     ChatCompletions(Dialect),
+    /// OpenAI's Responses API, in one server's dialect.
+    Responses(responses::Dialect),
     /// Anthropic's Messages API.
     Messages,
     /// AWS Bedrock's Converse.
     Bedrock,
     /// Google Gemini, towards one of its two services.
     Gemini(GeminiService),
+    /// Cohere's chat, version 2.
+    Cohere,
+    /// Ollama's own chat.
+    Ollama,
+}
+
+impl Format {
+    /// Its name, for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::ChatCompletions(_) => "OpenAI chat completions",
+            Self::Responses(_) => "OpenAI Responses",
+            Self::Cohere => "Cohere Chat v2",
+            Self::Ollama => "Ollama's own",
+            Self::Messages => "Anthropic Messages",
+            Self::Bedrock => "AWS Bedrock Converse",
+            Self::Gemini(GeminiService::AiStudio) => "Google Gemini",
+            Self::Gemini(GeminiService::Vertex) => "Google Gemini, on Vertex AI",
+        }
+    }
 }
 
 /// How a request shows its key.
@@ -74,6 +99,8 @@ pub enum Auth {
     Bearer,
     /// A header of this name, in lower case.
     Header(&'static str),
+    /// A header of this name; a token (JWT), which is told by its form, as `Authorization: Bearer`.
+    HeaderOrToken(&'static str),
     /// A signature over the request (AWS Signature Version 4).
     AwsSigV4,
     /// Not at all.
@@ -132,6 +159,9 @@ impl Profile {
         mut settings: Settings,
         lookup: impl Fn(&str) -> Option<String>,
     ) -> Result<Settings, ProviderError> {
+        settings.base_url = settings
+            .base_url
+            .or_else(|| self.url_in_environment(&lookup));
         match self.format {
             Format::Bedrock => {
                 let environment = AwsEnvironment::new(settings.aws_profile.as_deref(), lookup);
@@ -151,6 +181,12 @@ impl Profile {
         Ok(settings)
     }
 
+    /// What the variable says that replaces the profile's base URL.
+    pub fn url_in_environment(&self, lookup: impl Fn(&str) -> Option<String>) -> Option<String> {
+        let url = lookup(self.url_variable?)?;
+        Some(url.trim().to_owned()).filter(|url| !url.is_empty())
+    }
+
     /// The profile's wire format with these settings.
     ///
     /// # Errors
@@ -159,9 +195,12 @@ impl Profile {
     pub fn wire(&self, settings: &Settings) -> Result<Arc<dyn Wire>, ProviderError> {
         Ok(match self.format {
             Format::ChatCompletions(dialect) => Arc::new(OpenAi::new(self, settings, dialect)?),
+            Format::Responses(dialect) => Arc::new(Responses::new(self, settings, dialect)?),
             Format::Messages => Arc::new(Anthropic::new(self, settings)?),
             Format::Bedrock => Arc::new(Bedrock::new(self, settings)?),
             Format::Gemini(service) => Arc::new(Gemini::new(self, settings, service)?),
+            Format::Cohere => Arc::new(Cohere::new(self, settings)?),
+            Format::Ollama => Arc::new(Ollama::new(self, settings)?),
         })
     }
 

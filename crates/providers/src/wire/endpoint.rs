@@ -12,6 +12,7 @@ use crate::profile::{Auth, Profile, Settings};
 /// The media types that answers may have.
 pub(crate) const JSON: &str = "application/json";
 pub(crate) const EVENT_STREAM: &str = "text/event-stream";
+pub(crate) const JSON_LINES: &str = "application/x-ndjson";
 
 /// One provider's address with its key and headers.
 ///
@@ -133,11 +134,9 @@ impl Endpoint {
         if let Some(key) = &self.key {
             let key = key.expose_secret();
             match self.auth {
-                Auth::Bearer => {
-                    let value = sensitive(&format!("Bearer {key}"), "the key")?;
-                    headers.insert(AUTHORIZATION, value);
-                }
-                Auth::Header(name) => {
+                Auth::HeaderOrToken(_) if is_token(key) => bearer(headers, key)?,
+                Auth::Bearer => bearer(headers, key)?,
+                Auth::Header(name) | Auth::HeaderOrToken(name) => {
                     headers.insert(HeaderName::from_static(name), sensitive(key, "the key")?);
                 }
                 // Its format signs the finished request.
@@ -223,6 +222,18 @@ fn check(base: &str) -> Result<(), ProviderError> {
     Ok(())
 }
 
+/// Whether a key is a JSON Web Token ([RFC 7519](https://www.rfc-editor.org/rfc/rfc7519#section-3)): three parts, the
+/// first of which begins with `{"` in base64.
+fn is_token(key: &str) -> bool {
+    key.starts_with("eyJ") && key.split('.').count() == 3
+}
+
+fn bearer(headers: &mut HeaderMap, key: &str) -> Result<(), ProviderError> {
+    let value = sensitive(&format!("Bearer {key}"), "the key")?;
+    headers.insert(AUTHORIZATION, value);
+    Ok(())
+}
+
 fn sensitive(value: &str, what: &str) -> Result<HeaderValue, ProviderError> {
     let mut value = HeaderValue::from_str(value).map_err(|_| {
         wrong(format!(
@@ -233,6 +244,6 @@ fn sensitive(value: &str, what: &str) -> Result<HeaderValue, ProviderError> {
     Ok(value)
 }
 
-fn wrong(message: String) -> ProviderError {
+pub(crate) fn wrong(message: String) -> ProviderError {
     ProviderError::new(ErrorKind::Configuration, message)
 }

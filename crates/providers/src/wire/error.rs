@@ -9,13 +9,14 @@ use serde_json::Value;
 use super::retry_after;
 use crate::error::{ErrorKind, ProviderError};
 
-/// How vLLM, DeepSeek, Together and OpenRouter; llama.cpp; Mistral; xAI say that a conversation is too long.
+/// How vLLM, DeepSeek, Together and OpenRouter; llama.cpp; Mistral; xAI; Ollama say that a conversation is too long.
 const TOO_LONG: &[&str] = &[
     "maximum context length",
     "exceeds the available context",
     "too large for model with",
     "maximum prompt length",
     "exceeds the context window",
+    "exceeds the context length",
 ];
 
 /// The error of an answer whose status is not 2xx. `from_json` reads the body where it is JSON.
@@ -49,6 +50,7 @@ pub(crate) fn from_response(
         "request-id",
         "x-amzn-requestid",
         "apim-request-id",
+        "x-debug-trace-id",
     ]
     .into_iter()
     .find_map(|name| head.headers.get(name));
@@ -90,18 +92,20 @@ pub(crate) fn classify(status: Option<u16>, code: &str, r#type: &str, message: &
             "context_length_exceeded" | "exceed_context_size_error" | "string_above_max_length" => {
                 ErrorKind::ContextLengthExceeded
             }
-            "model_not_found" | "invalid_model" => ErrorKind::ModelNotFound,
+            "model_not_found" | "invalid_model" | "DeploymentNotFound" => ErrorKind::ModelNotFound,
             "invalid_api_key" | "authentication_error" | "invalid_authentication" => {
                 ErrorKind::Authentication
             }
-            "content_filter" | "content_policy_violation" | "responsible_ai_policy_violation" => {
-                ErrorKind::ContentFiltered
-            }
+            "content_filter"
+            | "content_policy_violation"
+            | "responsible_ai_policy_violation"
+            | "ResponsibleAIPolicyViolation" => ErrorKind::ContentFiltered,
             "overloaded_error" | "engine_overloaded" | "capacity_exceeded"
             | "unavailable_error" => ErrorKind::Overloaded,
-            "permission_error" | "permission_denied" | "unsupported_country_region_territory" => {
-                ErrorKind::Permission
-            }
+            "permission_error"
+            | "permission_denied"
+            | "PermissionDenied"
+            | "unsupported_country_region_territory" => ErrorKind::Permission,
             _ => continue,
         };
         return kind;

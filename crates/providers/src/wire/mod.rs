@@ -7,12 +7,16 @@
 pub(crate) mod anthropic;
 pub(crate) mod bedrock;
 mod body;
+pub(crate) mod cohere;
 mod decoding;
 mod endpoint;
 mod error;
 pub(crate) mod gemini;
 mod json;
+pub(crate) mod ollama;
 pub(crate) mod openai;
+mod request;
+pub(crate) mod responses;
 mod retry_after;
 
 use std::fmt::Debug;
@@ -100,6 +104,11 @@ pub trait Wire: Debug + Send + Sync {
 
     /// The most texts of one request for vectors to this model.
     fn embeddings_batch(&self, _model: &str) -> usize {
+        usize::MAX
+    }
+
+    /// The most bytes of all texts of one request for vectors to this model; a longer text goes alone.
+    fn embeddings_batch_bytes(&self, _model: &str) -> usize {
         usize::MAX
     }
 

@@ -46,6 +46,21 @@ pub(crate) fn ask(name: &str, options: &mut BTreeMap<String, String>) -> Option<
     if let Some(tokens) = options.remove("max_tokens") {
         request.max_tokens = Some(tokens.parse().unwrap());
     }
+    // The proofs of `reasoning_back`, where a provider knows its own by their form.
+    for (option, redacted) in [("signature", false), ("redacted", true)] {
+        let Some(proof) = options.remove(option) else {
+            continue;
+        };
+        for content in request.messages.iter_mut().flat_map(|m| &mut m.content) {
+            match content {
+                Content::Reasoning { signature, .. } if !redacted => {
+                    *signature = Some(proof.clone()).filter(|proof| proof != "none");
+                }
+                Content::RedactedReasoning(data) if redacted => data.clone_from(&proof),
+                _ => {}
+            }
+        }
+    }
     Some(match options.remove("count") {
         Some(_) => Ask::Count(request),
         None => Ask::Chat(request),
@@ -118,6 +133,26 @@ fn chat(name: &str) -> Option<ChatRequest> {
             ],
             ..request
         },
+        // Ids that begin anew in each turn.
+        "tool_results_same_ids" => ChatRequest {
+            messages: vec![
+                Message::user("Weather in Paris?"),
+                calling("call_0", "get_weather", r#"{"city":"Paris"}"#),
+                Message::tool_result("call_0", "sun"),
+                calling("call_0", "get_time", ""),
+                Message::tool_result("call_0", "noon"),
+            ],
+            ..request
+        },
+        // Arguments as no good model writes them.
+        "tool_results_broken" => ChatRequest {
+            messages: vec![
+                Message::user("Weather in Paris?"),
+                calling("call_1", "get_weather", r#"{"city":"Par"#),
+                Message::tool_result("call_1", "sun"),
+            ],
+            ..request
+        },
         "image" => ChatRequest {
             messages: vec![Message {
                 content: vec![Content::Text("What is this?".into()), png()],
@@ -175,6 +210,28 @@ fn chat(name: &str) -> Option<ChatRequest> {
                 Message::tool_result("call_1", "sun"),
             ],
             ..request
+        },
+        // A turn with nothing but a thought and a text goes back.
+        "reasoning_said" => ChatRequest {
+            messages: vec![
+                Message::user("Hello"),
+                Message {
+                    content: vec![
+                        Content::Reasoning {
+                            text: "Hm.".into(),
+                            signature: None,
+                        },
+                        Content::Text("Hi.".into()),
+                    ],
+                    ..Message::assistant("")
+                },
+                Message::user("Go on"),
+            ],
+            ..request
+        },
+        "json_schema_with_tools" => ChatRequest {
+            tools: tools(),
+            ..chat("json_schema")?
         },
         "json_schema" => ChatRequest {
             response_format: Some(ResponseFormat::JsonSchema {
@@ -252,6 +309,15 @@ fn call(id: &str, name: &str, arguments: &str) -> ToolCall {
         name: name.into(),
         arguments: arguments.into(),
         signature: None,
+    }
+}
+
+/// A turn that only calls a tool.
+fn calling(id: &str, name: &str, arguments: &str) -> Message {
+    Message {
+        content: Vec::new(),
+        tool_calls: vec![call(id, name, arguments)],
+        ..Message::assistant("")
     }
 }
 

@@ -173,6 +173,7 @@ impl Connection {
 
     /// Prepares for sleep; false: there is something to do.
     pub(super) fn go_to_sleep(&mut self, shared: &Shared) -> Result<bool, TransportError> {
+        self.reader.take_bell()?;
         self.last_activity = Instant::now();
         self.paused = self.watched && {
             let mut tx = self.session.lock();
@@ -201,8 +202,7 @@ impl Connection {
         flags: epoll::EventFlags,
         epoll: &impl std::os::fd::AsFd,
     ) -> Result<(), TransportError> {
-        self.reader.drain_bell()?;
-        self.reader.awake();
+        self.reader.woken()?;
         if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
             return Err(TransportError::PeerGone);
         }

@@ -62,6 +62,7 @@ impl Connection {
             source: Source::Ring(ends.0),
             codec,
             long: false,
+            rung: false,
         };
         let writer = Writer {
             socket,
@@ -96,6 +97,7 @@ impl Connection {
             source,
             codec,
             long: false,
+            rung: false,
         };
         let writer = Writer {
             socket,

@@ -35,6 +35,8 @@ pub struct Reader {
     pub(super) codec: Codec,
     /// The latest frame was a long one that went to its place at once, and the next is likely to be one.
     pub(super) long: bool,
+    /// A bell was rung, and has not been taken yet.
+    pub(super) rung: bool,
 }
 
 /// The end of a long frame's payload, still in the ring. What is not taken from there is skipped.
@@ -324,7 +326,35 @@ impl Reader {
     /// The peer is gone; frames that it had published can still be [read](Self::read).
     pub fn drain_bell(&mut self) -> Result<(), TransportError> {
         if matches!(self.source, Source::Ring(_)) {
+            self.rung = false;
             Bell::new(&self.socket).drain()?;
+        }
+        Ok(())
+    }
+
+    /// The socket is readable. Instead of [`awake`](Self::awake) and [`drain_bell`](Self::drain_bell): the bell is left
+    /// until [`take_bell`](Self::take_bell), so that the system call comes after the work that the peer waits for.
+    /// If it was left before, it is taken now.
+    ///
+    /// # Errors
+    /// The peer is gone; frames that it had published can still be [read](Self::read).
+    pub fn woken(&mut self) -> Result<(), TransportError> {
+        self.awake();
+        if self.rung {
+            return self.drain_bell();
+        }
+        self.rung = matches!(self.source, Source::Ring(_));
+        Ok(())
+    }
+
+    /// Takes the bell that was left. To be called before [`prepare_to_sleep`](Self::prepare_to_sleep), never between it and
+    /// the sleep: a bell that is rung then is the one to wake up by.
+    ///
+    /// # Errors
+    /// The peer is gone; frames that it had published can still be [read](Self::read).
+    pub fn take_bell(&mut self) -> Result<(), TransportError> {
+        if self.rung {
+            self.drain_bell()?;
         }
         Ok(())
     }

@@ -128,8 +128,21 @@ impl Call {
         let now = Instant::now();
         let took = now - self.begun;
         let slow = streamed && took > self.member.config.breaker.slow_call;
+        if self.went_well(now, slow) {
+            self.member.lock().live.first_token(took, now);
+        }
+    }
+
+    /// What was asked for came, whole, and is no chat: it says nothing about first tokens.
+    pub(in crate::pool) fn gave(mut self) {
+        self.went_well(Instant::now(), false);
+        self.finished();
+    }
+
+    /// Tells the breakers and the key; `false` if they know already.
+    fn went_well(&mut self, now: Instant, slow: bool) -> bool {
         let Some(tickets) = self.tickets.take() else {
-            return;
+            return false;
         };
         let mut state = self.member.lock();
         state.way.success(&tickets.way, now, false);
@@ -139,7 +152,7 @@ impl Call {
             breaker.success(ticket, now, slow);
         }
         state.keys.well(self.key, &self.model);
-        state.live.first_token(took, now);
+        true
     }
 
     /// It failed, before or after its first token.

@@ -1,9 +1,11 @@
 //! JSON arrays and values read without being built.
 
-use std::fmt;
+use std::iter::Chain;
 use std::marker::PhantomData;
+use std::{fmt, option, slice};
 
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -22,7 +24,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for First<T> {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
                 let first = seq.next_element()?;
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                while seq.next_element::<Skip>()?.is_some() {}
                 Ok(First(first))
             }
         }
@@ -30,7 +32,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for First<T> {
     }
 }
 
-/// An array that mostly has one element, which costs no allocation.
+/// An array that mostly has one element, which costs no allocation. An element without its array (Cohere's streams) is
+/// as good.
 pub(crate) struct Few<T> {
     pub first: Option<T>,
     pub rest: Vec<T>,
@@ -43,7 +46,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Few<T> {
             type Value = Few<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an array")
+                f.write_str("an array or its only element")
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
@@ -56,8 +59,24 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Few<T> {
                 }
                 Ok(few)
             }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                Ok(Few {
+                    first: Some(T::deserialize(MapAccessDeserializer::new(map))?),
+                    rest: Vec::new(),
+                })
+            }
         }
-        deserializer.deserialize_seq(Visit(PhantomData))
+        deserializer.deserialize_any(Visit(PhantomData))
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Few<T> {
+    type Item = &'a T;
+    type IntoIter = Chain<option::Iter<'a, T>, slice::Iter<'a, T>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.first.iter().chain(&self.rest)
     }
 }
 

@@ -1,7 +1,9 @@
 //! JSON read without allocation: texts, arrays, and what is to be skipped.
 
 mod array;
+mod fill;
 mod string;
 
 pub(crate) use array::{Few, First, Skip, for_each};
+pub(crate) use fill::{Fill, FirstObject, Object, fill, skip};
 pub(crate) use string::{cow, string};

@@ -4,66 +4,108 @@
 //! reading a chunk allocates nothing.
 
 use serde::Deserialize;
+use serde::de::MapAccess;
 use serde_json::value::RawValue;
 
 use crate::event::{FinishReason, Usage};
-use crate::wire::json::{Few, First, Skip};
+use crate::wire::json::{Few, Fill, FirstObject, Object, skip};
 
-#[derive(Deserialize)]
+#[derive(Default)]
 pub(super) struct Chunk<'a> {
-    #[serde(borrow)]
     pub id: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub model: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub object: Option<&'a RawValue>,
-    #[serde(borrow)]
-    pub choices: Option<First<Choice<'a>>>,
-    #[serde(borrow)]
+    pub choice: Choice<'a>,
     pub usage: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub error: Option<&'a RawValue>,
     /// Perplexity: addresses, and the same with titles.
-    #[serde(borrow)]
     pub citations: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub search_results: Option<&'a RawValue>,
 }
 
-/// We never ask for more than one choice.
-#[derive(Deserialize)]
-pub(super) struct Choice<'a> {
-    #[serde(borrow)]
-    pub delta: Option<Message<'a>>,
-    #[serde(borrow)]
-    pub message: Option<Message<'a>>,
-    #[serde(borrow)]
-    pub finish_reason: Option<&'a RawValue>,
-    /// Azure, in every chunk. Named here only to be skipped without serde's nesting stack.
-    #[allow(dead_code, reason = "read to be skipped")]
-    content_filter_results: Option<Skip>,
+impl<'de> Fill<'de> for Chunk<'de> {
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        let raw = match name {
+            "choices" => return map.next_value_seed(FirstObject(&mut self.choice)),
+            "id" => &mut self.id,
+            "model" => &mut self.model,
+            "object" => &mut self.object,
+            "usage" => &mut self.usage,
+            "error" => &mut self.error,
+            "citations" => &mut self.citations,
+            "search_results" => &mut self.search_results,
+            _ => return skip(map),
+        };
+        *raw = map.next_value()?;
+        Ok(())
+    }
 }
 
-#[derive(Deserialize)]
+/// The first one: we never ask for more.
+#[derive(Default)]
+pub(super) struct Choice<'a> {
+    /// Whether there is one.
+    pub there: bool,
+    /// `delta` or `message`.
+    pub message: Message<'a>,
+    pub finish_reason: Option<&'a RawValue>,
+}
+
+impl<'de> Fill<'de> for Choice<'de> {
+    fn begin(&mut self) {
+        self.there = true;
+    }
+
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "delta" | "message" => map.next_value_seed(Object::or_null(&mut self.message)),
+            "finish_reason" => {
+                self.finish_reason = map.next_value()?;
+                Ok(())
+            }
+            _ => skip(map),
+        }
+    }
+}
+
+#[derive(Default)]
 pub(super) struct Message<'a> {
     /// A string, or parts (Mistral).
-    #[serde(borrow)]
     pub content: Option<&'a RawValue>,
     /// DeepSeek, xAI, llama.cpp, vLLM.
-    #[serde(borrow)]
     pub reasoning_content: Option<&'a RawValue>,
     /// Groq, OpenRouter, Ollama, Together.
-    #[serde(borrow)]
     pub reasoning: Option<&'a RawValue>,
     /// OpenRouter: the same thoughts as in `reasoning`, with signatures.
-    #[serde(borrow)]
     pub reasoning_details: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub refusal: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub tool_calls: Option<Few<ToolCallPiece<'a>>>,
-    #[serde(borrow)]
     pub annotations: Option<&'a RawValue>,
+}
+
+impl<'de> Fill<'de> for Message<'de> {
+    /// Of `delta` and `message` the last one counts, should there be both.
+    fn begin(&mut self) {
+        *self = Self::default();
+    }
+
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        let raw = match name {
+            "tool_calls" => {
+                self.tool_calls = map.next_value()?;
+                return Ok(());
+            }
+            "content" => &mut self.content,
+            "reasoning_content" => &mut self.reasoning_content,
+            "reasoning" => &mut self.reasoning,
+            "reasoning_details" => &mut self.reasoning_details,
+            "refusal" => &mut self.refusal,
+            "annotations" => &mut self.annotations,
+            _ => return skip(map),
+        };
+        *raw = map.next_value()?;
+        Ok(())
+    }
 }
 
 #[derive(Deserialize)]

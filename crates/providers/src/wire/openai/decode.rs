@@ -11,7 +11,7 @@ use crate::error::{ErrorKind, ProviderError};
 use crate::event::{Citation, Event, EventQueue, FinishReason, ToolCallDelta, Usage};
 use crate::wire::body::{Answer, MAX_TOOL_CALLS};
 use crate::wire::error::{cut, malformed, not_understood};
-use crate::wire::json::{cow, for_each, string};
+use crate::wire::json::{cow, fill, for_each, string};
 
 /// What is known of an answer so far.
 ///
@@ -91,7 +91,8 @@ impl Answer for Completion {
 impl Completion {
     /// Takes a chunk of a stream or a whole body.
     fn document(&mut self, document: &str, events: &mut EventQueue) -> Result<(), ProviderError> {
-        let chunk: Chunk<'_> = serde_json::from_str(document).map_err(not_understood)?;
+        let mut chunk = Chunk::default();
+        fill(document, &mut chunk).map_err(not_understood)?;
         if chunk.error.is_some()
             || chunk
                 .object
@@ -100,12 +101,12 @@ impl Completion {
             let document = serde_json::from_str(document).map_err(not_understood)?;
             return Err(from_json(&document, None));
         }
-        let choice = chunk.choices.and_then(|choices| choices.0);
+        let choice = &chunk.choice;
         if !self.started {
             let id = chunk.id.and_then(cow).filter(|id| !id.is_empty());
             let model = chunk.model.and_then(cow).filter(|model| !model.is_empty());
             // Azure's first chunk has nothing but the verdict on the prompt.
-            if id.is_some() || choice.is_some() {
+            if id.is_some() || choice.there {
                 self.started = true;
                 events.push(Event::Start {
                     id: id.as_deref(),
@@ -116,11 +117,9 @@ impl Completion {
         if let Some(list) = chunk.search_results.or(chunk.citations) {
             self.sources(list, events);
         }
-        if let Some(choice) = choice {
+        if choice.there {
             self.answered = true;
-            if let Some(message) = choice.delta.or(choice.message) {
-                self.message(&message, events)?;
-            }
+            self.message(&choice.message, events)?;
             let reason = choice
                 .finish_reason
                 .and_then(|reason| string(reason, &mut self.scratch));
@@ -181,7 +180,7 @@ impl Completion {
             events.push(Event::Text(text));
         }
         if let Some(calls) = &message.tool_calls {
-            for piece in calls.first.iter().chain(&calls.rest) {
+            for piece in calls {
                 self.tool_call(piece, events)?;
             }
         }

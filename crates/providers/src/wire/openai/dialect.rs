@@ -1,8 +1,13 @@
 //! Where servers that speak OpenAI chat completions differ: one row each.
 
+use super::embeddings::Vectors;
+use super::server::Paths;
+
 /// How one server's dialect differs from another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialect {
+    /// How the paths of its operations are made.
+    pub paths: Paths,
     /// What the limit on tokens is called. OpenAI's reasoning models refuse `max_tokens`; most other servers know only
     /// that.
     pub max_tokens: &'static str,
@@ -29,6 +34,8 @@ pub struct Dialect {
     pub thoughts: Thoughts,
     /// Whether `cache_control` marks what to cache.
     pub cache_control: bool,
+    /// How vectors of texts are made, where they are.
+    pub vectors: Option<Vectors>,
 }
 
 /// How it is said how hard to think.
@@ -36,6 +43,8 @@ pub struct Dialect {
 pub enum Effort {
     /// `reasoning_effort`, a word.
     Word,
+    /// The same, and `thinking` to have none at all (DeepSeek).
+    WordOrOff,
     /// `reasoning`, an object with an effort or a number of tokens (OpenRouter).
     Object,
     /// Not at all.
@@ -56,6 +65,7 @@ pub enum Thoughts {
 impl Dialect {
     /// OpenAI itself.
     pub const OPENAI: Self = Self {
+        paths: Paths::Plain,
         max_tokens: "max_completion_tokens",
         stream_options: true,
         effort: Effort::Word,
@@ -68,19 +78,40 @@ impl Dialect {
         json_schema: true,
         thoughts: Thoughts::Dropped,
         cache_control: false,
+        vectors: Some(Vectors::OPENAI),
+    };
+
+    /// Azure, which has OpenAI's models and others.
+    pub const AZURE: Self = Self {
+        paths: Paths::Azure,
+        ..Self::OPENAI
     };
 
     /// Any other server: llama.cpp, Ollama, vLLM, LM Studio, and most of the hosted ones.
     pub const COMPATIBLE: Self = Self {
         max_tokens: "max_tokens",
+        vectors: Some(Vectors::COMPATIBLE),
         ..Self::OPENAI
+    };
+
+    /// Those of them that make no vectors.
+    pub const WITHOUT_VECTORS: Self = Self {
+        vectors: None,
+        ..Self::COMPATIBLE
+    };
+
+    /// Together.
+    pub const TOGETHER: Self = Self {
+        vectors: Some(Vectors::TOGETHER),
+        ..Self::COMPATIBLE
     };
 
     /// DeepSeek.
     pub const DEEPSEEK: Self = Self {
+        effort: Effort::WordOrOff,
         json_schema: false,
         thoughts: Thoughts::Content,
-        ..Self::COMPATIBLE
+        ..Self::WITHOUT_VECTORS
     };
 
     /// Fireworks.
@@ -96,6 +127,7 @@ impl Dialect {
         user: false,
         seed: Some("random_seed"),
         required_tool: "any",
+        vectors: Some(Vectors::MISTRAL),
         ..Self::COMPATIBLE
     };
 
@@ -104,6 +136,7 @@ impl Dialect {
         effort: Effort::Object,
         thoughts: Thoughts::Details,
         cache_control: true,
+        vectors: Some(Vectors::OPENAI),
         ..Self::COMPATIBLE
     };
 
@@ -114,6 +147,6 @@ impl Dialect {
         stop: false,
         seed: None,
         tools: false,
-        ..Self::COMPATIBLE
+        ..Self::WITHOUT_VECTORS
     };
 }

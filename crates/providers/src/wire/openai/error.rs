@@ -8,7 +8,7 @@ use crate::error::ProviderError;
 use crate::wire::error::{classify, plain};
 
 /// The error in a JSON document, which may stand in an error answer, in an answer of status 200 or in a stream.
-pub(super) fn from_json(document: &Value, status: Option<u16>) -> ProviderError {
+pub(in crate::wire) fn from_json(document: &Value, status: Option<u16>) -> ProviderError {
     // Gemini's compatible endpoint wraps the object in an array.
     let outer = document.get(0).unwrap_or(document);
     let inner = outer
@@ -47,14 +47,27 @@ pub(super) fn from_json(document: &Value, status: Option<u16>) -> ProviderError 
         .pointer("/metadata/raw")
         .map(plain)
         .filter(|raw| !raw.is_empty() && *raw != message);
-    let message = match raw {
-        Some(raw) => format!("{message}: {raw}"),
-        None => message,
+    let message = match (raw, filtered(inner)) {
+        (Some(raw), _) => format!("{message}: {raw}"),
+        (None, Some(found)) => format!("{message} (filtered: {found})"),
+        (None, None) => message,
     };
     let mut error = ProviderError::new(kind, message);
     error.code = code.filter(|_| number.is_none()).or(r#type).map(Into::into);
     error.status = status.or(number);
     error
+}
+
+/// What Azure's filter found:
+/// `{"innererror":{"code":"ResponsibleAIPolicyViolation","content_filter_result":{"hate":{"filtered":true}}}}`.
+///
+/// Source: <https://learn.microsoft.com/en-us/azure/foundry/openai/concepts/content-filter>.
+fn filtered(error: &Value) -> Option<String> {
+    let verdicts = error.pointer("/innererror/content_filter_result")?;
+    let found = verdicts.as_object()?.iter();
+    let found = found.filter(|(_, verdict)| verdict["filtered"] == true);
+    let found: Vec<_> = found.map(|(name, _)| name.as_str()).collect();
+    (!found.is_empty()).then(|| found.join(", "))
 }
 
 #[cfg(test)]

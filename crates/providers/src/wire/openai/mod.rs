@@ -5,9 +5,11 @@
 mod answer;
 mod decode;
 mod dialect;
-mod error;
-mod models;
-mod request;
+mod embeddings;
+pub(super) mod error;
+pub(super) mod models;
+pub(super) mod request;
+pub(super) mod server;
 
 use std::time::SystemTime;
 
@@ -16,18 +18,20 @@ use http::Request;
 use http::response::Parts;
 use secrecy::SecretString;
 
-use super::endpoint::{EVENT_STREAM, Endpoint, JSON};
+use super::endpoint::{EVENT_STREAM, JSON};
 use super::error::from_response;
-use super::{Decoder, Wire, body};
+use super::{Decoder, Wire, body, unsupported};
 use crate::chat::{ChatRequest, ModelInfo};
+use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::ProviderError;
 use crate::profile::{Profile, Settings};
 pub use dialect::Dialect;
+use server::Server;
 
 /// The chat completions format towards one server.
 #[derive(Debug)]
 pub(crate) struct OpenAi {
-    endpoint: Endpoint,
+    server: Server,
     dialect: Dialect,
 }
 
@@ -39,7 +43,7 @@ impl OpenAi {
         dialect: Dialect,
     ) -> Result<Self, ProviderError> {
         Ok(Self {
-            endpoint: Endpoint::new(settings, profile)?,
+            server: Server::new(profile, settings, dialect.paths)?,
             dialect,
         })
     }
@@ -53,11 +57,12 @@ impl Wire for OpenAi {
     ) -> Result<Request<Bytes>, ProviderError> {
         let accept = if request.stream { EVENT_STREAM } else { JSON };
         let body = request::body(request, &self.dialect)?;
-        self.endpoint.post("/chat/completions", accept, body)
+        self.server
+            .post("/chat/completions", Some(&request.model), accept, body)
     }
 
     fn models_request(&self, _now: SystemTime) -> Result<Request<Bytes>, ProviderError> {
-        self.endpoint.get("/models")
+        self.server.get("/models")
     }
 
     fn decoder(&self, head: &Parts, limit: usize) -> Result<Box<dyn Decoder>, ProviderError> {
@@ -72,8 +77,36 @@ impl Wire for OpenAi {
         from_response(head, body, now, error::from_json)
     }
 
+    fn embeddings_request(
+        &self,
+        request: &EmbeddingRequest,
+        _now: SystemTime,
+    ) -> Result<Request<Bytes>, ProviderError> {
+        let vectors = self.dialect.vectors;
+        let vectors = vectors.ok_or_else(|| unsupported("embeddings"))?;
+        let body = embeddings::body(request, vectors)?;
+        self.server
+            .post("/embeddings", Some(&request.model), JSON, body)
+    }
+
+    fn embeddings_batch(&self, _model: &str) -> usize {
+        self.dialect
+            .vectors
+            .map_or(usize::MAX, |vectors| vectors.texts)
+    }
+
+    fn embeddings_batch_bytes(&self, _model: &str) -> usize {
+        self.dialect
+            .vectors
+            .map_or(usize::MAX, |vectors| vectors.bytes)
+    }
+
+    fn decode_embeddings(&self, body: &[u8]) -> Result<Embeddings, ProviderError> {
+        embeddings::decode(body)
+    }
+
     fn secrets(&self) -> Vec<SecretString> {
-        self.endpoint.secrets()
+        self.server.secrets()
     }
 }
 

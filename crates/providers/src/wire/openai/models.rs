@@ -8,7 +8,7 @@ use crate::chat::ModelInfo;
 use crate::error::{ErrorKind, ProviderError};
 
 /// Reads a list. Together sends a bare array, older Ollamas `null` where there are none.
-pub(super) fn decode(body: &[u8]) -> Result<Vec<ModelInfo>, ProviderError> {
+pub(in crate::wire) fn decode(body: &[u8]) -> Result<Vec<ModelInfo>, ProviderError> {
     let malformed = |message: String| ProviderError::new(ErrorKind::MalformedResponse, message);
     let document: Value = serde_json::from_slice(body)
         .map_err(|error| malformed(format!("the list of models is no JSON: {error}")))?;

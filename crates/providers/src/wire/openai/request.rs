@@ -8,33 +8,22 @@ use serde_json::value::RawValue;
 
 use super::dialect::{Dialect, Effort, Thoughts};
 use crate::chat::{
-    ChatRequest, Content, Image, ImageDetail, ImageSource, Message, ReasoningEffort,
-    ResponseFormat, Role, Tool, ToolCall, ToolChoice,
+    ChatRequest, Content, Message, ReasoningEffort, ResponseFormat, Role, Tool, ToolCall,
+    ToolChoice,
 };
-use crate::error::{ErrorKind, ProviderError};
+use crate::error::ProviderError;
+use crate::wire::request::{ImageUrl, cannot_say, check as check_any, thoughts, to_json};
 
 /// Writes the body of `request` in `dialect`.
 pub(super) fn body(request: &ChatRequest, dialect: &Dialect) -> Result<Vec<u8>, ProviderError> {
     check(request, dialect)?;
-    serde_json::to_vec(&Body { request, dialect })
-        .map_err(|error| ProviderError::new(ErrorKind::InvalidRequest, error.to_string()))
+    to_json(&Body { request, dialect })
 }
 
 /// What would only come back as a puzzling error of the provider's.
 fn check(request: &ChatRequest, dialect: &Dialect) -> Result<(), ProviderError> {
-    let refuse = |message: &str| Err(ProviderError::new(ErrorKind::InvalidRequest, message));
-    if request.model.is_empty() {
-        return refuse("no model is named");
-    }
-    if request.messages.is_empty() && request.system.is_none() {
-        return refuse("there are no messages");
-    }
-    for number in [request.temperature, request.top_p].into_iter().flatten() {
-        if !number.is_finite() {
-            return refuse("temperature and top_p must be finite numbers");
-        }
-    }
-    let unsupported = |message: &str| Err(ProviderError::new(ErrorKind::Unsupported, message));
+    check_any(request)?;
+    let unsupported = |message: &str| Err(cannot_say(message));
     let calls = |message: &Message| !message.tool_calls.is_empty() || message.role == Role::Tool;
     if !dialect.tools && (!request.tools.is_empty() || request.messages.iter().any(calls)) {
         return unsupported("this provider has no tools");
@@ -47,9 +36,6 @@ fn check(request: &ChatRequest, dialect: &Dialect) -> Result<(), ProviderError> 
         return unsupported("this provider cannot hold an answer to a JSON schema, only to JSON");
     }
     for message in &request.messages {
-        if message.role == Role::Tool && message.tool_call_id.is_none() {
-            return refuse("a tool's result does not say which call it belongs to (tool_call_id)");
-        }
         let image = |content: &Content| matches!(content, Content::Image(_));
         if message.role != Role::User && message.content.iter().any(image) {
             return unsupported("chat completions takes images in user messages only");
@@ -103,7 +89,10 @@ impl Serialize for Body<'_> {
             map.serialize_entry(name, &seed)?;
         }
         match (dialect.effort, request.effort(), request.reasoning_budget) {
-            (Effort::Word, Some(effort), _) => {
+            (Effort::WordOrOff, Some(ReasoningEffort::None), _) => {
+                map.serialize_entry("thinking", &Thinking { r#type: "disabled" })?;
+            }
+            (Effort::Word | Effort::WordOrOff, Some(effort), _) => {
                 map.serialize_entry("reasoning_effort", effort_name(effort))?;
             }
             (Effort::Object, _, Some(max_tokens)) => {
@@ -131,6 +120,11 @@ impl Serialize for Body<'_> {
         }
         map.end()
     }
+}
+
+#[derive(Serialize)]
+struct Thinking {
+    r#type: &'static str,
 }
 
 #[derive(Serialize)]
@@ -246,11 +240,7 @@ impl Serialize for OneMessage<'_> {
         }
         match self.1.thoughts {
             Thoughts::Content => {
-                let thoughts = message.content.iter().filter_map(|content| match content {
-                    Content::Reasoning { text, .. } => Some(text.as_str()),
-                    _ => None,
-                });
-                let thoughts: String = thoughts.collect();
+                let thoughts = thoughts(message);
                 if !thoughts.is_empty() {
                     map.serialize_entry("reasoning_content", &thoughts)?;
                 }
@@ -326,25 +316,9 @@ impl Serialize for Part<'_> {
         }
         let mut map = serializer.serialize_map(Some(2))?;
         match self.content {
-            Content::Image(Image { source, detail }) => {
+            Content::Image(image) => {
                 map.serialize_entry("type", "image_url")?;
-                let detail = detail.map(|detail| match detail {
-                    ImageDetail::Auto => "auto",
-                    ImageDetail::Low => "low",
-                    ImageDetail::High => "high",
-                });
-                let data;
-                let url = match source {
-                    ImageSource::Url(url) => url.as_str(),
-                    ImageSource::Base64 {
-                        media_type,
-                        data: base64,
-                    } => {
-                        data = format!("data:{media_type};base64,{base64}");
-                        &data
-                    }
-                };
-                map.serialize_entry("image_url", &ImageUrl { url, detail })?;
+                map.serialize_entry("image_url", &ImageUrl::from(image))?;
             }
             // Filtered out before.
             Content::Text(_)
@@ -354,13 +328,6 @@ impl Serialize for Part<'_> {
         }
         map.end()
     }
-}
-
-#[derive(Serialize)]
-struct ImageUrl<'a> {
-    url: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -480,7 +447,7 @@ impl Serialize for Format<'_> {
     }
 }
 
-fn effort_name(effort: ReasoningEffort) -> &'static str {
+pub(in crate::wire) fn effort_name(effort: ReasoningEffort) -> &'static str {
     match effort {
         ReasoningEffort::None => "none",
         ReasoningEffort::Minimal => "minimal",

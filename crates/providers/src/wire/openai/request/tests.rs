@@ -4,6 +4,8 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::chat::{Image, ImageDetail, ImageSource};
+use crate::error::ErrorKind;
 
 fn written(request: &ChatRequest, dialect: Dialect) -> Value {
     serde_json::from_slice(&body(request, &dialect).unwrap()).unwrap()
