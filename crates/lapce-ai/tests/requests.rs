@@ -71,8 +71,8 @@ async fn all_that_can_be_asked_reaches_the_provider() {
                 {"type": "image", "url": "https://x/y.png", "detail": "low"},
                 {"type": "image", "mediaType": "image/png", "data": "AA=="}]},
             {"role": "assistant", "content": [
-                {"type": "reasoning", "text": "hm", "signature": "SIG"},
-                {"type": "redactedReasoning", "data": "ENC"},
+                {"type": "reasoning", "text": "hm", "signature": "up/SIG"},
+                {"type": "redactedReasoning", "data": "up/ENC"},
                 {"type": "text", "text": "I add."}],
                 "toolCalls": [{"id": "c1", "name": "add", "parameters": {"z": "1", "a": 2}}]},
             {"role": "tool", "content": "4", "toolCallId": "c1"}],
@@ -219,8 +219,8 @@ async fn what_the_provider_says_comes_out_and_goes_back_in() {
         json!([
             {"type": "start", "provider": "up", "model": "m-1.1", "id": "gen-1"},
             {"type": "reasoning", "text": "I add"},
-            {"type": "reasoning", "text": " it.", "signature": "SIG"},
-            {"type": "redactedReasoning", "data": "{\"type\":\"reasoning.encrypted\",\"data\":\"ENC\"}"},
+            {"type": "reasoning", "text": " it.", "signature": "up/SIG"},
+            {"type": "redactedReasoning", "data": "up/{\"type\":\"reasoning.encrypted\",\"data\":\"ENC\"}"},
             {"type": "text", "text": "So:"},
             {"type": "citation", "url": "https://x", "title": "X"},
             {"type": "toolCall", "index": 0, "id": "c1", "name": "add", "arguments": "{\"a\""},
@@ -340,7 +340,7 @@ async fn thoughts_and_marks_go_their_own_way_where_the_format_is_another() {
         |ty: &str| -> Vec<&Value> { events.iter().filter(|event| event["type"] == ty).collect() };
     assert_eq!(
         of("redactedReasoning"),
-        [&json!({"type": "redactedReasoning", "data": "ENC"})]
+        [&json!({"type": "redactedReasoning", "data": "up/ENC"})]
     );
     assert_eq!(
         of("usage"),
@@ -353,12 +353,12 @@ async fn thoughts_and_marks_go_their_own_way_where_the_format_is_another() {
         .filter_map(|event| event["text"].as_str())
         .collect();
     let signature = of("reasoning").last().unwrap()["signature"].clone();
-    assert_eq!((text.as_str(), &signature), ("I add.", &json!("SIG")));
+    assert_eq!((text.as_str(), &signature), ("I add.", &json!("up/SIG")));
 
     // Back as a client keeps them.
     request["messages"].as_array_mut().unwrap().extend([
         json!({"role": "assistant", "content": [{"type": "reasoning", "text": text, "signature": signature},
-            {"type": "redactedReasoning", "data": "ENC"}], "toolCalls": [{"id": "c1", "name": "add", "parameters": {"a": 1}}]}),
+            {"type": "redactedReasoning", "data": "up/ENC"}], "toolCalls": [{"id": "c1", "name": "add", "parameters": {"a": 1}}]}),
         json!({"role": "tool", "content": "2", "toolCallId": "c1"}),
     ]);
     let refused = Canned {
