@@ -190,7 +190,7 @@ fn failover_answers_and_says_why() {
     assert_eq!(outcomes(&whole).len(), 2);
     assert_eq!((openai.count(), groq.count()), (3, 3));
     assert!(
-        home.log().contains("openai/gpt-4o failed: overloaded"),
+        home.log().contains("openai/gpt-5.4 failed: overloaded"),
         "{}",
         home.log()
     );
