@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::kinds;
-use super::layers::{Entry, Origin, Raw};
+use super::layers::{Entry, Raw};
 use super::provider::ProviderSettings;
-use super::section::{Findings, Setting};
+use super::section::{Findings, Setting, named_entries};
 
 const SECTION: &str = "aliases";
 
@@ -15,26 +15,8 @@ pub(super) fn read_all(
     providers: &[ProviderSettings],
     findings: &mut Findings,
 ) -> Vec<(String, String)> {
-    let table = match entry {
-        None => return Vec::new(),
-        Some(Entry {
-            raw: Raw::Table(table),
-            ..
-        }) => table,
-        Some(Entry { raw, origin }) => {
-            let text = format!(
-                "aliases must be a table such as [aliases], not {}",
-                raw.describe()
-            );
-            findings.problem(origin, text);
-            return Vec::new();
-        }
-    };
-    let mut entries: Vec<_> = table.into_iter().collect();
-    entries.sort_by_key(|(_, entry)| match &entry.origin {
-        Origin::File { line, column, .. } => (*line, *column),
-        _ => (usize::MAX, 0),
-    });
+    let must = "aliases must be a table such as [aliases]";
+    let entries = named_entries(entry, must, findings);
     let kind = kinds::text("a model such as \"groq/openai/gpt-oss-20b\"");
     let mut aliases = Vec::new();
     for (name, Entry { raw, origin }) in entries {

@@ -42,6 +42,14 @@ impl Origin {
             Self::Flag(name) => format!("flag: {name}"),
         }
     }
+
+    /// Line and column in the file; what comes from elsewhere is behind all of it.
+    pub(super) fn place(&self) -> (usize, usize) {
+        match self {
+            Self::File { line, column, .. } => (*line, *column),
+            _ => (usize::MAX, 0),
+        }
+    }
 }
 
 impl fmt::Display for Origin {

@@ -364,10 +364,7 @@ impl Config {
         if !findings.problems.is_empty() {
             findings
                 .problems
-                .sort_by_key(|problem| match &problem.origin {
-                    Origin::File { line, column, .. } => (*line, *column),
-                    _ => (usize::MAX, 0),
-                });
+                .sort_by_key(|problem| problem.origin.place());
             return Err(ConfigError::Wrong(findings.problems));
         }
         let settings = findings.settings;

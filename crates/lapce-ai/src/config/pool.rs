@@ -3,9 +3,9 @@
 use lapce_ai_providers::{Balance, BreakerConfig, PoolConfig, RetryConfig};
 use serde_json::Value;
 
-use super::layers::{Entry, Origin, Raw, Table};
+use super::layers::{Entry, Table};
 use super::provider::ProviderSettings;
-use super::section::{Findings, Section};
+use super::section::{Findings, Section, named_entries};
 use super::{DAY, kinds, name_of};
 
 /// The most targets of one route.
@@ -81,26 +81,8 @@ pub(super) fn read_routes(
     aliases: &[(String, String)],
     findings: &mut Findings,
 ) -> Vec<RouteSettings> {
-    let table = match entry {
-        None => return Vec::new(),
-        Some(Entry {
-            raw: Raw::Table(table),
-            ..
-        }) => table,
-        Some(Entry { raw, origin }) => {
-            let text = format!(
-                "routes must hold tables such as [routes.best], not {}",
-                raw.describe()
-            );
-            findings.problem(origin, text);
-            return Vec::new();
-        }
-    };
-    let mut entries: Vec<_> = table.into_iter().collect();
-    entries.sort_by_key(|(_, entry)| match &entry.origin {
-        Origin::File { line, column, .. } => (*line, *column),
-        _ => (usize::MAX, 0),
-    });
+    let must = "routes must hold tables such as [routes.best]";
+    let entries = named_entries(entry, must, findings);
     let route = |(name, entry)| read_route(name, entry, providers, aliases, findings);
     entries.into_iter().filter_map(route).collect()
 }

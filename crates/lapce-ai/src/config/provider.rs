@@ -11,9 +11,9 @@ use lapce_ai_providers::{
 use serde_json::Value;
 
 use super::key::{self, ApiKey};
-use super::layers::{Entry, Origin, Raw};
+use super::layers::{Entry, Origin};
 use super::limits;
-use super::section::{Findings, Section};
+use super::section::{Findings, Section, named_entries};
 use super::waits::{self, Waits};
 use super::{kinds, name_of};
 
@@ -115,26 +115,8 @@ pub(super) fn read_all(
     limits: &Limits,
     findings: &mut Findings,
 ) -> Vec<ProviderSettings> {
-    let table = match entry {
-        None => return Vec::new(),
-        Some(Entry {
-            raw: Raw::Table(table),
-            ..
-        }) => table,
-        Some(Entry { raw, origin }) => {
-            let text = format!(
-                "providers must hold tables such as [providers.openai], not {}",
-                raw.describe()
-            );
-            findings.problem(origin, text);
-            return Vec::new();
-        }
-    };
-    let mut entries: Vec<_> = table.into_iter().collect();
-    entries.sort_by_key(|(_, entry)| match &entry.origin {
-        Origin::File { line, column, .. } => (*line, *column),
-        _ => (usize::MAX, 0),
-    });
+    let must = "providers must hold tables such as [providers.openai]";
+    let entries = named_entries(entry, must, findings);
     entries
         .into_iter()
         .filter_map(|(name, entry)| read(name, entry, file, usual, limits, findings))

@@ -64,6 +64,28 @@ impl Findings {
     }
 }
 
+/// What a table of names holds, in the order in which the user wrote it. `must` says what it has to be.
+pub(super) fn named_entries(
+    entry: Option<Entry>,
+    must: &str,
+    findings: &mut Findings,
+) -> Vec<(String, Entry)> {
+    let table = match entry {
+        None => return Vec::new(),
+        Some(Entry {
+            raw: Raw::Table(table),
+            ..
+        }) => table,
+        Some(Entry { raw, origin }) => {
+            findings.problem(origin, format!("{must}, not {}", raw.describe()));
+            return Vec::new();
+        }
+    };
+    let mut entries: Vec<_> = table.into_iter().collect();
+    entries.sort_by_key(|(_, entry)| entry.origin.place());
+    entries
+}
+
 /// One table while it is being read.
 pub(super) struct Section<'a> {
     name: String,
