@@ -29,16 +29,19 @@ pub struct LoopbackServer {
 impl LoopbackServer {
     /// Where Ollama and llama.cpp listen, Ollama where `OLLAMA_HOST` says if `lookup` knows that.
     pub fn usual(lookup: impl Fn(&str) -> Option<String>) -> Vec<Self> {
-        let host = lookup("OLLAMA_HOST").unwrap_or_default();
         let servers = [
-            ("ollama", "ollama", ollama::base_url(&host)),
-            ("llamacpp", "compatible", "http://127.0.0.1:8080/v1".into()),
+            ("ollama", "ollama", None),
+            ("llamacpp", "compatible", Some("http://127.0.0.1:8080/v1")),
         ];
         let servers = servers.into_iter().filter_map(|(name, profile, base_url)| {
+            let profile = Profile::named(profile)?;
+            let set = || profile.url_in_environment(&lookup);
+            let usual = || profile.base_url.to_owned();
+            let base_url = base_url.map(ToOwned::to_owned).or_else(set);
             Some(Self {
                 name: name.into(),
-                profile: Profile::named(profile)?,
-                base_url,
+                profile,
+                base_url: base_url.unwrap_or_else(usual),
             })
         });
         servers.collect()
@@ -87,11 +90,7 @@ pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discover
         let key = keys
             .into_iter()
             .find_map(|name| Some((*name, lookup(name)?)));
-        let base_url = profile.url_variable.and_then(lookup);
-        let base_url = base_url.map(|url| match profile.format {
-            Format::Ollama => ollama::base_url(&url),
-            _ => url,
-        });
+        let base_url = profile.url_in_environment(lookup);
         let own = profile.base_url.is_empty();
         if own && (key.is_none() || base_url.is_none()) {
             return None;
@@ -101,10 +100,7 @@ pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discover
             (None, Some(url)) if profile.discovered || !is_loopback(url) => profile.url_variable?,
             _ => return None,
         };
-        let foreign = base_url
-            .as_deref()
-            .is_some_and(|url| !own && url.trim_end_matches('/') != profile.base_url);
-        let chat_completions = matches!(profile.format, Format::ChatCompletions(_));
+        let behind = base_url.as_deref().map_or(profile, |url| profile.at(url));
         let settings = Settings {
             base_url: base_url.or_else(|| Some(profile.base_url.into())),
             key: key.map(|(_, key)| SecretString::from(key)),
@@ -112,21 +108,13 @@ pub fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Vec<Discover
         };
         Some(Discovered {
             name: profile.name.into(),
-            profile: if foreign && chat_completions {
-                compatible()?
-            } else {
-                profile
-            },
+            profile: behind,
             settings: profile.in_environment(settings, lookup).ok()?,
             found_in: found_in.into(),
             models: Vec::new(),
         })
     });
     found.collect()
-}
-
-fn compatible() -> Option<&'static Profile> {
-    Profile::named("compatible")
 }
 
 /// The servers of `candidates` that answer with a list of models. All are asked at once, for `timeout` at

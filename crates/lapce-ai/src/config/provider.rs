@@ -203,7 +203,7 @@ fn read_http(
         section.problem(origin, text);
     }
     let profile = match &base_url {
-        Some(url) => speaks(profile, url),
+        Some(url) => profile.at(url),
         None => profile,
     };
     let region = section.maybe("region", &kinds::text("a region such as \"us-east-1\""));
@@ -252,21 +252,6 @@ fn has_user(url: &str) -> bool {
     rest.split(['/', '?', '#'])
         .next()
         .is_some_and(|authority| authority.contains('@'))
-}
-
-/// What is behind `url`. Many say `openai` and mean any server of its kind, and the other way round: the address tells.
-fn speaks(profile: &'static Profile, url: &str) -> &'static Profile {
-    if !matches!(profile.name, "openai" | "compatible") {
-        return profile;
-    }
-    let same = |known: &&Profile| {
-        matches!(known.format, Format::ChatCompletions(_))
-            && known.base_url.trim_end_matches('/') == url.trim().trim_end_matches('/')
-    };
-    let known = PROFILES.iter().find(same);
-    known
-        .or_else(|| Profile::named("compatible"))
-        .unwrap_or(profile)
 }
 
 fn read_local(section: &mut Section<'_>) -> LocalSettings {

@@ -17,7 +17,7 @@ use crate::wire::anthropic::Anthropic;
 use crate::wire::bedrock::Bedrock;
 use crate::wire::cohere::Cohere;
 use crate::wire::gemini::{Gemini, GeminiService};
-use crate::wire::ollama::Ollama;
+use crate::wire::ollama::{self, Ollama};
 use crate::wire::openai::server::Paths;
 use crate::wire::openai::{Dialect, OpenAi};
 use crate::wire::responses::{self, Responses};
@@ -171,9 +171,6 @@ impl Profile {
         mut settings: Settings,
         lookup: impl Fn(&str) -> Option<String>,
     ) -> Result<Settings, ProviderError> {
-        settings.base_url = settings
-            .base_url
-            .or_else(|| self.url_in_environment(&lookup));
         match self.format {
             Format::Bedrock => {
                 let environment = AwsEnvironment::new(settings.aws_profile.as_deref(), lookup);
@@ -200,7 +197,24 @@ impl Profile {
     /// What the variable says that replaces the profile's base URL.
     pub fn url_in_environment(&self, lookup: impl Fn(&str) -> Option<String>) -> Option<String> {
         let url = lookup(self.url_variable?)?;
-        Some(url.trim().to_owned()).filter(|url| !url.is_empty())
+        let url = Some(url.trim()).filter(|url| !url.is_empty())?;
+        Some(match self.format {
+            Format::Ollama => ollama::base_url(url),
+            _ => url.to_owned(),
+        })
+    }
+
+    /// What is behind `url`. Many say `openai` and mean any server of its kind, and the other way round: the address tells.
+    pub fn at(&'static self, url: &str) -> &'static Self {
+        if !matches!(self.name, "openai" | "compatible") {
+            return self;
+        }
+        let same = |known: &&Self| {
+            matches!(known.format, Format::ChatCompletions(_))
+                && known.base_url.trim_end_matches('/') == url.trim().trim_end_matches('/')
+        };
+        let known = PROFILES.iter().find(same);
+        known.or_else(|| Self::named("compatible")).unwrap_or(self)
     }
 
     /// The profile's wire format with these settings.

@@ -290,6 +290,14 @@ impl Providers {
                 );
             }
             ProviderKind::Http(http) => {
+                let mut http = http.clone();
+                if http.base_url.is_none() && config.discovery.environment {
+                    http.base_url = http.profile.url_in_environment(&lookup);
+                    http.profile = match &http.base_url {
+                        Some(url) => http.profile.at(url),
+                        None => http.profile,
+                    };
+                }
                 let client = clients
                     .entry((http.waits.connect, http.extra_root_certs.clone()))
                     .or_insert_with(|| {
@@ -304,17 +312,14 @@ impl Providers {
                 let usual = config.discovery.environment.then_some(known);
                 let accounts = client
                     .clone()
-                    .and_then(|client| accounts(name, http, usual, &lookup, &client));
+                    .and_then(|client| accounts(name, &http, usual, &lookup, &client));
                 let model = settings.default_model.clone();
                 let usual = known.usual_model.or(http.profile.usual_model);
                 let model = model.or_else(|| usual.map(ToOwned::to_owned));
-                let in_environment = || http.profile.url_in_environment(&lookup);
-                let set = config.discovery.environment.then(in_environment).flatten();
-                let url = http.base_url.clone().or(set);
-                let url = url.unwrap_or_else(|| http.profile.base_url.to_owned());
+                let url = http.base_url.as_deref().unwrap_or(http.profile.base_url);
                 let about = ProviderStatus {
                     // One that will not do may have a password in it.
-                    base_url: accounts.is_ok().then_some(url),
+                    base_url: accounts.is_ok().then(|| url.to_owned()),
                     ..about("configuration")
                 };
                 let offer = Offer {

@@ -279,7 +279,7 @@ async fn a_type_is_a_profile_wherever_the_server_is() {
         found.base_url.clone()
     };
     assert_eq!(url("mine").as_deref(), Some("http://127.0.0.1:1"));
-    assert_eq!(url("ollama").as_deref(), Some("127.0.0.1:2"));
+    assert_eq!(url("ollama").as_deref(), Some("http://127.0.0.1:2"));
     assert_eq!(first(&providers, "mine").1, "command-a-03-2025");
     // Nobody is there; that it is tried shows that the settings will do.
     let plan = providers.plan("ollama").unwrap();
@@ -290,4 +290,19 @@ async fn a_type_is_a_profile_wherever_the_server_is() {
         lapce_ai_providers::ErrorKind::ConnectionFailed,
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn the_variable_s_address_tells_what_is_behind_it() {
+    let environment = [
+        ("OPENAI_API_KEY", "k"),
+        ("OPENAI_BASE_URL", "http://127.0.0.1:1/v1"),
+    ];
+    let compatible = Profile::named("compatible").unwrap();
+    // Configured or found, somebody else's server is taken for no more than a compatible one.
+    for text in ["", "[providers.openai]\n"] {
+        let providers = gather(text, &environment).await;
+        let member = &providers.plan("openai/x").unwrap().targets[0].member;
+        assert_eq!(member.features(), compatible.features, "{text}");
+    }
 }
