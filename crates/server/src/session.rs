@@ -53,8 +53,6 @@ pub(crate) struct Tx {
     /// When the client stopped taking what is written, if it has.
     pub(crate) blocked_since: Option<Instant>,
     pub(crate) closed: bool,
-    /// The client broke the protocol: its tasks end with it, and are not kept for it to come again.
-    pub(crate) forfeit: bool,
     /// What came again and was run here: the id of each, and the one that it had at first. Few, and mostly none.
     repeats: Vec<(u64, u64)>,
     /// Once the connection is closed: requests that run on without it.
@@ -162,7 +160,6 @@ impl Session {
             parked: 0,
             blocked_since: None,
             closed: false,
-            forfeit: false,
             repeats: Vec::new(),
             adrift: HashMap::new(),
             fault: None,
@@ -345,7 +342,7 @@ impl Session {
             let Some(abort) = stream.abort else {
                 continue;
             };
-            if tx.forfeit || tx.state.credit(id).is_none() || !shared.repeats.hold() {
+            if tx.state.credit(id).is_none() || !shared.repeats.hold() {
                 abort.abort();
                 continue;
             }
@@ -747,7 +744,7 @@ impl Tx {
         self.state.live() == 0 && !self.state.has_control() && !self.writer.wants_writable()
     }
 
-    /// Ends every stream, as the server stops.
+    /// Ends every stream for good, as the server stops or as it cuts the client: none is found when the client comes again.
     pub(crate) fn cut_all(&mut self, code: ErrorCode, message: &str) {
         for id in self.state.ids() {
             self.cut(id, ErrorBody::new(code, message));

@@ -408,7 +408,9 @@ impl Connection {
         }
         // Whoever goes away cancels what it had open, unless it comes again at once.
         let mut tx = self.session.lock();
-        tx.forfeit |= error.fault().is_some();
+        if error.fault().is_some() {
+            tx.cut_all(ErrorCode::ProtocolError, "the client broke the protocol");
+        }
         let ended = self.session.close(&mut tx, shared, runtime) as u64;
         shared
             .counters
