@@ -258,6 +258,8 @@ fn a_stream_goes_on_behind_what_its_client_has() {
                     ..again(first)
                 };
                 id = client.open_with(ITEMS, &behind, b"");
+                // Until then an item could still be sent to the client that is gone, and would be lost.
+                await_accepted(&mut client, id);
             }
         }
         let end = client.next_of(id);
