@@ -109,6 +109,21 @@ fn stream(text: &str) -> String {
     )
 }
 
+/// A streamed answer that took so many tokens.
+fn counted(text: &str, input: u64, cached: u64, output: u64) -> String {
+    let usage = json!({"id": "1", "model": "m", "choices": [], "usage": {
+        "prompt_tokens": input, "completion_tokens": output, "total_tokens": input + output,
+        "prompt_tokens_details": {"cached_tokens": cached}}});
+    stream(text).replace("data: [DONE]", &format!("data: {usage}\n\ndata: [DONE]"))
+}
+
+/// The page's file of prices, where its configuration expects it.
+fn write_prices(home: &Home) {
+    let (_, block) = PAGE.split_once("```toml prices.toml\n").unwrap();
+    let text = block.split_once("```").unwrap().0;
+    std::fs::write(home.path("config/lapce-ai/prices.toml"), text).unwrap();
+}
+
 fn good(name: &'static str) -> Server {
     Server::new(move |_| Some(stream(name)))
 }
@@ -165,11 +180,12 @@ fn every_example_of_the_page_is_accepted() {
     for block in PAGE.split("```toml\n").skip(1) {
         let text = block.split_once("```").unwrap().0;
         let home = Home::new(text);
+        write_prices(&home);
         let checked = home.run(&["config", "--check"]);
         assert_eq!(checked.code, Some(0), "{text}\n{checked:?}");
         blocks += 1;
     }
-    assert!(blocks >= 7, "{blocks}");
+    assert!(blocks >= 10, "{blocks}");
 }
 
 #[test]
@@ -339,6 +355,195 @@ fn weights_spread_the_requests() {
         openai.count(),
         groq.count()
     );
+}
+
+#[test]
+fn the_cheapest_comes_first() {
+    let (openai, groq) = (good("a"), good("b"));
+    let home = home("Load balancing", &[("openai", &openai), ("groq", &groq)]);
+    assert_eq!(home.ok(&["chat", "-m", "thrifty", "hi"]), "b\n");
+    assert_eq!((openai.count(), groq.count()), (0, 1));
+}
+
+#[test]
+fn an_answer_says_what_it_cost_and_the_ledger_keeps_it() {
+    let office = Server::new(|_| Some(counted("fine", 1000, 400, 100)));
+    let home = home("What answers cost", &[("office", &office)]);
+    write_prices(&home);
+    let priced = finish(&home, &["-m", "office/qwen3-coder", "hi"]);
+    // 600 at 0.2, 400 at 0.05 and 100 at 0.8 dollars a million.
+    assert_eq!(priced["costNanoUsd"], 220_000, "{priced}");
+    let whole = home.ok(&[
+        "chat",
+        "--json",
+        "--no-stream",
+        "-m",
+        "office/qwen3-coder",
+        "hi",
+    ]);
+    let whole: Value = serde_json::from_str(&whole).unwrap();
+    assert_eq!(whole["costNanoUsd"], 220_000, "{whole}");
+    let unpriced = finish(&home, &["-m", "office/other", "hi"]);
+    assert!(unpriced.get("costNanoUsd").is_none(), "{unpriced}");
+    let spend = |args: &[&str]| -> Value {
+        let args = [&["spend", "--json"], args].concat();
+        serde_json::from_str(&home.ok(&args)).unwrap()
+    };
+    until("the ledger has all of it", || {
+        spend(&[])["total"]["requests"] == 3
+    });
+    let total = &spend(&[])["total"];
+    assert_eq!(
+        (
+            &total["costNanoUsd"],
+            &total["unpriced"],
+            &total["inputTokens"]
+        ),
+        (&json!(440_000), &json!(1), &json!(3000))
+    );
+    let models = spend(&["--by", "model", "--days", "1"]);
+    assert_eq!(models["rows"][0]["model"], "office/qwen3-coder");
+    assert_eq!(models["rows"][0]["cachedInputTokens"], 800);
+    let requests = spend(&["--by", "request"]);
+    assert_eq!(requests["rows"].as_array().unwrap().len(), 3);
+    assert_eq!(requests["rows"][0]["costNanoUsd"], Value::Null);
+    let table = home.ok(&["spend"]);
+    assert!(table.contains("$0.00044"), "{table}");
+    let live = home.ok(&["providers", "--live"]);
+    assert!(
+        live.contains("THIS MONTH") && live.contains("$0.00044"),
+        "{live}"
+    );
+}
+
+#[test]
+fn a_wrong_file_of_prices_is_told_of() {
+    let home = Home::new("[spend]\nprices = 'prices.toml'\n");
+    for text in [None, Some("[[price]]\nprovider = 'p'\n")] {
+        if let Some(text) = text {
+            std::fs::write(home.path("config/lapce-ai/prices.toml"), text).unwrap();
+        }
+        for args in [&["config", "--check"][..], &["serve"]] {
+            let ended = home.run(args);
+            assert_eq!(ended.code, Some(2), "{ended:?}");
+            assert!(ended.err.contains("spend.prices"), "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn budgets_refuse_warn_and_survive_a_restart() {
+    // Of gpt-5.4 400,000 tokens are 6 dollars, and of the other one 66 million are 39.60.
+    let openai = Server::new(|_| Some(counted("from openai", 10, 0, 400_000)));
+    let groq = Server::new(|_| Some(counted("from groq", 10, 0, 66_000_000)));
+    let home = home("Budgets", &[("openai", &openai), ("groq", &groq)]);
+    let first = finish(&home, &["-m", "best", "hi"]);
+    assert_eq!(first["costNanoUsd"], 6_000_025_000_u64, "{first}");
+    assert!(first.get("warnings").is_none(), "{first}");
+    let second = finish(&home, &["-m", "best", "hi"]);
+    assert_eq!(
+        outcomes(&second),
+        ["openai skipped budget_spent", "groq answered"]
+    );
+    let warning = second["warnings"][0].as_str().unwrap();
+    assert!(
+        warning.contains("budget `all` is over its soft limit of $40.00 a month: $45.60 spent"),
+        "{warning}"
+    );
+    assert!(home.log().contains(warning), "{}", home.log());
+    let refused = |model: &str, budget: &str| {
+        let failed = home.run(&["chat", "-m", model, "hi"]);
+        assert_eq!(failed.code, Some(1), "{failed:?}");
+        assert!(failed.err.contains("budget_spent"), "{failed:?}");
+        assert!(
+            failed.err.contains(&format!("budget `{budget}`")),
+            "{failed:?}"
+        );
+    };
+    refused("openai/gpt-5.4", "openai");
+    refused("groq/openai/gpt-oss-120b", "each");
+    let live: Value = serde_json::from_str(&home.ok(&["providers", "--live", "--json"])).unwrap();
+    assert_eq!(
+        live["budgets"][0]["spentNanoUsd"], 45_600_026_500_u64,
+        "{live}"
+    );
+    assert_eq!(live["budgets"][0]["reservedNanoUsd"], 0);
+    home.ok(&["stop"]);
+    refused("groq/openai/gpt-oss-120b", "each");
+    assert_eq!((openai.count(), groq.count()), (1, 1));
+}
+
+#[test]
+fn the_same_answer_is_given_again_and_costs_nothing() {
+    let office = Server::new(|_| Some(counted("once", 10, 0, 10)));
+    let home = home("Answers that are given again", &[("office", &office)]);
+    let ask = |more: &[&str]| finish(&home, &[&["-m", "office/m", "hi"], more].concat());
+    let cold = ["--temperature", "0"];
+    assert!(ask(&cold).get("cached").is_none());
+    let again = ask(&cold);
+    assert_eq!(
+        (&again["cached"], &again["costNanoUsd"]),
+        (&json!(true), &json!(0))
+    );
+    assert_eq!(
+        home.ok(&["chat", "-m", "office/m", "hi", "--temperature", "0"]),
+        "once\n"
+    );
+    assert_eq!(office.count(), 1);
+    assert!(ask(&[]).get("cached").is_none(), "it may vary");
+    assert!(ask(&[]).get("cached").is_none());
+    assert_eq!(office.count(), 3);
+    let live = home.ok(&["providers", "--live"]);
+    assert!(live.contains("cache: 1 answers"), "{live}");
+    until("the ledger has all of it", || {
+        let spend: Value = serde_json::from_str(&home.ok(&["spend", "--json"])).unwrap();
+        spend["total"]["requests"] == 5 && spend["total"]["cached"] == 2
+    });
+}
+
+#[test]
+fn of_the_same_requests_at_the_same_time_one_is_sent() {
+    let (open, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let office = Server::new(move |_| {
+        // Until the test lets go of the other end.
+        let _ = gate.lock().unwrap().recv();
+        Some(counted("once", 10, 0, 10))
+    });
+    let home = home("Answers that are given again", &[("office", &office)]);
+    let _daemon = home.serve(&[]);
+    let ask = || {
+        let mut command = home.command(&[
+            "chat",
+            "--json",
+            "-m",
+            "office/m",
+            "--temperature",
+            "0",
+            "hi",
+        ]);
+        command.spawn().unwrap()
+    };
+    let mut first = ask();
+    until("it is sent", || office.count() == 1);
+    let others = [ask(), ask(), ask()];
+    until("they have joined", || {
+        let live = home.ok(&["providers", "--live", "--json"]);
+        let live: Value = serde_json::from_str(&live).unwrap();
+        live["cache"]["joined"] == 3
+    });
+    // Whoever asked first goes; the others are not told.
+    signal(i32::try_from(first.id()).unwrap(), Signal::KILL);
+    first.wait().unwrap();
+    drop(open);
+    for other in others {
+        let ended = ended(other);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let last: Value = serde_json::from_str(ended.out.lines().last().unwrap()).unwrap();
+        assert_eq!(last["cached"], true, "{last}");
+        assert!(ended.out.contains("once"));
+    }
+    assert_eq!(office.count(), 1);
 }
 
 #[test]

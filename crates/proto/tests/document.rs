@@ -504,9 +504,12 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
         output_tokens: 1,
         ..Usage::default()
     };
-    let finish = |attempts| StreamEvent::Finish {
+    let finish = |attempts, cost_nano_usd, cached, warnings| StreamEvent::Finish {
         reason: FinishReason::Stop,
         attempts,
+        cost_nano_usd,
+        cached,
+        warnings,
     };
     let samples = vec![
         (
@@ -572,7 +575,10 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
                 ..usage
             }),
         ),
-        (finish(Vec::new()), finish(vec![Attempt::default()])),
+        (
+            finish(Vec::new(), None, false, Vec::new()),
+            finish(vec![Attempt::default()], Some(1), true, vec![text()]),
+        ),
     ];
     for (event, _) in &samples {
         match event {
@@ -706,6 +712,7 @@ fn messages() -> Vec<(&'static str, serde_json::Value, serde_json::Value)> {
         parallel_tool_calls: Some(true),
         cache_control: Some(cache),
         user: some(),
+        cache: Some(true),
         ..AIRequest::new("m", vec![])
     };
     let message = Message {
@@ -750,6 +757,9 @@ fn messages() -> Vec<(&'static str, serde_json::Value, serde_json::Value)> {
         citations: Some(vec![]),
         usage: Some(usage),
         attempts: vec![Attempt::default()],
+        cost_nano_usd: Some(1),
+        cached: true,
+        warnings: vec![text()],
         ..AIResponse::default()
     };
     let attempt = Attempt {
@@ -1001,8 +1011,8 @@ fn described(value: &serde_json::Value) -> String {
 #[test]
 fn status() {
     use lapce_ai_proto::status::{
-        Breaker, ConnectionStatus, Counters, Health, LimitStatus, PoolStatus, ProviderStatus,
-        ReactorStatus, Status, TierStatus,
+        Breaker, BudgetStatus, CacheStatus, ConnectionStatus, Counters, Health, LedgerStatus,
+        LimitStatus, PoolStatus, ProviderStatus, ReactorStatus, Spending, Status, TierStatus,
     };
     use serde_json::to_value;
     let text = || Some(String::new());
@@ -1013,6 +1023,8 @@ fn status() {
                 config: text(),
                 stops_when_idle_secs: Some(1),
                 default_model: text(),
+                cache: Some(CacheStatus::default()),
+                ledger: Some(LedgerStatus::default()),
                 ..Status::default()
             })
         }),
@@ -1031,6 +1043,7 @@ fn status() {
                 base_url: text(),
                 default_model: text(),
                 health: Some(Health::default()),
+                spend: Some(Spending::default()),
                 ..ProviderStatus::default()
             })
         }),
@@ -1060,6 +1073,31 @@ fn status() {
             })
         }),
         (
+            "Spending",
+            to_value(Spending::default()),
+            to_value(Spending::default()),
+        ),
+        ("Budget", to_value(BudgetStatus::default()), {
+            to_value(BudgetStatus {
+                provider: text(),
+                client: Some(1),
+                soft_nano_usd: Some(1),
+                hard_nano_usd: Some(1),
+                ..BudgetStatus::default()
+            })
+        }),
+        (
+            "Cache",
+            to_value(CacheStatus::default()),
+            to_value(CacheStatus::default()),
+        ),
+        ("Ledger", to_value(LedgerStatus::default()), {
+            to_value(LedgerStatus {
+                trouble: text(),
+                ..LedgerStatus::default()
+            })
+        }),
+        (
             "Counters",
             to_value(Counters::default()),
             to_value(Counters::default()),
@@ -1086,7 +1124,7 @@ fn status() {
             .map(|field| {
                 let (name, of) = field.split_once(": ").unwrap();
                 let of = match of {
-                    "Counters" | "Pool" | "Health" => "{}",
+                    "Counters" | "Pool" | "Health" | "Spending" | "Cache" | "Ledger" => "{}",
                     _ if of.ends_with("[]") => "[]",
                     _ => of,
                 };

@@ -100,13 +100,13 @@ pub enum FinishReason {
 ///
 /// Texts are kept in one buffer and events as ranges of it; both keep their capacity, so a queue in steady state
 /// allocates nothing. The buffer starts anew with the first push into an empty queue.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct EventQueue {
     text: String,
     events: VecDeque<Stored>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Stored {
     Start {
         id: Option<Range<usize>>,
@@ -178,43 +178,22 @@ impl EventQueue {
     /// The oldest event.
     pub fn pop(&mut self) -> Option<Event<'_>> {
         let stored = self.events.pop_front()?;
-        let text = self.text.as_str();
-        let some = |range: Option<Range<usize>>| range.map(|range| &text[range]);
-        Some(match stored {
-            Stored::Start { id, model } => Event::Start {
-                id: some(id),
-                model: some(model),
-            },
-            Stored::Text(range) => Event::Text(&text[range]),
-            Stored::Reasoning {
-                text: range,
-                signature,
-            } => Event::Reasoning {
-                text: &text[range],
-                signature: some(signature),
-            },
-            Stored::ToolCall {
-                index,
-                id,
-                name,
-                arguments,
-                signature,
-            } => Event::ToolCall(ToolCallDelta {
-                index,
-                id: some(id),
-                name: some(name),
-                arguments: &text[arguments],
-                signature: some(signature),
-            }),
-            Stored::RedactedReasoning(range) => Event::RedactedReasoning(&text[range]),
-            Stored::Citation { url, title, quote } => Event::Citation(Citation {
-                url: some(url),
-                title: some(title),
-                quote: some(quote),
-            }),
-            Stored::Usage(usage) => Event::Usage(usage),
-            Stored::Finish(reason) => Event::Finish(reason),
-        })
+        Some(stored.event(&self.text))
+    }
+
+    /// The event so many places behind the oldest, which stays.
+    pub(crate) fn get(&self, at: usize) -> Option<Event<'_>> {
+        Some(self.events.get(at)?.event(&self.text))
+    }
+
+    /// How many wait.
+    pub(crate) fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// The memory that what waits takes, in bytes and about.
+    pub(crate) fn size(&self) -> usize {
+        self.text.len() + self.events.len() * size_of::<Stored>()
     }
 
     /// Whether nothing waits.
@@ -230,5 +209,47 @@ impl EventQueue {
 
     fn keep_some(&mut self, text: Option<&str>) -> Option<Range<usize>> {
         text.map(|text| self.keep(text))
+    }
+}
+
+impl Stored {
+    fn event<'a>(&self, text: &'a str) -> Event<'a> {
+        let whole = |range: &Range<usize>| &text[range.clone()];
+        let some = |range: &Option<Range<usize>>| range.as_ref().map(whole);
+        match self {
+            Self::Start { id, model } => Event::Start {
+                id: some(id),
+                model: some(model),
+            },
+            Self::Text(range) => Event::Text(whole(range)),
+            Self::Reasoning {
+                text: range,
+                signature,
+            } => Event::Reasoning {
+                text: whole(range),
+                signature: some(signature),
+            },
+            Self::ToolCall {
+                index,
+                id,
+                name,
+                arguments,
+                signature,
+            } => Event::ToolCall(ToolCallDelta {
+                index: *index,
+                id: some(id),
+                name: some(name),
+                arguments: whole(arguments),
+                signature: some(signature),
+            }),
+            Self::RedactedReasoning(range) => Event::RedactedReasoning(whole(range)),
+            Self::Citation { url, title, quote } => Event::Citation(Citation {
+                url: some(url),
+                title: some(title),
+                quote: some(quote),
+            }),
+            Self::Usage(usage) => Event::Usage(*usage),
+            Self::Finish(reason) => Event::Finish(*reason),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use lapce_ai_proto::status::{Breaker, Health, LimitStatus, Status};
 
-use super::or_interrupted;
+use super::{or_interrupted, spend};
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::launch;
@@ -15,9 +15,12 @@ pub(crate) fn run(config: &Config, json: bool) -> Result<(), Failure> {
         client.close().await;
         let mut out = Output::stdout();
         if json {
-            out.json(&serde_json::json!({ "providers": status.providers }))?;
+            out.json(&serde_json::json!({
+                "providers": status.providers, "budgets": status.budgets,
+                "cache": status.cache, "ledger": status.ledger,
+            }))?;
         } else {
-            for line in lines(&status) {
+            for line in lines(&status).into_iter().chain(spend::live(&status)) {
                 out.line(&line)?;
             }
         }

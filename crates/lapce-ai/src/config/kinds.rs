@@ -22,7 +22,7 @@ pub(super) struct Kind<T> {
 }
 
 impl<T> Kind<T> {
-    fn new(
+    pub(super) fn new(
         allowed: impl Into<String>,
         read: impl Fn(&Raw) -> Option<T> + 'static,
         show: fn(&T) -> Value,

@@ -16,6 +16,7 @@ const BALANCES: &[(&str, Balance)] = &[
     ("weighted", Balance::Weighted),
     ("least_in_flight", Balance::LeastInFlight),
     ("peak_ewma", Balance::PeakEwma),
+    ("cheapest", Balance::Cheapest),
 ];
 
 /// A name that leads to several models.

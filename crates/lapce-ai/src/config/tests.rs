@@ -58,6 +58,8 @@ fn the_example_holds_every_setting_with_its_default() {
             "ipc.socket_path",
             "ipc.reactor_threads",
             "requests.default_model",
+            "spend.ledger",
+            "spend.prices",
             "log.file",
             "network.https_proxy",
             "network.no_proxy",

@@ -5,6 +5,7 @@ mod handlers;
 mod keys;
 mod log;
 pub(crate) mod providers;
+pub(crate) mod spend;
 mod wire;
 
 #[cfg(test)]
@@ -82,6 +83,7 @@ fn serve(
     if config.metrics.enable {
         tracing::warn!("metrics.enable has no effect yet: this version exports no metrics");
     }
+    let (gateway, ledger) = spend::gateway(&config)?;
     let drain = config.ipc.drain_timeout;
     let socket = config.ipc.socket_path.clone();
     let options = options(&config, args);
@@ -91,6 +93,7 @@ fn serve(
         config,
         args.exit_when_idle,
         providers,
+        (gateway, ledger.clone()),
         handle.clone(),
         begun,
     ));
@@ -101,6 +104,9 @@ fn serve(
     tracing::info!(socket = %socket.display(), process = std::process::id(), "serving");
     runtime.spawn(signals.stop(handle, drain));
     running.join();
+    if let Some(ledger) = ledger {
+        ledger.close();
+    }
     tracing::info!("stopped");
     Ok(())
 }

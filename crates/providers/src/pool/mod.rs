@@ -479,7 +479,7 @@ fn refused(target: &Target, refusal: &Refused, now: Instant) -> Failure {
     let (kind, message) = match why {
         Skip::KeysResting(kind) => (kind, "each of its keys rests after it was refused"),
         Skip::RetryBudget => (ErrorKind::CircuitOpen, "there were too many retries lately"),
-        Skip::BreakerOpen | Skip::Lacks(_) => (
+        Skip::BreakerOpen | Skip::Lacks(_) | Skip::BudgetSpent => (
             ErrorKind::CircuitOpen,
             "it failed too often just now, and is left alone for a while",
         ),

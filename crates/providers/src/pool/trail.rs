@@ -59,6 +59,8 @@ pub enum Skip {
     QueueTimeout,
     /// The limits have no room before the deadline.
     QueueDeadline,
+    /// What may be spent there is spent, or would not be enough.
+    BudgetSpent,
 }
 
 impl fmt::Display for Skip {
@@ -73,6 +75,7 @@ impl fmt::Display for Skip {
             Self::Displaced => f.write_str("queue_displaced"),
             Self::QueueTimeout => f.write_str("queue_timeout"),
             Self::QueueDeadline => f.write_str("queue_deadline"),
+            Self::BudgetSpent => f.write_str("budget_spent"),
         }
     }
 }
@@ -127,6 +130,14 @@ impl Trail {
             && matches!(attempt.outcome, Outcome::Skipped(_))
         {
             attempt.took = took;
+        }
+    }
+
+    /// Puts those before all others that were passed over before anybody was asked.
+    pub(crate) fn preceded_by(&mut self, skipped: Vec<Attempt>) {
+        let asked = std::mem::replace(&mut self.attempts, skipped);
+        for attempt in asked {
+            self.add(attempt);
         }
     }
 

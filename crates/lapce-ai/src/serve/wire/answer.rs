@@ -48,10 +48,17 @@ enum Item<'a> {
         quote: Option<&'a str>,
     },
     Usage(ai::Usage),
+    #[serde(rename_all = "camelCase")]
     Finish {
         reason: ai::FinishReason,
         #[serde(skip_serializing_if = "<[_]>::is_empty")]
         attempts: &'a [Attempt],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cost_nano_usd: Option<u64>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        cached: bool,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        warnings: &'a [String],
     },
 }
 
@@ -91,19 +98,29 @@ pub(in crate::serve) fn write_item(
         Event::Finish(reason) => Item::Finish {
             reason: finish_reason(reason),
             attempts: &[],
+            cost_nano_usd: None,
+            cached: false,
+            warnings: &[],
         },
     };
     write(item, &json);
 }
 
-/// Writes the last event of a stream, and who was asked for it.
+/// Writes the last event of a stream: who was asked for it, and what it cost.
 pub(in crate::serve) fn write_finish(
     item: &mut Vec<u8>,
     reason: domain::FinishReason,
     attempts: &[Attempt],
+    bill: &domain::Bill,
 ) {
-    let reason = finish_reason(reason);
-    write(item, &Item::Finish { reason, attempts });
+    let finish = Item::Finish {
+        reason: finish_reason(reason),
+        attempts,
+        cost_nano_usd: bill.cost.map(domain::NanoUsd::get),
+        cached: bill.cached,
+        warnings: &bill.warnings,
+    };
+    write(item, &finish);
 }
 
 fn write(item: &mut Vec<u8>, json: &Item<'_>) {
@@ -145,6 +162,9 @@ pub(in crate::serve) fn response(answer: ChatResponse, provider: &str, asked: &s
         usage: answer.usage.map(usage),
         finish_reason: answer.finish.map_or(ai::FinishReason::Other, finish_reason),
         attempts: Vec::new(),
+        cost_nano_usd: None,
+        cached: false,
+        warnings: Vec::new(),
     }
 }
 
@@ -266,6 +286,9 @@ mod tests {
                 StreamEvent::Finish {
                     reason: ai::FinishReason::Refusal,
                     attempts: Vec::new(),
+                    cost_nano_usd: None,
+                    cached: false,
+                    warnings: Vec::new(),
                 },
             ),
         ];
