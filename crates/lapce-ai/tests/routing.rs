@@ -417,6 +417,42 @@ fn an_answer_says_what_it_cost_and_the_ledger_keeps_it() {
 }
 
 #[test]
+fn vectors_cost_something_and_counting_does_not() {
+    let office = Server::new(|_| {
+        let vectors = json!({"model": "qwen3-embedding", "data": [{"index": 0, "embedding": [0.5]}],
+            "usage": {"prompt_tokens": 1000, "total_tokens": 1000}});
+        let text = vectors.to_string();
+        Some(format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{text}",
+            text.len()
+        ))
+    });
+    let home = home("What answers cost", &[("office", &office)]);
+    write_prices(&home);
+    let embed = ["embed", "--json", "-m", "office/qwen3-embedding", "hi"];
+    let answer: Value = serde_json::from_str(&home.ok(&embed)).unwrap();
+    // At 0.2 dollars a million.
+    assert_eq!(answer["costNanoUsd"], 200_000, "{answer}");
+    home.ok(&["count", "-m", "office/qwen3-coder", "hi"]);
+    until("the ledger has it", || {
+        let spend: Value = serde_json::from_str(&home.ok(&["spend", "--json"])).unwrap();
+        spend["total"]["requests"] == 1
+    });
+    home.ok(&["stop"]);
+    let spend: Value = serde_json::from_str(&home.ok(&["spend", "--json"])).unwrap();
+    let total = &spend["total"];
+    assert_eq!(
+        (
+            &total["requests"],
+            &total["inputTokens"],
+            &total["costNanoUsd"]
+        ),
+        (&json!(1), &json!(1000), &json!(200_000)),
+        "{spend}"
+    );
+}
+
+#[test]
 fn a_wrong_file_of_prices_is_told_of() {
     let home = Home::new("[spend]\nprices = 'prices.toml'\n");
     for text in [None, Some("[[price]]\nprovider = 'p'\n")] {

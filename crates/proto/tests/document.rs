@@ -845,6 +845,8 @@ fn messages() -> Vec<(&'static str, serde_json::Value, serde_json::Value)> {
             {
                 to_value(EmbeddingsResponse {
                     usage: Some(usage),
+                    cost_nano_usd: Some(1),
+                    warnings: vec![String::new()],
                     ..EmbeddingsResponse::default()
                 })
             },

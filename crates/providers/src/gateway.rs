@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::cache::{AnswerCache, CacheStatus, Opening};
 use crate::chat::ChatRequest;
+use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::pool::{Answer, Caller, NoAnswer, Plan, Pool};
-use crate::spend::{Receipt, Spend};
+use crate::spend::{Bill, Receipt, Spend};
 
 /// What stands between the clients and a [`Pool`].
 #[derive(Debug)]
@@ -72,6 +73,28 @@ impl Gateway {
             self.spend.cached(client, &answer.provider, &answer.model);
         }
         Ok((answer, receipt))
+    }
+
+    /// Has vectors made as [`Pool::embed`] does, unless a budget forbids it. They are not kept.
+    ///
+    /// # Errors
+    ///
+    /// [`NoAnswer`], by the deadline at the latest.
+    pub async fn embed(
+        &self,
+        pool: &Pool,
+        plan: Plan,
+        request: EmbeddingRequest,
+        caller: Caller,
+    ) -> Result<(Answer<Embeddings>, Bill), NoAnswer> {
+        let admitted = self
+            .spend
+            .admit_embedding(client(&caller), plan, &request)
+            .map_err(|error| *error)?;
+        match pool.embed(&admitted.plan, request, caller).await {
+            Ok(answer) => Ok(admitted.settle(answer)),
+            Err(failed) => Err(admitted.failed(failed)),
+        }
     }
 }
 

@@ -250,15 +250,18 @@ impl App {
         let plan = self.plan(&parsed.model)?;
         let request = wire::embedding_request(parsed, String::new())?;
         let caller = caller(&held);
-        let answer = self.providers.pool().embed(&plan, request, caller).await;
+        let pool = self.providers.pool();
+        let answer = self.gateway.embed(pool, plan, request, caller).await;
+        let (answer, bill) = answer.map_err(|failed| no_answer(&failed))?;
         let Answer {
             given,
             provider,
             model,
             trail,
-        } = answer.map_err(|failed| no_answer(&failed))?;
+        } = answer;
         tell_detour(&trail);
-        Ok(wire::embeddings(given, &provider, &model))
+        tell_warnings(&bill);
+        Ok(wire::embeddings(given, &provider, &model, bill))
     }
 
     fn plan(&self, model: &str) -> Result<Plan, ErrorBody> {
@@ -389,10 +392,14 @@ fn caller(request: &OwnedRequest) -> Caller {
 fn billed(receipt: &Receipt) -> Bill {
     // A complete answer has one.
     let bill = receipt.bill().unwrap_or_default();
+    tell_warnings(&bill);
+    bill
+}
+
+fn tell_warnings(bill: &Bill) {
     for warning in &bill.new_warnings {
         tracing::warn!("{warning}");
     }
-    bill
 }
 
 /// Nobody answered, which is told to the log and to the client.

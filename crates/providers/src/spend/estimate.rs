@@ -1,6 +1,7 @@
 //! What a request will take, before anybody counted: from the length of its texts.
 
 use crate::chat::{ChatRequest, Content, Message, ResponseFormat};
+use crate::embeddings::EmbeddingRequest;
 use crate::event::Usage;
 
 /// Bytes of text that make a token, roughly and in most languages.
@@ -22,6 +23,15 @@ pub(super) fn usage(request: &ChatRequest) -> Usage {
     Usage {
         input_tokens: input(request),
         output_tokens: request.max_tokens.map_or(USUAL_ANSWER, u64::from),
+        ..Usage::default()
+    }
+}
+
+/// The tokens of texts that vectors are made of. Vectors have none.
+pub(super) fn of_texts(request: &EmbeddingRequest) -> Usage {
+    let texts = request.input.iter();
+    Usage {
+        input_tokens: texts.map(|text| tokens(text.len() as u64)).sum(),
         ..Usage::default()
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use super::{Admitted, Entry, Hold, NanoUsd, estimate};
+use super::{Admitted, Entry, Hold, NanoUsd, Price, Spend, estimate};
+use crate::embeddings::Embeddings;
 use crate::error::ProviderError;
 use crate::event::{Event, Usage};
 use crate::pool::{Answer, NoAnswer};
@@ -87,6 +88,37 @@ impl Admitted {
         };
         (answer, receipt)
     }
+
+    /// Counts vectors, which are whole when they come.
+    pub fn settle(self, mut answer: Answer<Embeddings>) -> (Answer<Embeddings>, Bill) {
+        answer.trail.preceded_by(self.skipped);
+        let given = &answer.given;
+        let tokens = given.input_tokens.map_or(self.estimate, |told| {
+            believable(Usage {
+                input_tokens: told,
+                ..Usage::default()
+            })
+        });
+        let spend = &self.hold.spend;
+        let price = price_of(
+            spend,
+            &answer.provider,
+            &answer.model,
+            given.model.as_deref(),
+        );
+        let entry = Entry {
+            at: (spend.clock)(),
+            client: self.client,
+            provider: Arc::clone(&answer.provider),
+            model: Arc::clone(&answer.model),
+            tokens,
+            cost: price.map(|price| price.cost(&tokens)),
+            estimated: given.input_tokens.is_none(),
+            cached: false,
+        };
+        let bill = close(self.hold, &entry);
+        (answer, bill)
+    }
 }
 
 struct Metered {
@@ -151,9 +183,7 @@ impl Meter {
             },
             believable,
         );
-        let price_of = |model: &str| spend.prices.price(&self.provider, model);
-        // Who asks for "the latest" learns from the answer which one that is.
-        let price = price_of(&self.model).or_else(|| price_of(self.answers.as_deref()?));
+        let price = price_of(&spend, &self.provider, &self.model, self.answers.as_deref());
         let entry = Entry {
             at: (spend.clock)(),
             client: self.client,
@@ -164,23 +194,40 @@ impl Meter {
             estimated: self.usage.is_none(),
             cached: false,
         };
-        drop(hold);
-        spend.count(&entry);
-        let today = entry.key().day;
-        let exceeded = spend
-            .lock()
-            .budgets
-            .exceeded(today, self.client, &self.provider);
-        let new = exceeded.iter().filter(|exceeded| exceeded.is_new);
-        self.receipt.write(Bill {
-            cost: entry.cost,
-            cached: false,
-            new_warnings: new.map(|exceeded| exceeded.message.clone()).collect(),
-            warnings: exceeded
-                .into_iter()
-                .map(|exceeded| exceeded.message)
-                .collect(),
-        });
+        self.receipt.write(close(hold, &entry));
+    }
+}
+
+/// Who asks for "the latest" learns from the answer which one that is: `answers` is the model that it names.
+fn price_of<'a>(
+    spend: &'a Spend,
+    provider: &str,
+    model: &str,
+    answers: Option<&str>,
+) -> Option<&'a Price> {
+    let of = |model: &str| spend.prices.price(provider, model);
+    of(model).or_else(|| of(answers?))
+}
+
+/// Gives back what was reserved for an answer that is over, counts what it cost, and writes its bill.
+fn close(hold: Hold, entry: &Entry) -> Bill {
+    let spend = Arc::clone(&hold.spend);
+    drop(hold);
+    spend.count(entry);
+    let today = entry.key().day;
+    let exceeded = spend
+        .lock()
+        .budgets
+        .exceeded(today, entry.client, &entry.provider);
+    let new = exceeded.iter().filter(|exceeded| exceeded.is_new);
+    Bill {
+        cost: entry.cost,
+        cached: false,
+        new_warnings: new.map(|exceeded| exceeded.message.clone()).collect(),
+        warnings: exceeded
+            .into_iter()
+            .map(|exceeded| exceeded.message)
+            .collect(),
     }
 }
 

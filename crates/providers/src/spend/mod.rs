@@ -2,7 +2,7 @@
 //!
 //! [`Spend::admit`] looks at a plan before anybody is asked: it leaves out the targets whose budget does not allow the request, puts the
 //! cheapest first where the route says so, and reserves what the request may cost. [`Admitted::meter`] then watches the answer, and
-//! when it is over counts what it did cost. Where entries are kept is somebody else's business: a [`Ledger`] gets them one by one.
+//! when it is over counts what it did cost; vectors, which come whole, are counted at once ([`Admitted::settle`]). Where entries are kept is somebody else's business: a [`Ledger`] gets them one by one.
 
 mod book;
 mod budget;
@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::chat::ChatRequest;
+use crate::embeddings::EmbeddingRequest;
 use crate::error::{ErrorKind, ProviderError};
 use crate::event::Usage;
 use crate::pool::{Attempt, Balance, NoAnswer, Outcome, Plan, Skip, Target, Trail};
@@ -167,12 +168,34 @@ impl Spend {
     pub fn admit(
         self: &Arc<Self>,
         client: u32,
-        mut plan: Plan,
+        plan: Plan,
         request: &ChatRequest,
+    ) -> Result<Admitted, Box<NoAnswer>> {
+        self.admit_estimated(client, plan, estimate::usage(request))
+    }
+
+    /// The same for a request for vectors.
+    ///
+    /// # Errors
+    ///
+    /// [`BudgetSpent`](ErrorKind::BudgetSpent), where no target may be asked.
+    pub fn admit_embedding(
+        self: &Arc<Self>,
+        client: u32,
+        plan: Plan,
+        request: &EmbeddingRequest,
+    ) -> Result<Admitted, Box<NoAnswer>> {
+        self.admit_estimated(client, plan, estimate::of_texts(request))
+    }
+
+    fn admit_estimated(
+        self: &Arc<Self>,
+        client: u32,
+        mut plan: Plan,
+        estimate: Usage,
     ) -> Result<Admitted, Box<NoAnswer>> {
         let now = (self.clock)();
         let today = Day::of(now);
-        let estimate = estimate::usage(request);
         let cost = |target: &Target| {
             let price = self.prices.price(target.member.name(), &target.model);
             price.map(|price| price.cost(&estimate))

@@ -5,8 +5,10 @@ use std::time::UNIX_EPOCH;
 
 use super::*;
 use crate::chat::{Message, ModelInfo};
+use crate::embeddings::Embeddings;
 use crate::event::{Event, FinishReason};
-use crate::pool::{Answer, Pool, PoolConfig};
+use crate::gateway::Gateway;
+use crate::pool::{Answer, Caller, Pool, PoolConfig};
 use crate::profile::{Feature, Features};
 use crate::provider::{BoxFuture, ChatStream, EventStream, Provider};
 
@@ -40,6 +42,35 @@ impl Provider for Says {
 
     fn models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
         Box::pin(ready(Ok(Vec::new())))
+    }
+}
+
+/// Makes a vector, and counts so many tokens.
+#[derive(Debug)]
+struct Makes(Option<u64>);
+
+impl Provider for Makes {
+    fn chat<'a>(
+        &'a self,
+        _request: &'a ChatRequest,
+    ) -> BoxFuture<'a, Result<ChatStream, ProviderError>> {
+        let error = ProviderError::new(ErrorKind::Unsupported, "it makes vectors");
+        Box::pin(ready(Err(error)))
+    }
+
+    fn models(&self) -> BoxFuture<'_, Result<Vec<ModelInfo>, ProviderError>> {
+        Box::pin(ready(Ok(Vec::new())))
+    }
+
+    fn embed<'a>(
+        &'a self,
+        _request: &'a EmbeddingRequest,
+    ) -> BoxFuture<'a, Result<Embeddings, ProviderError>> {
+        Box::pin(ready(Ok(Embeddings {
+            model: Some("alias-of-m".into()),
+            vectors: vec![vec![0.5]],
+            input_tokens: self.0,
+        })))
     }
 }
 
@@ -100,7 +131,10 @@ impl Rig {
     }
 
     fn target(&mut self, name: &str, says: &[Result<Event<'static>, ErrorKind>]) -> Target {
-        let provider = Arc::new(Says(says.to_vec()));
+        self.target_of(name, Arc::new(Says(says.to_vec())))
+    }
+
+    fn target_of(&mut self, name: &str, provider: Arc<dyn Provider>) -> Target {
         Target {
             member: self
                 .pool
@@ -108,6 +142,26 @@ impl Rig {
             model: "m".into(),
             weight: 1,
         }
+    }
+
+    /// Has a vector made of 40 bytes, which are about 10 tokens.
+    async fn embed(
+        &self,
+        client: u32,
+        plan: &Plan,
+    ) -> Result<(Answer<Embeddings>, Bill), NoAnswer> {
+        let request = EmbeddingRequest {
+            input: vec!["12345678".into(); 5],
+            ..EmbeddingRequest::default()
+        };
+        let gateway = Gateway::new(Arc::clone(&self.spend), None);
+        let caller = Caller {
+            uid: Some(client),
+            ..Caller::default()
+        };
+        gateway
+            .embed(&self.pool, plan.clone(), request, caller)
+            .await
     }
 
     async fn ask(&self, client: u32, plan: &Plan) -> Result<(Answer, Receipt), NoAnswer> {
@@ -374,4 +428,65 @@ async fn a_count_that_cannot_be_is_not_believed() {
     // Four billion tokens each, at a thousandth of a dollar.
     let cost = receipt.bill().unwrap().cost.unwrap();
     assert_eq!(cost.get(), 2 * u64::from(u32::MAX) * 1_000_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn vectors_are_on_the_bill_as_chats_are() {
+    let mut rig = Rig::new(vec![budget("all", 150_000)]);
+    let told = plan([rig.target_of("cheap", Arc::new(Makes(Some(100))))]);
+    let (answer, bill) = rig.embed(1000, &told).await.unwrap();
+    assert_eq!(answer.given.vectors, [[0.5]]);
+    assert_eq!(
+        (bill.cost, bill.cached),
+        (Some(NanoUsd::new(100_000)), false)
+    );
+    assert_eq!(rig.spent(0), (100_000, 0), "nothing stays reserved");
+    // Who does not say how many tokens it took is billed for as many as the texts probably have.
+    let silent = plan([rig.target_of("cheap", Arc::new(Makes(None)))]);
+    let (_, bill) = rig.embed(1001, &silent).await.unwrap();
+    assert_eq!(bill.cost, Some(NanoUsd::new(10_000)));
+    let entries = rig.kept.take();
+    let seen: Vec<_> = entries
+        .iter()
+        .map(|entry| {
+            let Usage {
+                input_tokens,
+                output_tokens,
+                ..
+            } = entry.tokens;
+            (entry.client, input_tokens, output_tokens, entry.estimated)
+        })
+        .collect();
+    assert_eq!(seen, [(1000, 100, 0, false), (1001, 10, 0, true)]);
+    assert_eq!(rig.spend.providers()["cheap"].today.requests, 2);
+    // Reserved is what is estimated: whoever counts more leads beyond the budget once.
+    rig.embed(1, &told).await.unwrap();
+    let failed = rig.embed(1, &told).await.unwrap_err();
+    assert_eq!(failed.error.kind, ErrorKind::BudgetSpent);
+    assert_eq!(failed.trail.to_string(), "cheap/m skipped: budget_spent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn vectors_go_elsewhere_where_a_budget_is_spent_and_failures_cost_nothing() {
+    let mut dear = budget("dear", 1);
+    dear.provider = Some("dear".into());
+    let mut rig = Rig::new(vec![dear, budget("all", 1_000_000)]);
+    let spent = rig.target_of("dear", Arc::new(Makes(Some(1))));
+    let latest = Target {
+        model: "latest".into(),
+        ..rig.target_of("cheap", Arc::new(Makes(Some(1))))
+    };
+    let route = plan([spent, latest]);
+    let (answer, bill) = rig.embed(1, &route).await.unwrap();
+    assert_eq!(
+        answer.trail.to_string(),
+        "dear/m skipped: budget_spent; cheap/latest answered (0 ms)"
+    );
+    // The answer named a model whose price is known.
+    assert_eq!(bill.cost, Some(NanoUsd::new(1000)));
+    let chats_only = plan([rig.target("cheap", &WHOLE)]);
+    let failed = rig.embed(1, &chats_only).await.unwrap_err();
+    assert_eq!(failed.error.kind, ErrorKind::Unsupported);
+    assert_eq!(rig.spent(1), (1000, 0));
+    assert_eq!(rig.kept.take().len(), 1);
 }
