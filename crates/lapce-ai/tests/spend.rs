@@ -5,12 +5,15 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, geteuid, getrlimit, prlimit};
 use serde_json::Value;
-use support::{Home, Log, ended, signal, until, wait};
+use support::{Daemon, Home, Log, ended, signal, until};
 
 fn total(home: &Home, of: &str) -> u64 {
     let spend: Value = serde_json::from_str(&home.ok(&["spend", "--json"])).unwrap();
@@ -116,17 +119,15 @@ fn a_broken_database_is_put_aside_with_a_clear_line() {
     assert!(daemon.wait().success());
 }
 
-#[test]
-fn a_full_disk_stops_nothing() {
-    // The limit below is one on shared memory, too.
-    let home = Home::new("[ipc]\nshared_memory = false\n");
+/// A daemon whose files may become as large as the test says. Its log is a pipe. `limit` is of 512 bytes each.
+fn serve_limited(home: &Home, limit: &str) -> Daemon {
     let command = home.command(&["serve"]);
-    // Files of this daemon grow to 8 KiB and no further, which is as good as a full disk. Its log is a pipe.
     let mut shell = Command::new("sh");
     shell
-        .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "sh"])
-        .arg(command.get_program())
-        .args(command.get_args());
+        .arg("-c")
+        .arg(format!("trap '' XFSZ; ulimit -S -f {limit}; exec \"$@\""))
+        .arg("sh");
+    shell.arg(command.get_program()).args(command.get_args());
     shell
         .current_dir(command.get_current_dir().unwrap())
         .env_clear();
@@ -141,16 +142,215 @@ fn a_full_disk_stops_nothing() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut log = Log::of(&mut child);
-    log.wait_for("serving");
+    let log = Log::of(&mut child);
+    let mut daemon = Daemon { child, log };
+    daemon.log.wait_for("serving");
+    daemon
+}
+
+/// Sets how large the daemon's files may become, in bytes.
+fn limit(daemon: &Daemon, bytes: Option<u64>) {
+    let limit = Rlimit {
+        current: bytes,
+        ..getrlimit(Resource::Fsize)
+    };
+    prlimit(Pid::from_raw(daemon.pid()), Resource::Fsize, limit).unwrap();
+}
+
+/// How often the daemon said that the ledger is not written.
+fn warnings(daemon: &Daemon) -> usize {
+    daemon
+        .log
+        .seen
+        .matches("the ledger cannot be written")
+        .count()
+}
+
+#[test]
+fn a_full_disk_stops_nothing_and_what_was_spent_meanwhile_is_written_later() {
+    // The limit is one on shared memory, too.
+    let home = Home::new("[ipc]\nshared_memory = false\n");
+    // Files grow to 8 KiB and no further, which is as good as a full disk.
+    let mut daemon = serve_limited(&home, "16");
     for _ in 0..5 {
         home.ok(&["chat", "--no-start", "hi"]);
     }
-    log.wait_for("counted in memory");
+    daemon.log.wait_for("counted in memory");
     let status = home.status();
     assert_eq!(status["providers"][0]["spend"]["monthRequests"], 5);
+    assert!(status["ledger"]["trouble"].is_string(), "{status}");
+    let text = home.ok(&["status"]);
+    assert!(text.contains("the ledger is not written"), "{text}");
+    limit(&daemon, None);
+    daemon.log.wait_for("written again");
+    assert_eq!(warnings(&daemon), 1, "{}", daemon.log.seen);
+    until("they are written", || total(&home, "requests") == 5);
+    assert!(trouble(&home).is_none());
     home.ok(&["stop"]);
-    assert!(wait(&mut child).success());
+    assert!(daemon.wait().success());
+}
+
+#[test]
+fn a_disk_that_fills_up_under_way_loses_nothing() {
+    let home = Home::new("[ipc]\nshared_memory = false\n");
+    let mut daemon = serve_limited(&home, "unlimited");
+    for _ in 0..2 {
+        home.ok(&["chat", "--no-start", "hi"]);
+    }
+    until("they are written", || total(&home, "requests") == 2);
+    limit(&daemon, Some(1));
+    for _ in 0..3 {
+        home.ok(&["chat", "--no-start", "hi"]);
+    }
+    daemon.log.wait_for("counted in memory");
+    assert!(trouble(&home).is_some());
+    assert_eq!(home.status()["providers"][0]["spend"]["monthRequests"], 5);
+    assert_eq!(total(&home, "requests"), 2, "what is there can be read");
+    limit(&daemon, None);
+    daemon.log.wait_for("written again");
+    assert_eq!(warnings(&daemon), 1, "{}", daemon.log.seen);
+    until("they are written", || total(&home, "requests") == 5);
+    home.ok(&["stop"]);
+    assert!(daemon.wait().success());
+    let listed: Value =
+        serde_json::from_str(&home.ok(&["spend", "--json", "--by", "request"])).unwrap();
+    assert_eq!(listed["rows"].as_array().unwrap().len(), 5);
+}
+
+/// Somebody for whom a file's mode means something: nobody where the test is root's.
+const PLAIN: u32 = 65534;
+
+/// Whether there is such a user here. Says why not, past the harness's capture.
+fn modes_count() -> bool {
+    let program = Path::new(env!("CARGO_BIN_EXE_lapce-ai"));
+    let closed = |place: &&Path| fs::metadata(place).unwrap().mode() & 1 == 0;
+    if geteuid().is_root()
+        && let Some(place) = program.ancestors().find(closed)
+    {
+        let note = format!("skipped: other users cannot reach {}\n", place.display());
+        std::io::stderr().write_all(note.as_bytes()).unwrap();
+        return false;
+    }
+    true
+}
+
+fn plain(mut command: Command) -> Command {
+    if geteuid().is_root() {
+        command.uid(PLAIN).gid(PLAIN);
+    }
+    command
+}
+
+/// A home of the plain user.
+fn plain_home(config: &str) -> Home {
+    let home = Home::new(config);
+    fs::create_dir_all(home.path("state/lapce-ai")).unwrap();
+    mode(&home, "", 0o755);
+    if geteuid().is_root() {
+        for path in ["run", "state", "state/lapce-ai"] {
+            chown(home.path(path), Some(PLAIN), Some(PLAIN)).unwrap();
+        }
+    }
+    home
+}
+
+fn mode(home: &Home, path: &str, mode: u32) {
+    fs::set_permissions(home.path(path), fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn plain_ok(home: &Home, args: &[&str]) -> String {
+    let ended = ended(plain(home.command(args)).spawn().unwrap());
+    assert_eq!(ended.code, Some(0), "{args:?}: {ended:?}");
+    ended.out
+}
+
+fn plain_json(home: &Home, args: &[&str]) -> Value {
+    serde_json::from_str(&plain_ok(home, args)).unwrap()
+}
+
+fn plain_serve(home: &Home) -> Daemon {
+    let mut child = plain(home.command(&["serve"])).spawn().unwrap();
+    let log = Log::of(&mut child);
+    let mut daemon = Daemon { child, log };
+    daemon.log.wait_for("serving");
+    daemon
+}
+
+#[test]
+fn a_ledger_that_may_only_be_read_holds_budgets_all_the_same() {
+    if !modes_count() {
+        return;
+    }
+    let home = plain_home(
+        "[spend]\nprices = 'prices.toml'\n[budgets.all]\nper = 'month'\nhard_usd = 1000\n",
+    );
+    let prices = "[[price]]\nprovider = 'local'\nmodels = ['*']\ninput = 10\noutput = 10\n";
+    fs::write(home.path("config/lapce-ai/prices.toml"), prices).unwrap();
+    let chat = ["chat", "--no-start", "hi"];
+    let spend = ["spend", "--json"];
+    let status = ["status", "--json"];
+    let requests = || plain_json(&home, &spend)["total"]["requests"].clone();
+    let mut daemon = plain_serve(&home);
+    plain_ok(&home, &chat);
+    plain_ok(&home, &chat);
+    until("they are written", || requests() == 2);
+    signal(daemon.pid(), Signal::TERM);
+    assert!(daemon.wait().success());
+    let cost = plain_json(&home, &spend)["total"]["costNanoUsd"].clone();
+    assert!(cost.as_u64().unwrap() > 0);
+
+    mode(&home, "state/lapce-ai/spend.db", 0o444);
+    mode(&home, "state/lapce-ai", 0o555);
+    let mut daemon = plain_serve(&home);
+    daemon.log.wait_for("the ledger cannot be written");
+    let told = plain_json(&home, &status);
+    assert_eq!(told["budgets"][0]["spentNanoUsd"], cost, "{told}");
+    let why = told["ledger"]["trouble"].as_str().unwrap();
+    assert!(why.contains("spend.db: Permission denied"), "{why}");
+    plain_ok(&home, &chat);
+    assert_eq!(requests(), 2);
+    assert!(plain_ok(&home, &["status"]).contains("the ledger is not written"));
+
+    mode(&home, "state/lapce-ai", 0o700);
+    mode(&home, "state/lapce-ai/spend.db", 0o600);
+    daemon.log.wait_for("written again");
+    until("it is written", || requests() == 3);
+    assert_eq!(warnings(&daemon), 1, "{}", daemon.log.seen);
+    let told = plain_json(&home, &status);
+    assert_eq!(
+        told["budgets"][0]["spentNanoUsd"],
+        plain_json(&home, &spend)["total"]["costNanoUsd"],
+        "nothing was counted twice"
+    );
+}
+
+#[test]
+fn a_broken_database_that_cannot_be_put_aside_stops_nothing() {
+    if !modes_count() {
+        return;
+    }
+    let home = plain_home("");
+    let file = "state/lapce-ai/spend.db";
+    fs::write(home.path(file), "no database at all ".repeat(500)).unwrap();
+    mode(&home, file, 0o666);
+    mode(&home, "state/lapce-ai", 0o555);
+    let mut daemon = plain_serve(&home);
+    daemon.log.wait_for("it cannot be put aside");
+    plain_ok(&home, &["chat", "--no-start", "hi"]);
+    let told = plain_json(&home, &["status", "--json"]);
+    assert_eq!(told["providers"][0]["spend"]["monthRequests"], 1);
+    let why = told["ledger"]["trouble"].as_str().unwrap();
+    assert!(why.contains("not a database"), "{why}");
+    mode(&home, "state/lapce-ai", 0o700);
+    daemon
+        .log
+        .wait_for("it was put aside, and a new one begins");
+    assert_eq!(warnings(&daemon), 1, "{}", daemon.log.seen);
+    until("it is written", || {
+        let ended = ended(plain(home.command(&["spend", "--json"])).spawn().unwrap());
+        let spend: Value = serde_json::from_str(&ended.out).unwrap_or_default();
+        spend["total"]["requests"] == 1
+    });
 }
 
 #[test]

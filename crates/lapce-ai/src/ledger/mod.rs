@@ -9,6 +9,7 @@
 mod store;
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
@@ -224,16 +225,18 @@ impl Writer {
                 }
                 Err(error) => {
                     self.store = None;
+                    let mut why = error.to_string();
                     if error.is_broken() && self.aside < MOST_ASIDE {
-                        self.put_aside(&error);
-                        outcome = self.open();
-                        continue;
+                        match self.put_aside(&error) {
+                            Ok(()) => {
+                                outcome = self.open();
+                                continue;
+                            }
+                            Err(also) => why = format!("{why}, and it cannot be put aside: {also}"),
+                        }
                     }
-                    self.say(Some(error.to_string()));
-                    if let Some(to) = &self.before {
-                        // Whoever does not wait any more needs nothing.
-                        let _ = to.send(None);
-                    }
+                    self.say(Some(why));
+                    self.tell_what_can_be_read();
                     if self.rest(wait) {
                         // Told to end, and it did not work a moment ago.
                         return;
@@ -346,19 +349,31 @@ impl Writer {
         }
     }
 
-    fn put_aside(&mut self, error: &StoreError) {
-        self.aside += 1;
-        let path = self.shared.path.display();
-        match store::put_aside(&self.shared.path) {
-            Ok(aside) => tracing::error!(
-                %path, %error, aside = %aside.display(),
-                "the ledger is broken: it was put aside, and a new one begins"
-            ),
-            Err(why) => tracing::error!(
-                %path, %error, %why,
-                "the ledger is broken, and cannot be put aside: what is spent is counted in memory only"
-            ),
+    /// A ledger that cannot be written may be readable: then budgets go on from it.
+    fn tell_what_can_be_read(&mut self) {
+        let Some(to) = self.before.take() else {
+            return;
+        };
+        let looked = Store::look(&self.shared.path);
+        let sums = looked.and_then(|store| store.map(|store| store.this_month()).transpose());
+        let sums = sums.ok().flatten();
+        let is_read = sums.is_some();
+        // Whoever does not wait any more needs nothing.
+        let _ = to.send(sums);
+        if !is_read {
+            self.before = Some(to);
         }
+    }
+
+    fn put_aside(&mut self, error: &StoreError) -> io::Result<()> {
+        let path = self.shared.path.display();
+        let aside = store::put_aside(&self.shared.path)?;
+        self.aside += 1;
+        tracing::error!(
+            %path, %error, aside = %aside.display(),
+            "the ledger is broken: it was put aside, and a new one begins"
+        );
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -156,7 +157,7 @@ impl Store {
         Ok(Self { connection })
     }
 
-    /// Opens it to look at it; `None`: there is none.
+    /// Opens it to look at it, also where nothing may be written; `None`: there is none.
     pub(crate) fn look(path: &Path) -> Result<Option<Self>, StoreError> {
         match fs::metadata(path) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -167,14 +168,28 @@ impl Store {
             Ok(_) => {}
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags)?;
-        connection.busy_timeout(BUSY)?;
-        match connection.query_row("PRAGMA user_version", [], |row| row.get(0))? {
+        let looked = Connection::open_with_flags(path, flags).and_then(Self::readable);
+        let (connection, version) = match looked {
+            // Even who only reads wants to make files beside it, for locks. Where that cannot be, nobody writes; and where no
+            // batch waits in the log beside it, the database is whole without one.
+            Err(error) if is_denied(&error) && !has_log(path) => {
+                let flags = flags | OpenFlags::SQLITE_OPEN_URI;
+                Connection::open_with_flags(immutable(path), flags).and_then(Self::readable)?
+            }
+            looked => looked?,
+        };
+        match version {
             VERSION => Ok(Some(Self { connection })),
             // The daemon is just making it.
             0 => Ok(None),
             other => Err(StoreError::Version(other)),
         }
+    }
+
+    fn readable(connection: Connection) -> rusqlite::Result<(Connection, i32)> {
+        connection.busy_timeout(BUSY)?;
+        let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        Ok((connection, version))
     }
 
     /// Adds sums, and the requests that they are made of as far as those are listed.
@@ -326,22 +341,57 @@ impl Store {
     }
 }
 
+/// Whether SQLite could not make its files beside the database.
+fn is_denied(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::CannotOpen
+                | ErrorCode::ReadOnly
+                | ErrorCode::PermissionDenied
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::DiskFull
+        )
+    )
+}
+
+fn has_log(path: &Path) -> bool {
+    fs::metadata(beside(path, "-wal")).is_ok_and(|log| log.len() > 0)
+}
+
+/// The database as SQLite opens it without files beside it: <https://www.sqlite.org/uri.html>.
+fn immutable(path: &Path) -> String {
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'-' | b'.' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => {
+                uri.push(char::from(*byte));
+            }
+            _ => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri.push_str("?immutable=1");
+    uri
+}
+
+/// One of the files beside a database.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
 /// Renames a broken database, with its other files, to a name that says so.
 pub(super) fn put_aside(path: &Path) -> io::Result<PathBuf> {
     if !fs::symlink_metadata(path)?.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
-    let with = |suffix: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
     let now = milliseconds(SystemTime::now());
-    let aside = with(&format!(".corrupt-{now}"));
+    let aside = beside(path, &format!(".corrupt-{now}"));
     fs::rename(path, &aside)?;
     for other in ["-wal", "-shm"] {
         // They need not be there; with another database they would do harm.
-        let _ = fs::rename(with(other), with(&format!(".corrupt-{now}{other}")));
+        let _ = fs::rename(beside(path, other), beside(&aside, other));
     }
     Ok(aside)
 }

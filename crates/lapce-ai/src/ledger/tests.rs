@@ -197,6 +197,36 @@ fn what_cannot_be_written_is_counted_in_memory_and_written_when_it_can() {
 }
 
 #[test]
+fn what_can_be_read_and_not_be_written_is_gone_on_from() {
+    let dir = tempfile::tempdir().unwrap();
+    // A path that is no URI as it stands.
+    let dir = dir.path().join("50% of what?#");
+    let path = dir.join("spend.db");
+    let (keeper, before) = ledger(&path);
+    assert!(spent(&before).is_empty());
+    keeper.record(&entry("m", Some(7)));
+    keeper.record(&entry("m", Some(7)));
+    keeper.close();
+    // Where SQLite's own file should be there is a link, which it does not follow even for root.
+    let blocked = dir.join("spend.db-shm");
+    std::os::unix::fs::symlink("nowhere", &blocked).unwrap();
+    assert!(Store::open(&path).is_err());
+    let (keeper, before) = ledger(&path);
+    let sums = before.recv_timeout(BOUND).unwrap().unwrap();
+    assert_eq!((sums.len(), sums[0].1.requests), (1, 2));
+    keeper.record(&entry("m", Some(7)));
+    until("it is told", || keeper.status().1.is_some());
+    assert_eq!(total(&path).requests, 2);
+    std::fs::remove_file(&blocked).unwrap();
+    until("it is written", || total(&path).requests == 3);
+    until("it is well again", || keeper.status().1.is_none());
+    // What was read already is not told twice.
+    assert!(before.recv_timeout(BOUND).is_err());
+    keeper.close();
+    assert!(!names(&dir).iter().any(|name| name.contains("corrupt")));
+}
+
+#[test]
 fn a_device_is_never_put_aside() {
     let null = Path::new("/dev/null");
     assert!(Store::open(null).is_err());
