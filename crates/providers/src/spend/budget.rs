@@ -119,30 +119,47 @@ pub(super) struct Budgets {
 
 #[derive(Clone, Copy, Debug)]
 struct Account {
-    /// The first day of the period.
+    now: Tally,
+    /// The period before: a clock that is set wrong and then right comes back to it.
+    before: Option<Tally>,
+    /// What is reserved belongs to no period: it is counted when it is over.
+    reserved: NanoUsd,
+}
+
+/// What was spent in a period.
+#[derive(Clone, Copy, Debug)]
+struct Tally {
+    /// Its first day.
     since: Day,
     spent: NanoUsd,
-    reserved: NanoUsd,
     warned: bool,
+}
+
+impl Tally {
+    fn new(since: Day) -> Self {
+        Self {
+            since,
+            spent: NanoUsd::ZERO,
+            warned: false,
+        }
+    }
 }
 
 impl Account {
     fn new(since: Day) -> Self {
         Self {
-            since,
-            spent: NanoUsd::ZERO,
+            now: Tally::new(since),
+            before: None,
             reserved: NanoUsd::ZERO,
-            warned: false,
         }
     }
 
-    /// Begins a new period if there is one. What is reserved stays: it is counted when it is over.
+    /// Goes to another period, if it is another: to the one before, or to a new one.
     fn turn(&mut self, since: Day) {
-        if self.since != since {
-            *self = Self {
-                reserved: self.reserved,
-                ..Self::new(since)
-            };
+        if self.now.since != since {
+            let known = self.before.filter(|before| before.since == since);
+            let next = known.unwrap_or(Tally::new(since));
+            self.before = Some(std::mem::replace(&mut self.now, next));
         }
     }
 }
@@ -202,7 +219,7 @@ impl Budgets {
                     );
                     return budget.refuse_unpriced.then_some(Refused { message, until });
                 };
-                let left = hard.minus(account.spent + account.reserved);
+                let left = hard.minus(account.now.spent + account.reserved);
                 (estimate > left).then(|| {
                     let reserved = match account.reserved {
                         NanoUsd::ZERO => String::new(),
@@ -212,7 +229,7 @@ impl Budgets {
                         "{} of {hard} a {} has {} spent{reserved}; this request may cost up to {estimate}",
                         name(budget, whose),
                         budget.period.name(),
-                        account.spent,
+                        account.now.spent,
                     );
                     Refused { message, until }
                 })
@@ -267,8 +284,8 @@ impl Budgets {
         cost: NanoUsd,
     ) {
         for (_, _, _, account) in self.of(today, client, provider) {
-            if on >= account.since {
-                account.spent = account.spent + cost;
+            if on >= account.now.since {
+                account.now.spent = account.now.spent + cost;
             }
         }
     }
@@ -278,14 +295,14 @@ impl Budgets {
         let over = self
             .of(today, client, provider)
             .filter_map(|(_, whose, budget, account)| {
-                let soft = budget.soft.filter(|soft| account.spent >= *soft)?;
+                let soft = budget.soft.filter(|soft| account.now.spent >= *soft)?;
                 let message = format!(
                     "{} is over its soft limit of {soft} a {}: {} spent",
                     name(budget, whose),
                     budget.period.name(),
-                    account.spent
+                    account.now.spent
                 );
-                let is_new = !std::mem::replace(&mut account.warned, true);
+                let is_new = !std::mem::replace(&mut account.now.warned, true);
                 Some(Exceeded { message, is_new })
             });
         over.collect()
@@ -305,7 +322,7 @@ impl Budgets {
                 all.push(BudgetStatus {
                     budget: budget.clone(),
                     client: *client,
-                    spent: account.spent,
+                    spent: account.now.spent,
                     reserved: account.reserved,
                     until: budget.period.end(today),
                 });

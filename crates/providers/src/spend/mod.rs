@@ -55,9 +55,10 @@ pub struct Spend {
 
 struct State {
     budgets: Budgets,
-    /// This month's sums, and those of days before that a request under way began in.
+    /// The sums of this month and of the one before, which a clock that is set wrong and then right comes back to.
     book: Book,
     month: Day,
+    month_before: Day,
 }
 
 /// What a provider's answers cost.
@@ -140,6 +141,7 @@ impl Spend {
                 budgets: Budgets::new(budgets),
                 book: Book::default(),
                 month,
+                month_before: month,
             }),
             ledger,
             clock: Box::new(clock),
@@ -272,7 +274,7 @@ impl Spend {
         let today = self.today();
         let mut all: BTreeMap<Arc<str>, ProviderSpend> = BTreeMap::new();
         for (key, totals) in self.lock().book.iter() {
-            if key.day < today.month() {
+            if key.day.month() != today.month() {
                 continue;
             }
             let spend = all.entry(Arc::clone(&key.provider)).or_default();
@@ -311,13 +313,18 @@ impl State {
         self.budgets
             .spend(key.day, today, key.client, &key.provider, totals.cost);
         let month = today.month();
-        if month > self.month {
-            self.book.forget_before(month);
-            self.month = month;
+        if month != self.month {
+            self.month_before = std::mem::replace(&mut self.month, month);
+            self.book.forget_before(self.first_day());
         }
-        if key.day >= self.month {
+        if key.day >= self.first_day() {
             self.book.add(key, totals);
         }
+    }
+
+    /// Of those that are in the book.
+    fn first_day(&self) -> Day {
+        self.month.min(self.month_before)
     }
 }
 

@@ -398,6 +398,37 @@ async fn budgets_go_on_after_a_restart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_clock_that_is_wrong_for_a_while_makes_nothing_forgotten() {
+    for (period, days) in [
+        (Period::Day, 1),
+        (Period::Month, 40),
+        (Period::Month, 20_000),
+    ] {
+        let mut all = budget("all", 150_000);
+        all.period = period;
+        let mut rig = Rig::new(vec![all]);
+        let route = plan([rig.target("cheap", &WHOLE)]);
+        let ask = async |rig: &Rig| {
+            let (answer, _) = rig.ask(1, &route).await?;
+            answer.given.collect().await.unwrap();
+            Ok::<_, NoAnswer>(())
+        };
+        ask(&rig).await.unwrap();
+        rig.now.fetch_add(days * 86_400, Ordering::Relaxed);
+        assert_eq!(rig.spent(0), (0, 0));
+        ask(&rig).await.unwrap();
+        rig.now.fetch_sub(days * 86_400, Ordering::Relaxed);
+        assert_eq!(rig.spent(0), (150_000, 0));
+        let refused = ask(&rig).await.unwrap_err();
+        assert_eq!(refused.error.kind, ErrorKind::BudgetSpent);
+        let spend = rig.spend.providers()["cheap"];
+        // One day is in the same month.
+        let month = if days == 1 { 2 } else { 1 };
+        assert_eq!((spend.today.requests, spend.month.requests), (1, month));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_soft_budget_shows_in_the_bill() {
     let mut soft = budget("soft", 1_000_000_000);
     soft.soft = Some(NanoUsd::new(150_000));
