@@ -1,5 +1,6 @@
 //! What the figures were measured on, and who runs on which processor.
 
+use std::fmt;
 use std::fs;
 use std::time::{Instant, SystemTime};
 
@@ -132,6 +133,14 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// Whose two sides run where, in words.
+    pub(crate) fn pinned(&self) -> String {
+        match self.pinned_to.as_slice() {
+            [parent, child] => format!("client on CPU {parent}, server on CPU {child}"),
+            _ => "nobody pinned".to_owned(),
+        }
+    }
+
     pub(crate) fn look(cpus: &Cpus) -> Self {
         let unknown = || "unknown".to_owned();
         let uname = rustix::system::uname();
@@ -164,6 +173,26 @@ impl Machine {
             },
             clock_ns: clock_cost(),
         }
+    }
+}
+
+/// The head of a report: two lines, and a third where the figures say nothing.
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "lapce-ai-bench {} ({} build), {}",
+            self.version, self.build, self.date
+        )?;
+        write!(
+            f,
+            "{}, {} usable CPUs; {}; load {}",
+            self.cpu, self.usable_cpus, self.kernel, self.load_average
+        )?;
+        if self.build == "debug" {
+            write!(f, "\nA DEBUG BUILD: these figures say nothing about speed.")?;
+        }
+        Ok(())
     }
 }
 

@@ -285,24 +285,7 @@ impl Report {
     }
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
-        let Machine {
-            cpu,
-            usable_cpus,
-            kernel,
-            load_average,
-            date,
-            version,
-            build,
-            ..
-        } = &self.machine;
-        writeln!(out, "lapce-ai-bench {version} ({build} build), {date}")?;
-        writeln!(
-            out,
-            "{cpu}, {usable_cpus} usable CPUs; {kernel}; load {load_average}"
-        )?;
-        if *build == "debug" {
-            writeln!(out, "A DEBUG BUILD: these figures say nothing about speed.")?;
-        }
+        writeln!(out, "{}", self.machine)?;
         writeln!(out, "{}", self.what)?;
         writeln!(
             out,

@@ -107,13 +107,14 @@ impl Report {
             r#"font-size="21" font-weight="600""#,
             "Round trip between two processes, one message in flight",
         )?;
-        let pinned = match machine.pinned_to.as_slice() {
-            [parent, child] => format!("client on CPU {parent}, server on CPU {child}"),
-            _ => "nobody pinned".to_owned(),
-        };
         let place = format!(
-            "{}, {} usable CPUs, {pinned}; {}; load {}; {}",
-            machine.cpu, machine.usable_cpus, machine.kernel, machine.load_average, machine.date
+            "{}, {} usable CPUs, {}; {}; load {}; {}",
+            machine.cpu,
+            machine.usable_cpus,
+            machine.pinned(),
+            machine.kernel,
+            machine.load_average,
+            machine.date
         );
         text(out, (MARGIN, 58.0), r##"fill="#555555""##, &place)?;
         let kind = format!(
