@@ -12,6 +12,7 @@
 //! cargo run --release -p lapce-ai-bench -- stream        the reading of providers' streams, and their path to a client
 //! cargo run --release -p lapce-ai-bench -- recovery      how soon clients are served again after the server was killed
 //! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
+//! cargo run --release -p lapce-ai-bench -- stress        the five stress levels: docs/stress/README.md
 //! cargo run --release -p lapce-ai-bench -- profile       where the time of a message goes, sampled by perf
 //! ```
 //!
@@ -36,6 +37,7 @@ mod profile;
 mod recovery;
 mod report;
 mod stream;
+mod stress;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -66,6 +68,7 @@ enum Command {
     Stream(stream::Arguments),
     Recovery(recovery::Arguments),
     Instructions(instructions::Arguments),
+    Stress(stress::Arguments),
     Profile(profile::Arguments),
     /// What `instructions` counts; started by it.
     #[command(hide = true)]
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         Command::Stream(arguments) => stream::run(&arguments),
         Command::Recovery(arguments) => recovery::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
+        Command::Stress(arguments) => stress::run(&arguments),
         Command::Profile(arguments) => profile::run(&arguments),
         Command::Counted {
             payload,
@@ -118,7 +122,12 @@ fn main() -> ExitCode {
 }
 
 fn play(cpus: Vec<usize>, role: peers::Role) -> Result<bool> {
-    Cpus::from_list(cpus).pin(Side::Child)?;
+    let cpus = Cpus::from_list(cpus);
+    if role.is_pinned() {
+        cpus.pin(Side::Child)?;
+    } else {
+        cpus.unpin()?;
+    }
     role.play()?;
     Ok(true)
 }
