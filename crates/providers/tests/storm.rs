@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use lapce_ai_providers::{
     BreakerConfig, ChatRequest, Counts, ErrorKind, Feature, Features, Hedge, HedgeAfter,
-    HedgeConfig, HttpProvider, Message, Outcome, Plan, Pool, PoolConfig, Provider, Purpose, Target,
-    Timeouts, Trail,
+    HedgeConfig, HttpClient, HttpConfig, HttpProvider, Message, Outcome, Plan, Pool, PoolConfig,
+    Provider, Purpose, Target, Timeouts, Trail,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use support::{FINISH, client, request, text_chunk, wire};
@@ -28,6 +28,11 @@ use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsAcceptor;
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// Time enough for a right answer on a machine that is busy with something else.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Time enough for such a machine to end what is over.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// What an upstream does to every request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -253,25 +258,43 @@ async fn storm(rescuing: bool) {
         ..PoolConfig::default()
     };
     let mut pool = Pool::new(config);
-    let timeouts = Timeouts {
-        first_token: SECOND,
-        between_tokens: SECOND,
-        ..Timeouts::default()
+    // A busy machine must not make the good one look bad.
+    let patient_breaker = BreakerConfig {
+        slow_call: PATIENCE,
+        ..config.breaker
     };
+    let patient = HttpConfig {
+        connect_timeout: PATIENCE,
+        ..HttpConfig::default()
+    };
+    let patient = HttpClient::new(&patient).unwrap();
     let mut targets = Vec::new();
     for how in BAD.into_iter().chain([How::Good]) {
         let name = format!("{how:?}");
-        let provider = HttpProvider::new(name.as_str(), wire(&upstream(how).await), client());
+        let is_good = how == How::Good;
+        let client = if is_good { patient.clone() } else { client() };
+        let provider = HttpProvider::new(name.as_str(), wire(&upstream(how).await), client);
         let all = Features::of(Feature::ALL);
-        // A busy machine must not make the good one look bad.
-        let provider = match how {
-            How::Good => provider,
-            _ => provider.with_timeouts(timeouts),
+        let provider = if is_good {
+            provider
+        } else {
+            provider.with_timeouts(Timeouts {
+                // It is to be hedged long before.
+                first_token: match how {
+                    How::SlowFirstToken => 3 * SECOND,
+                    _ => SECOND,
+                },
+                between_tokens: SECOND,
+                ..Timeouts::default()
+            })
         };
         let accounts: Vec<Arc<dyn Provider>> = vec![Arc::new(provider)];
-        let whole = (how != How::Good).then_some(5 * SECOND);
+        let (whole, breaker) = match is_good {
+            true => (None, patient_breaker),
+            false => (Some(5 * SECOND), config.breaker),
+        };
         targets.push(Target {
-            member: pool.add(&name, accounts, all, whole),
+            member: pool.add_with_breaker(&name, accounts, all, whole, breaker),
             model: "gpt-x".into(),
             weight: 1,
         });
@@ -317,7 +340,9 @@ async fn storm(rescuing: bool) {
                 stream: streamed,
                 ..ChatRequest::new("").with(Message::user(number.to_string()))
             };
-            let deadline = Instant::now() + 15 * SECOND;
+            // Where nobody is good the deadline may be what ends it.
+            let time = if rescued { PATIENCE } else { 5 * SECOND };
+            let deadline = Instant::now() + time;
             let work = answer(&pool, &route, asked, deadline, number, &seen);
             if gives_up {
                 drop(tokio::time::timeout(SECOND / 3, work).await);
@@ -335,6 +360,8 @@ async fn storm(rescuing: bool) {
         ended.unwrap();
     }
     println!("{REQUESTS} requests, rescuing {rescuing}: {seen:?}");
+    let latest = Duration::from_millis(seen.latest.load(Ordering::Relaxed));
+    assert!(latest < GRACE, "{latest:?} after its deadline");
     assert_eq!(rescuing, seen.continued.load(Ordering::Relaxed) > 0);
     assert_eq!(rescuing, seen.hedged.load(Ordering::Relaxed) > 0);
     let mut asked_bad = 0;
@@ -395,7 +422,7 @@ async fn before_the_storm(
             ..Plan::default()
         };
         let asked = ChatRequest::new("").with(Message::user("7"));
-        let deadline = Instant::now() + 15 * SECOND;
+        let deadline = Instant::now() + PATIENCE;
         let outcome = answer(pool, &route, asked, deadline, 7, seen).await;
         assert!(outcome.is_ok(), "{how:?}: {outcome:?}");
     }

@@ -146,7 +146,7 @@ pub(super) enum Raced<'a, T> {
     },
 }
 
-/// Asks `first`, and when its first token is late the next of `rest` that takes requests, too. `used` is set where that
+/// Asks `first`, and when its first token is late the next of `rest` that takes requests, too; nobody waits to be the second. `used` is set where that
 /// happened. The one that loses is dropped, which cancels it.
 pub(super) async fn ask_with_hedge<'a, A: Ask>(
     hedge: &Hedge,

@@ -3,8 +3,9 @@
 //! A [`Plan`] lists the targets that may answer a request. [`Pool::chat`] asks them one after the other until the first
 //! token comes, [`Pool::embed`] and [`Pool::count_tokens`] until all has come, and says in a [`Trail`] whom it asked and why it went on. What each provider and model did lately decides
 //! whether it is asked at all ([`BreakerConfig`]), with which of its keys, and in which order ([`Balance`]).
-//! When all have failed it waits and begins anew ([`RetryConfig`]), as long as the deadline allows. Where the plan says so,
-//! a second target is asked when the first one's token is late ([`Hedge`]).
+//! When all have failed it waits and begins anew ([`RetryConfig`]), as long as the deadline allows. Where nobody has room
+//! within its limits it waits for its turn ([`Limits`]). Where the plan says so, a second target is asked when the first
+//! one's token is late ([`Hedge`]).
 //!
 //! Once the first token is out, the answer is that target's to the end: nothing is repeated, nothing lost. Unless the plan
 //! says that another may go on with an answer that breaks off, which the events then say too

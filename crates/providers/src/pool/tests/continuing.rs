@@ -335,6 +335,68 @@ async fn the_broken_one_is_let_go_of_before_another_is_asked() {
     assert_eq!((first.held(), second.held(), in_flight(&pool)), (0, 1, 1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn going_on_waits_where_nobody_else_has_room() {
+    let first = Speaker::new([
+        vec![text("x"), CUT],
+        vec![Line::Fails(ErrorKind::ProviderInternal)],
+    ]);
+    let second = Speaker::after(0, "y");
+    let mut pool = pool();
+    let route = continuing(&mut pool, &[("a", &first), ("b", &second)]);
+    route.targets[1].member.limit(Limits {
+        max_in_flight: Some(1),
+        ..Limits::default()
+    });
+    let only = plan([route.targets[1].clone()]);
+    let held = pool.chat(&only, request(), None).await.unwrap();
+    let answer = pool.chat(&route, request(), None).await.unwrap();
+    let trail = answer.trail.clone();
+    let ((said, error), ()) = tokio::join!(events(answer), async {
+        sleep(2 * SECOND).await;
+        assert_eq!(pool.members()[1].status().waiting.0, 1);
+        drop(held);
+    });
+    assert_eq!(said, ["start", "x", "[b b-1 Some(\"id\") 1]", "y", "Stop"]);
+    assert_eq!(error, None);
+    assert_eq!(
+        trail.to_string(),
+        "a/a-1 failed: stream_cut (0 ms); \
+         b/b-1 continuation skipped: limit_provider_in_flight (2000 ms); \
+         a/a-1 continuation failed: provider_internal (0 ms); b/b-1 continuation answered (0 ms)"
+    );
+    let waiting = pool.members()[1].status().waiting.0;
+    assert_eq!((in_flight(&pool), waiting), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_parts_are_on_the_clients_bill() {
+    let first = Speaker::new([vec![text("x"), Line::Tokens(100, 10), CUT]]);
+    let second = Speaker::new([vec![text("y"), Line::Tokens(110, 20), Line::Finish]]);
+    let mut pool = pool();
+    let rate = Rate {
+        requests_per_minute: None,
+        tokens_per_minute: Some(1000),
+    };
+    pool.limit_clients(rate, Vec::new());
+    let route = continuing(&mut pool, &[("a", &first), ("b", &second)]);
+    let caller = Caller {
+        uid: Some(1),
+        ..Caller::default()
+    };
+    let answer = pool.chat(&route, request(), caller).await.unwrap();
+    let (_, error) = events(answer).await;
+    assert_eq!(error, None);
+    // Of 1,000 there are 760 left, 5 of which the question itself needs.
+    let asking = |most| ChatRequest {
+        max_tokens: Some(most),
+        ..request()
+    };
+    let failed = pool.chat(&route, asking(756), caller).await.unwrap_err();
+    assert_eq!(failed.error.kind, ErrorKind::RateLimited);
+    assert!(pool.chat(&route, asking(755), caller).await.is_ok());
+}
+
 /// A text in which no stretch comes twice.
 fn words(count: usize) -> String {
     (0..count).map(|at| format!("word{at}, ")).collect()

@@ -267,3 +267,55 @@ async fn whoever_gives_up_frees_both() {
         assert!(tried.ends_with(&end), "{millis}: {tried}");
     }
 }
+
+/// One request at once.
+fn one_at_once() -> Limits {
+    Limits {
+        max_in_flight: Some(1),
+        ..Limits::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_is_asked_of_nobody_whose_limits_have_no_room() {
+    let (slow, full) = (Speaker::after(900, "slow"), Speaker::after(50, "full"));
+    let quick = Speaker::after(50, "quick");
+    let mut pool = pool();
+    let speakers = [("slow", &slow), ("full", &full), ("quick", &quick)];
+    let route = hedged(&mut pool, &speakers);
+    route.targets[1].member.limit(one_at_once());
+    let only = plan([route.targets[1].clone()]);
+    let held = pool.chat(&only, request(), None).await.unwrap();
+    let answer = pool.chat(&route, request(), None).await.unwrap();
+    assert_eq!(
+        answer.trail.to_string(),
+        "slow/m lost (150 ms); full/m hedge skipped: limit_provider_in_flight; quick/m hedge answered (50 ms)"
+    );
+    let status = pool.members()[1].status();
+    assert_eq!((status.waiting.0, status.counts.queued), (0, 0));
+    drop((held, answer));
+    assert_eq!((full.asked(), in_flight(&pool)), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_had_no_room_for_a_hedge_is_waited_for_when_nobody_has_answered() {
+    let failing = Speaker::new([vec![Line::Wait(200), Line::Fails(ErrorKind::Overloaded)]]);
+    let full = Speaker::after(50, "full");
+    let mut pool = pool();
+    let route = hedged(&mut pool, &[("failing", &failing), ("full", &full)]);
+    route.targets[1].member.limit(one_at_once());
+    let only = plan([route.targets[1].clone()]);
+    let held = pool.chat(&only, request(), None).await.unwrap();
+    let (answer, ()) = tokio::join!(pool.chat(&route, request(), None), async {
+        sleep(SECOND).await;
+        drop(held);
+    });
+    let answer = answer.unwrap();
+    assert_eq!(
+        answer.trail.to_string(),
+        "failing/m failed: overloaded (200 ms); \
+         full/m hedge skipped: limit_provider_in_flight (800 ms); full/m answered (50 ms)"
+    );
+    assert_eq!(super::text(answer).await.unwrap(), "full");
+    assert_eq!(in_flight(&pool), 0);
+}
