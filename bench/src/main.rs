@@ -13,6 +13,7 @@
 //! cargo run --release -p lapce-ai-bench -- recovery      how soon clients are served again after the server was killed
 //! cargo run --release -p lapce-ai-bench -- pool          what the pool of providers costs a request
 //! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
+//! cargo run --release -p lapce-ai-bench -- stress        the five stress levels: docs/stress/README.md
 //! cargo run --release -p lapce-ai-bench -- profile       where the time of a message goes, sampled by perf
 //! ```
 //!
@@ -37,6 +38,7 @@ mod peers;
 mod profile;
 mod recovery;
 mod report;
+mod stress;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -71,6 +73,7 @@ enum Command {
     Pool(beside::Arguments),
     Recovery(recovery::Arguments),
     Instructions(instructions::Arguments),
+    Stress(stress::Arguments),
     Profile(profile::Arguments),
     /// What `instructions` counts; started by it.
     #[command(hide = true)]
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         Command::Pool(arguments) => beside::run(Program::Pool, &arguments),
         Command::Recovery(arguments) => recovery::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
+        Command::Stress(arguments) => stress::run(&arguments),
         Command::Profile(arguments) => profile::run(&arguments),
         Command::Counted {
             payload,
@@ -124,7 +128,12 @@ fn main() -> ExitCode {
 }
 
 fn play(cpus: Vec<usize>, role: peers::Role) -> Result<bool> {
-    Cpus::from_list(cpus).pin(Side::Child)?;
+    let cpus = Cpus::from_list(cpus);
+    if role.is_pinned() {
+        cpus.pin(Side::Child)?;
+    } else {
+        cpus.unpin()?;
+    }
     role.play()?;
     Ok(true)
 }

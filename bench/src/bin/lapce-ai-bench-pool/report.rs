@@ -112,24 +112,7 @@ impl Report {
     }
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
-        let Machine {
-            cpu,
-            usable_cpus,
-            kernel,
-            load_average,
-            date,
-            version,
-            build,
-            ..
-        } = &self.machine;
-        writeln!(out, "lapce-ai-bench-pool {version} ({build} build), {date}")?;
-        writeln!(
-            out,
-            "{cpu}, {usable_cpus} usable CPUs; {kernel}; load {load_average}"
-        )?;
-        if *build == "debug" {
-            writeln!(out, "A DEBUG BUILD: these figures say nothing about speed.")?;
-        }
+        writeln!(out, "{}", self.machine)?;
         writeln!(
             out,
             "{} requests at once; {} runs, in each of which both ways take turns with {} requests, over HTTP with {}; medians of the runs",
