@@ -713,8 +713,8 @@ fn a_request_that_its_deadline_cuts_leaves_its_trail_in_the_log() {
     let mut daemon = home.serve(&[]);
     let failed = home.run(&["chat", "-m", "best", "--deadline", "0.5", "hi"]);
     assert!(failed.err.contains("deadline"), "{failed:?}");
-    daemon.log.wait_for("openai/gpt-4o failed: overloaded");
-    daemon.log.wait_for("groq/llama-3.3-70b-versatile ");
+    daemon.log.wait_for("openai/gpt-5.4 failed: overloaded");
+    daemon.log.wait_for("groq/openai/gpt-oss-120b ");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
