@@ -17,13 +17,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use super::Target;
 use super::ask::Ask;
+use super::asking::{Asking, Failure, ask, goes_on};
 use super::lines::Lines;
 use super::member::Demand;
 use super::seam::Seam;
 use super::stream::ended_early;
 use super::trail::{Purpose, Trail};
-use super::{Asking, Failure, Target, ask, goes_on};
 use crate::chat::{ChatRequest, Message};
 use crate::error::{ErrorKind, Phase, ProviderError};
 use crate::event::{Event, EventQueue, Usage};

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use super::Target;
 use super::ask::Ask;
+use super::asking::{Asking, Failures, Raced, ask};
 use super::backoff::RetryBudget;
 use super::recent::Recent;
 use super::trail::Purpose;
-use super::{Asking, Failures, Target, ask};
 
 /// With fewer first tokens of a target nothing can be said of the usual one.
 const FEWEST: usize = 20;
@@ -135,15 +136,6 @@ impl fmt::Debug for Hedge {
             .field("config", &self.config)
             .finish_non_exhaustive()
     }
-}
-
-/// What came of asking a target, and perhaps another.
-pub(super) enum Raced<'a, T> {
-    Answered(&'a Target, T),
-    /// Why is in the failures; whether it is of any use to go on.
-    Failed {
-        is_final: bool,
-    },
 }
 
 /// Asks `first`, and when its first token is late the next of `rest` that takes requests, too; nobody waits to be the second. `used` is set where that

@@ -14,6 +14,7 @@ mod limits;
 
 use super::*;
 use crate::chat::{Message, ModelInfo, ResponseFormat, Tool};
+use crate::error::Phase;
 use crate::event::{Event, FinishReason};
 use crate::profile::Feature;
 use crate::provider::{BoxFuture, EventStream};
