@@ -564,6 +564,20 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
             }),
         ),
         (
+            StreamEvent::Continued {
+                provider: text(),
+                model: text(),
+                id: None,
+                text_bytes: 1,
+            },
+            StreamEvent::Continued {
+                provider: text(),
+                model: text(),
+                id: some(),
+                text_bytes: 1,
+            },
+        ),
+        (
             StreamEvent::Usage(usage),
             StreamEvent::Usage(Usage {
                 cached_input_tokens: Some(1),
@@ -582,6 +596,7 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
             | StreamEvent::RedactedReasoning { .. }
             | StreamEvent::ToolCall { .. }
             | StreamEvent::Citation(_)
+            | StreamEvent::Continued { .. }
             | StreamEvent::Usage(_)
             | StreamEvent::Finish { .. }
             | StreamEvent::Unknown => {}
@@ -625,7 +640,7 @@ fn events() {
         FinishReason::Refusal,
         FinishReason::Other,
     ];
-    let listed: Vec<&str> = rows[7][1].split('"').skip(1).step_by(2).collect();
+    let listed: Vec<&str> = rows[8][1].split('"').skip(1).step_by(2).collect();
     let known: Vec<_> = reasons
         .iter()
         .map(|reason| serde_json::to_value(reason).unwrap())
@@ -754,7 +769,9 @@ fn messages() -> Vec<(&'static str, serde_json::Value, serde_json::Value)> {
     };
     let attempt = Attempt {
         key: Some(1),
+        purpose: some(),
         why: some(),
+        usage: Some(usage),
         ..Attempt::default()
     };
     let list = ModelList {
@@ -993,7 +1010,7 @@ fn described(value: &serde_json::Value) -> String {
         serde_json::Value::String(_) => "string",
         serde_json::Value::Array(_) => "[]",
         serde_json::Value::Object(_) => "{}",
-        _ => "?",
+        serde_json::Value::Null => "?",
     }
     .to_owned()
 }
@@ -1001,8 +1018,8 @@ fn described(value: &serde_json::Value) -> String {
 #[test]
 fn status() {
     use lapce_ai_proto::status::{
-        Breaker, ConnectionStatus, Counters, Health, LimitStatus, PoolStatus, ProviderStatus,
-        ReactorStatus, Status, TierStatus,
+        Breaker, ConnectionStatus, Counters, Health, LimitStatus, PoolStatus, Probe,
+        ProviderStatus, ReactorStatus, Status, TierStatus,
     };
     use serde_json::to_value;
     let text = || Some(String::new());
@@ -1040,6 +1057,7 @@ fn status() {
                 first_token_p95_ms: Some(1),
                 first_token_p99_ms: Some(1),
                 rest_ms: Some(1),
+                probe: Some(Probe::default()),
                 ..Health::default()
             })
         }),
@@ -1057,6 +1075,12 @@ fn status() {
                 model: text(),
                 open_ms: Some(1),
                 ..Breaker::default()
+            })
+        }),
+        ("Probe", to_value(Probe::default()), {
+            to_value(Probe {
+                why: text(),
+                ..Probe::default()
             })
         }),
         (
@@ -1086,7 +1110,7 @@ fn status() {
             .map(|field| {
                 let (name, of) = field.split_once(": ").unwrap();
                 let of = match of {
-                    "Counters" | "Pool" | "Health" => "{}",
+                    "Counters" | "Pool" | "Health" | "Probe" => "{}",
                     _ if of.ends_with("[]") => "[]",
                     _ => of,
                 };

@@ -14,6 +14,7 @@ use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHan
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
+use super::cut::Cut;
 use super::providers::Providers;
 use super::{attempts, wire};
 use crate::config::Config;
@@ -271,6 +272,22 @@ impl App {
         held: OwnedRequest,
         responder: Responder,
     ) -> Result<(), ErrorCode> {
+        let trail = Trail::default();
+        let mut cut = Cut::new(&trail, held.deadline.map(Into::into));
+        let outcome = self.answer_on(&trail, request, held, responder).await;
+        if outcome != Err(ErrorCode::Cancelled) {
+            cut.ended();
+        }
+        outcome
+    }
+
+    async fn answer_on(
+        &self,
+        trail: &Trail,
+        request: AIRequest,
+        held: OwnedRequest,
+        responder: Responder,
+    ) -> Result<(), ErrorCode> {
         let failed = |responder: Responder, error: ErrorBody| {
             let code = error.code;
             responder.fail(error);
@@ -284,22 +301,24 @@ impl App {
         };
         let streamed = chat.stream;
         let caller = caller(&held);
+        let pool = self.providers.pool();
         let Answer {
             given: mut stream,
             provider,
             model,
-            trail,
-        } = match self.providers.pool().chat(&plan, chat, caller).await {
+            ..
+        } = match pool.chat_traced(&plan, chat, caller, trail).await {
             Ok(answer) => answer,
             Err(error) => return failed(responder, no_answer(&error)),
         };
-        drop(held);
-        tell_detour(&trail);
+        // What may be gone on with keeps the request to its end.
+        let _held = plan.continues.then_some(held);
+        tell_detour(trail);
         if !streamed {
             return match stream.collect().await {
                 Ok(answer) => {
                     let answer = AIResponse {
-                        attempts: attempts::list(&trail),
+                        attempts: attempts::list(trail),
                         ..wire::response(answer, &provider, &model)
                     };
                     answer_json(responder, &answer).await;
@@ -321,8 +340,12 @@ impl App {
                 None => return failed(responder, wire::without_finish(&provider)),
             };
             if let Event::Finish(reason) = event {
-                wire::write_finish(&mut item, reason, &attempts::list(&trail));
+                wire::write_finish(&mut item, reason, &attempts::list(trail));
                 break;
+            }
+            if let Event::Continued { .. } = event {
+                let trail = trail.to_string();
+                tracing::info!(?trail, "another goes on with an answer");
             }
             wire::write_item(&mut item, event, &provider, &model);
             // Nobody wants the answer any more: dropping the stream ends the provider's work, too.
