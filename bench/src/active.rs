@@ -155,17 +155,7 @@ impl Report {
     }
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
-        let machine = &self.machine;
-        writeln!(
-            out,
-            "lapce-ai-bench {} ({} build), {}",
-            machine.version, machine.build, machine.date
-        )?;
-        writeln!(
-            out,
-            "{}, {} usable CPUs; {}; load {}",
-            machine.cpu, machine.usable_cpus, machine.kernel, machine.load_average
-        )?;
+        writeln!(out, "{}", self.machine)?;
         writeln!(
             out,
             "one active connection, payload {} bytes, both sides spinning, among idle ones of another process, each served once before and after",

@@ -168,21 +168,7 @@ impl Report {
     }
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
-        let Machine {
-            cpu,
-            usable_cpus,
-            kernel,
-            load_average,
-            date,
-            version,
-            build,
-            ..
-        } = &self.machine;
-        writeln!(out, "lapce-ai-bench {version} ({build} build), {date}")?;
-        writeln!(
-            out,
-            "{cpu}, {usable_cpus} usable CPUs; {kernel}; load {load_average}"
-        )?;
+        writeln!(out, "{}", self.machine)?;
         writeln!(out, "{}\n", self.what)?;
         writeln!(
             out,

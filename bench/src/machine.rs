@@ -1,5 +1,6 @@
 //! What the figures were measured on, and who runs on which processor.
 
+use std::fmt;
 use std::fs;
 use std::time::{Instant, SystemTime};
 
@@ -91,6 +92,19 @@ impl Cpus {
         Self(others)
     }
 
+    /// Whether the server and one client can each have a processor to themselves, with one more for everybody else.
+    pub(crate) fn can_own(&self) -> bool {
+        self.0.len() >= 3 && usable_cpus() >= 3
+    }
+
+    /// The same run without the parent's processor, which then belongs to whoever is pinned to it.
+    pub(crate) fn without_parents(&self) -> Self {
+        let mut list = self.0[1..].to_vec();
+        // The server stays in the second place.
+        list.swap(0, 1);
+        Self(list)
+    }
+
     /// Lets this thread, and those it starts from now on, run on all of them again.
     pub(crate) fn unpin(&self) -> Result<()> {
         if self.0.is_empty() {
@@ -115,6 +129,12 @@ fn set_affinity(cpus: &[usize]) -> Result<()> {
     sched_setaffinity(None, &set).context("cannot pin to a processor")
 }
 
+/// Nanoseconds on a clock that all processes of this machine share.
+pub(crate) fn monotonic() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}
+
 /// The machine and the moment.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Machine {
@@ -132,6 +152,14 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// Whose two sides run where, in words.
+    pub(crate) fn pinned(&self) -> String {
+        match self.pinned_to.as_slice() {
+            [parent, child] => format!("client on CPU {parent}, server on CPU {child}"),
+            _ => "nobody pinned".to_owned(),
+        }
+    }
+
     pub(crate) fn look(cpus: &Cpus) -> Self {
         let unknown = || "unknown".to_owned();
         let uname = rustix::system::uname();
@@ -164,6 +192,26 @@ impl Machine {
             },
             clock_ns: clock_cost(),
         }
+    }
+}
+
+/// The head of a report: two lines, and a third where the figures say nothing.
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "lapce-ai-bench {} ({} build), {}",
+            self.version, self.build, self.date
+        )?;
+        write!(
+            f,
+            "{}, {} usable CPUs; {}; load {}",
+            self.cpu, self.usable_cpus, self.kernel, self.load_average
+        )?;
+        if self.build == "debug" {
+            write!(f, "\nA DEBUG BUILD: these figures say nothing about speed.")?;
+        }
+        Ok(())
     }
 }
 
@@ -206,6 +254,12 @@ mod tests {
         assert_eq!(two.exchanged().of(Side::Child), Some(3));
         assert_eq!(two.for_client(5).of(Side::Child), Some(3));
         let three = Cpus::from_list(vec![3, 5, 7]);
+        let without = three.without_parents();
+        assert_eq!(
+            (without.of(Side::Parent), without.of(Side::Child)),
+            (Some(7), Some(5))
+        );
+        assert_eq!(without.for_client(3).of(Side::Child), Some(7));
         let of_clients = [0, 1, 2].map(|index| three.for_client(index).of(Side::Child));
         assert_eq!(of_clients, [Some(3), Some(7), Some(3)]);
     }

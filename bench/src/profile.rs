@@ -93,17 +93,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         writeln!(out, "{}", serde_json::to_string_pretty(&profiles)?)?;
         return Ok(true);
     }
-    writeln!(
-        out,
-        "lapce-ai-bench {} ({} build), {}\n{}, {} usable CPUs; {}; load {}",
-        machine.version,
-        machine.build,
-        machine.date,
-        machine.cpu,
-        machine.usable_cpus,
-        machine.kernel,
-        machine.load_average
-    )?;
+    writeln!(out, "{machine}")?;
     writeln!(
         out,
         "lapce-ai, spinning {} µs; samples of each side's processor, {FREQUENCY} a second; functions over {:.0} %",

@@ -259,20 +259,7 @@ impl Report {
     }
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
-        let machine = &self.machine;
-        writeln!(
-            out,
-            "lapce-ai-bench {} ({} build), {}",
-            machine.version, machine.build, machine.date
-        )?;
-        writeln!(
-            out,
-            "{}, {} usable CPUs; {}; load {}",
-            machine.cpu, machine.usable_cpus, machine.kernel, machine.load_average
-        )?;
-        if machine.build == "debug" {
-            writeln!(out, "A DEBUG BUILD: these figures say nothing about speed.")?;
-        }
+        writeln!(out, "{}", self.machine)?;
         writeln!(
             out,
             "the server is killed (SIGKILL) while its clients are connected, they all ask, and {} to {} ms later another is started;",

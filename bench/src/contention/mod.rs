@@ -90,17 +90,7 @@ impl Report {
     }
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
-        let machine = &self.machine;
-        writeln!(
-            out,
-            "lapce-ai-bench {} ({} build), {}",
-            machine.version, machine.build, machine.date
-        )?;
-        writeln!(
-            out,
-            "{}, {} usable CPUs; {}; load {}",
-            machine.cpu, machine.usable_cpus, machine.kernel, machine.load_average
-        )?;
+        writeln!(out, "{}", self.machine)?;
         let repetitions = self.rows.iter().map(|row| row.repetitions.len()).max();
         writeln!(
             out,

@@ -6,7 +6,6 @@ use super::{
     Against, AgainstMemcpy, Columns, Report, Row, against_iceoryx2, against_memcpy, against_node,
     against_tonic,
 };
-use crate::machine::Machine;
 use crate::memcpy::Copied;
 
 impl Report {
@@ -25,29 +24,12 @@ impl Report {
     }
 
     fn head(&self, out: &mut String) -> std::fmt::Result {
-        let Machine {
-            cpu,
-            usable_cpus,
-            kernel,
-            load_average,
-            date,
-            version,
-            build,
-            ..
-        } = &self.machine;
-        writeln!(out, "lapce-ai-bench {version} ({build} build), {date}")?;
-        let pinned = match self.machine.pinned_to.as_slice() {
-            [parent, child] => format!("client on CPU {parent}, server on CPU {child}"),
-            _ => "nobody pinned".to_owned(),
-        };
+        writeln!(out, "{}", self.machine)?;
         writeln!(
             out,
-            "{cpu}, {usable_cpus} usable CPUs, {pinned}; {kernel}; load {load_average}"
-        )?;
-        writeln!(
-            out,
-            "two processes; request and answer carry the same payload behind 24 bytes of header; every answer's length \
-             and stamps are checked"
+            "two processes, {}; request and answer carry the same payload behind 24 bytes of header; every answer's \
+             length and stamps are checked",
+            self.machine.pinned()
         )?;
         writeln!(
             out,
@@ -65,9 +47,6 @@ impl Report {
             self.settings.ring_bytes >> 10,
             self.machine.clock_ns,
         )?;
-        if self.machine.build == "debug" {
-            writeln!(out, "A DEBUG BUILD: these figures say nothing about speed.")?;
-        }
         Ok(())
     }
 

@@ -12,12 +12,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lapce_ai_client::ai::{AIRequest, Message, Tool};
-use lapce_ai_client::{Class, Client, ErrorCode, Options, RequestOptions};
+use lapce_ai_client::{Class, Client, ErrorCode, MessageType, Options, RequestOptions};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::{Home, OpenAi, ended, first_bytes, signal, until};
 
 const PAGE: &str = include_str!("../../../docs/routing.md");
+
+/// An answer that ends with it goes on with nothing else.
+const HEARTBEAT: &str = ": ping\n\n";
 
 /// The TOML block that the page gives under this heading.
 fn example(heading: &str) -> &'static str {
@@ -87,6 +90,10 @@ fn serve(
         Some(answer) => {
             // Whoever has gone needs none.
             let _ = stream.write_all(answer.as_bytes());
+            // Heartbeats for as long as the client bears them.
+            while answer.ends_with(HEARTBEAT) && stream.write_all(HEARTBEAT.as_bytes()).is_ok() {
+                thread::sleep(Duration::from_millis(50));
+            }
             let _ = stream.shutdown(Shutdown::Write);
         }
         // Until the client hangs up.
@@ -790,4 +797,185 @@ fn each_client_has_its_limits() {
     for _ in 0..4 {
         home.ok(&["chat", "-m", "local", "hi"]);
     }
+}
+
+#[test]
+fn a_provider_s_own_breaker_is_its_own() {
+    let failing = || Server::new(|_| Some(status("500 Internal Server Error", "")));
+    let (office, groq) = (failing(), failing());
+    let home = home(
+        "A breaker of one's own",
+        &[("office", &office), ("groq", &groq)],
+    );
+    for name in ["office", "groq"] {
+        for _ in 0..2 {
+            home.run(&["chat", "-m", &format!("{name}/m"), "hi"]);
+        }
+    }
+    assert_eq!(health(&home, "office")["breakers"][0]["state"], "open");
+    assert_eq!(health(&home, "groq")["breakers"], json!([]));
+}
+
+#[test]
+fn a_probe_tells_how_an_unused_provider_does() {
+    let list = |_: &str| {
+        let body = r#"{"object":"list","data":[{"id":"m","object":"model"}]}"#;
+        let length = body.len();
+        Some(format!(
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        ))
+    };
+    let office = Server::new(list);
+    let home = home("Active probes", &[("office", &office)]);
+    let _daemon = home.serve(&[]);
+    until("it was probed", || {
+        !health(&home, "office")["probe"].is_null()
+    });
+    let found = health(&home, "office");
+    assert_eq!(found["probe"]["ok"], true, "{found}");
+    assert_eq!(found["asked"], 0, "a probe is no request");
+    let requests = office.requests.lock().unwrap().clone();
+    assert!(requests[0].starts_with("GET /v1/models "), "{requests:?}");
+    let table = home.ok(&["providers", "--live"]);
+    assert!(
+        table.contains(" ms, ") && table.contains(" s ago"),
+        "{table}"
+    );
+}
+
+#[test]
+fn nobody_is_probed_who_is_not_configured_to_be() {
+    let office = good("x");
+    let home = home("Retries", &[("office", &office)]);
+    let _daemon = home.serve(&[]);
+    // Longer than the example of the page waits.
+    thread::sleep(Duration::from_millis(1500));
+    assert_eq!(office.count(), 0);
+}
+
+#[test]
+fn a_late_first_token_is_hedged() {
+    let (openai, groq) = (Server::new(|_| None), good("from groq"));
+    let home = home("Hedged requests", &[("openai", &openai), ("groq", &groq)]);
+    let _daemon = home.serve(&[]);
+    for args in [
+        &["-m", "quick", "hi"][..],
+        &["--no-stream", "-m", "quick", "hi"],
+    ] {
+        let finish = finish(&home, args);
+        assert_eq!(outcomes(&finish), ["openai lost", "groq answered"]);
+        assert_eq!(finish["attempts"][1]["purpose"], "hedge");
+        assert!(
+            finish["attempts"][0]["tookMs"].as_u64().unwrap() >= 300,
+            "{finish}"
+        );
+    }
+    until("the loser is let go of", || {
+        health(&home, "openai")["inFlight"] == 0
+    });
+    let lost = health(&home, "openai");
+    assert_eq!(
+        (&lost["cancelled"], &lost["failed"]),
+        (&json!(2), &json!(0))
+    );
+}
+
+/// The start of an answer that never ends: it is cut where it stands.
+fn cut(text: &str) -> String {
+    let whole = stream(text);
+    let (begun, _) = whole.split_once("data: [DONE]").unwrap();
+    let at = begun.rfind("data: ").unwrap();
+    begun[..at].to_owned()
+}
+
+#[test]
+fn another_goes_on_with_an_answer_that_breaks_off() {
+    let openai = Server::new(|_| Some(cut("The quick brown fox jumps over ")));
+    let groq = good("brown fox jumps over the lazy dog.");
+    let home = home(
+        "Mid-stream failover",
+        &[("openai", &openai), ("groq", &groq)],
+    );
+    let mut daemon = home.serve(&[]);
+    let out = home.ok(&["chat", "--json", "-m", "steady", "hi"]);
+    let events: Vec<Value> = out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let kinds: Vec<&str> = events
+        .iter()
+        .map(|event| event["type"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        kinds,
+        ["start", "text", "continued", "text", "finish"],
+        "{out}"
+    );
+    assert_eq!(events[2]["provider"], "groq");
+    assert_eq!(
+        events[2]["textBytes"],
+        "The quick brown fox jumps over ".len()
+    );
+    assert_eq!(events[3]["text"], "the lazy dog.", "not said again");
+    assert_eq!(
+        outcomes(&events[4]),
+        ["openai failed stream_cut", "groq answered"]
+    );
+    assert_eq!(events[4]["attempts"][1]["purpose"], "continuation");
+    let asked = groq.requests.lock().unwrap().last().unwrap().clone();
+    assert!(
+        asked.contains(r#""role":"assistant","content":"The quick brown fox jumps over ""#),
+        "{asked}"
+    );
+    daemon.log.wait_for("another goes on with an answer");
+    let ended = home.run(&["chat", "-m", "steady", "hi"]);
+    assert_eq!(ended.out, "The quick brown fox jumps over the lazy dog.\n");
+    assert!(ended.err.contains("goes on with it"), "{ended:?}");
+}
+
+#[test]
+fn a_stall_is_a_break_however_many_heartbeats_come() {
+    let openai = Server::new(|_| Some(cut("The quick ") + HEARTBEAT));
+    let groq = good("brown fox.");
+    let home = home(
+        "Mid-stream failover",
+        &[("openai", &openai), ("groq", &groq)],
+    );
+    assert_eq!(
+        home.ok(&["chat", "-m", "steady", "hi"]),
+        "The quick brown fox.\n"
+    );
+}
+
+#[test]
+fn a_request_that_its_deadline_cuts_leaves_its_trail_in_the_log() {
+    let (down, slow) = (down(), Server::new(|_| None));
+    let home = home("Failover", &[("openai", &down), ("groq", &slow)]);
+    let mut daemon = home.serve(&[]);
+    let failed = home.run(&["chat", "-m", "best", "--deadline", "0.5", "hi"]);
+    assert!(failed.err.contains("deadline"), "{failed:?}");
+    daemon.log.wait_for("openai/gpt-5.4 failed: overloaded");
+    daemon.log.wait_for("groq/openai/gpt-oss-120b ");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn so_does_one_that_is_cut_while_its_client_does_not_read() {
+    let home = Home::new("[providers.local]\ntokens = 1000000\n");
+    let mut daemon = home.serve(&[]);
+    let client = Client::connect(Options::new(home.socket())).await.unwrap();
+    let request = AIRequest::new("local/local", vec![Message::user("hi")]);
+    let body = serde_json::to_vec(&request).unwrap();
+    let options = RequestOptions {
+        deadline: Some(Duration::from_millis(500)),
+        ..RequestOptions::default()
+    };
+    let unread = client
+        .stream(MessageType::CHAT, &body, &options)
+        .await
+        .unwrap();
+    // Whether the server's clock strikes first or the pool's is a matter of luck.
+    daemon.log.wait_for("local/local ");
+    assert!(daemon.log.seen.contains("deadline"), "{}", daemon.log.seen);
+    drop(unread);
+    client.close().await;
 }

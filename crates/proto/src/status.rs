@@ -222,6 +222,9 @@ pub struct Health {
     pub shed: u64,
     /// What is left of its limits: those that are configured, and those that it told of.
     pub limits: Vec<LimitStatus>,
+    /// What the last active probe told, where the provider is probed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
 }
 
 /// What is left of a limit.
@@ -248,6 +251,21 @@ pub struct LimitStatus {
     pub reset_ms: Option<u64>,
     /// Whether the provider told of it; else it is configured.
     pub learned: bool,
+}
+
+/// The end of an active probe: a request for the list of models that only asks how the provider does.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Probe {
+    /// Whether the list came.
+    pub ok: bool,
+    /// Why not, as the name of an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Milliseconds that it took.
+    pub took_ms: u64,
+    /// Milliseconds since it ended.
+    pub ago_ms: u64,
 }
 
 /// A circuit breaker that is not closed.

@@ -567,6 +567,20 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
             }),
         ),
         (
+            StreamEvent::Continued {
+                provider: text(),
+                model: text(),
+                id: None,
+                text_bytes: 1,
+            },
+            StreamEvent::Continued {
+                provider: text(),
+                model: text(),
+                id: some(),
+                text_bytes: 1,
+            },
+        ),
+        (
             StreamEvent::Usage(usage),
             StreamEvent::Usage(Usage {
                 cached_input_tokens: Some(1),
@@ -588,6 +602,7 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
             | StreamEvent::RedactedReasoning { .. }
             | StreamEvent::ToolCall { .. }
             | StreamEvent::Citation(_)
+            | StreamEvent::Continued { .. }
             | StreamEvent::Usage(_)
             | StreamEvent::Finish { .. }
             | StreamEvent::Unknown => {}
@@ -631,7 +646,7 @@ fn events() {
         FinishReason::Refusal,
         FinishReason::Other,
     ];
-    let listed: Vec<&str> = rows[7][1].split('"').skip(1).step_by(2).collect();
+    let listed: Vec<&str> = rows[8][1].split('"').skip(1).step_by(2).collect();
     let known: Vec<_> = reasons
         .iter()
         .map(|reason| serde_json::to_value(reason).unwrap())
@@ -764,7 +779,9 @@ fn messages() -> Vec<(&'static str, serde_json::Value, serde_json::Value)> {
     };
     let attempt = Attempt {
         key: Some(1),
+        purpose: some(),
         why: some(),
+        usage: Some(usage),
         ..Attempt::default()
     };
     let list = ModelList {
@@ -1005,7 +1022,7 @@ fn described(value: &serde_json::Value) -> String {
         serde_json::Value::String(_) => "string",
         serde_json::Value::Array(_) => "[]",
         serde_json::Value::Object(_) => "{}",
-        _ => "?",
+        serde_json::Value::Null => "?",
     }
     .to_owned()
 }
@@ -1014,7 +1031,8 @@ fn described(value: &serde_json::Value) -> String {
 fn status() {
     use lapce_ai_proto::status::{
         Breaker, BudgetStatus, CacheStatus, ConnectionStatus, Counters, Health, LedgerStatus,
-        LimitStatus, PoolStatus, ProviderStatus, ReactorStatus, Spending, Status, TierStatus,
+        LimitStatus, PoolStatus, Probe, ProviderStatus, ReactorStatus, Spending, Status,
+        TierStatus,
     };
     use serde_json::to_value;
     let text = || Some(String::new());
@@ -1055,6 +1073,7 @@ fn status() {
                 first_token_p95_ms: Some(1),
                 first_token_p99_ms: Some(1),
                 rest_ms: Some(1),
+                probe: Some(Probe::default()),
                 ..Health::default()
             })
         }),
@@ -1072,6 +1091,12 @@ fn status() {
                 model: text(),
                 open_ms: Some(1),
                 ..Breaker::default()
+            })
+        }),
+        ("Probe", to_value(Probe::default()), {
+            to_value(Probe {
+                why: text(),
+                ..Probe::default()
             })
         }),
         (
@@ -1126,7 +1151,9 @@ fn status() {
             .map(|field| {
                 let (name, of) = field.split_once(": ").unwrap();
                 let of = match of {
-                    "Counters" | "Pool" | "Health" | "Spending" | "Cache" | "Ledger" => "{}",
+                    "Counters" | "Pool" | "Health" | "Probe" | "Spending" | "Cache" | "Ledger" => {
+                        "{}"
+                    }
                     _ if of.ends_with("[]") => "[]",
                     _ => of,
                 };

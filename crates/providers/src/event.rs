@@ -5,8 +5,8 @@ use std::ops::Range;
 
 /// One event of an answer. Texts borrow from the stream's buffer until the next event is asked for.
 ///
-/// The order of a complete answer: [`Start`](Event::Start) first, then any of text, reasoning, tool calls and
-/// citations, then [`Usage`](Event::Usage) if the provider told it, and [`Finish`](Event::Finish) last, exactly once.
+/// The order of a complete answer: [`Start`](Event::Start) first, then any of text, reasoning, tool calls, citations and
+/// [`Continued`](Event::Continued), then [`Usage`](Event::Usage) if the provider told it, and [`Finish`](Event::Finish) last, exactly once.
 /// An answer that does not get to `Finish` ends in an error instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -32,6 +32,18 @@ pub enum Event<'a> {
     ToolCall(ToolCallDelta<'a>),
     /// A source that the answer rests on.
     Citation(Citation<'a>),
+    /// The answer broke off, and another provider goes on with it from here. Only from a [`Pool`](crate::Pool), where the
+    /// plan allows it. A thought that was under way has ended.
+    Continued {
+        /// Who goes on.
+        provider: &'a str,
+        /// The model that goes on.
+        model: &'a str,
+        /// That provider's id of its part.
+        id: Option<&'a str>,
+        /// The bytes of text, in UTF-8, that stand before this.
+        text_bytes: u64,
+    },
     /// The tokens of the whole answer. At most once.
     Usage(Usage),
     /// The answer is complete.
@@ -77,6 +89,22 @@ pub struct Usage {
     pub cache_write_tokens: u64,
     /// Tokens of thinking.
     pub reasoning_tokens: u64,
+}
+
+impl std::ops::Add for Usage {
+    type Output = Self;
+
+    /// The tokens of both. What does not fit into 64 bits is beyond belief anyway.
+    fn add(self, other: Self) -> Self {
+        let sum = |of: fn(&Self) -> u64| of(&self).saturating_add(of(&other));
+        Self {
+            input_tokens: sum(|usage| usage.input_tokens),
+            output_tokens: sum(|usage| usage.output_tokens),
+            cached_input_tokens: sum(|usage| usage.cached_input_tokens),
+            cache_write_tokens: sum(|usage| usage.cache_write_tokens),
+            reasoning_tokens: sum(|usage| usage.reasoning_tokens),
+        }
+    }
 }
 
 /// Why an answer ended.
@@ -130,6 +158,12 @@ enum Stored {
         title: Option<Range<usize>>,
         quote: Option<Range<usize>>,
     },
+    Continued {
+        provider: Range<usize>,
+        model: Range<usize>,
+        id: Option<Range<usize>>,
+        text_bytes: u64,
+    },
     Usage(Usage),
     Finish(FinishReason),
 }
@@ -168,6 +202,17 @@ impl EventQueue {
                 url: self.keep_some(url),
                 title: self.keep_some(title),
                 quote: self.keep_some(quote),
+            },
+            Event::Continued {
+                provider,
+                model,
+                id,
+                text_bytes,
+            } => Stored::Continued {
+                provider: self.keep(provider),
+                model: self.keep(model),
+                id: self.keep_some(id),
+                text_bytes,
             },
             Event::Usage(usage) => Stored::Usage(usage),
             Event::Finish(reason) => Stored::Finish(reason),
@@ -248,6 +293,17 @@ impl Stored {
                 title: some(title),
                 quote: some(quote),
             }),
+            Self::Continued {
+                provider,
+                model,
+                id,
+                text_bytes,
+            } => Event::Continued {
+                provider: whole(provider),
+                model: whole(model),
+                id: some(id),
+                text_bytes: *text_bytes,
+            },
             Self::Usage(usage) => Event::Usage(*usage),
             Self::Finish(reason) => Event::Finish(*reason),
         }

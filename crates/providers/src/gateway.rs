@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::cache::{AnswerCache, CacheStatus, Opening};
 use crate::chat::ChatRequest;
 use crate::embeddings::{EmbeddingRequest, Embeddings};
-use crate::pool::{Answer, Caller, NoAnswer, Plan, Pool};
+use crate::pool::{Answer, Caller, NoAnswer, Plan, Pool, Trail};
 use crate::spend::{Bill, Receipt, Spend};
 
 /// What stands between the clients and a [`Pool`].
@@ -37,6 +37,8 @@ impl Gateway {
     /// Has `request` answered as [`Pool::chat`] does, unless a budget forbids it or the answer is there already: `wish` is what the
     /// request itself says about that. The receipt has the bill once the answer has finished.
     ///
+    /// What is tried stands on `trail`, of an answer that another one waited for first on that one's.
+    ///
     /// Where several wait for one answer, the first of them is the pool's caller, whose priority and limits count. Each keeps its own
     /// deadline.
     ///
@@ -50,6 +52,7 @@ impl Gateway {
         request: ChatRequest,
         caller: Caller,
         wish: Option<bool>,
+        trail: &Trail,
     ) -> Result<(Answer, Receipt), NoAnswer> {
         let client = client(&caller);
         let known = self.cache.as_ref();
@@ -57,18 +60,21 @@ impl Gateway {
             known.and_then(|known| Some((known, known.key(client, &plan, &request, wish)?)));
         let Some((cache, key)) = found else {
             let pool = P::as_ref(pool);
-            return metered(&self.spend, pool, plan, request, caller).await;
+            return metered(&self.spend, pool, plan, request, caller, trail).await;
         };
         let open = || -> Opening {
             let (spend, pool) = (Arc::clone(&self.spend), Arc::clone(pool));
+            let trail = trail.clone();
             // Without a deadline: each of those who may join has its own.
             let caller = Caller {
                 deadline: None,
                 ..caller
             };
-            Box::pin(async move { metered(&spend, P::as_ref(&pool), plan, request, caller).await })
+            Box::pin(async move {
+                metered(&spend, P::as_ref(&pool), plan, request, caller, &trail).await
+            })
         };
-        let (answer, receipt) = cache.chat(key, caller.deadline, open).await?;
+        let (answer, receipt) = cache.chat(key, caller.deadline, trail, open).await?;
         if receipt.bill().is_some_and(|bill| bill.cached) {
             self.spend.cached(client, &answer.provider, &answer.model);
         }
@@ -84,17 +90,17 @@ impl Gateway {
         &self,
         pool: &Pool,
         plan: Plan,
-        request: EmbeddingRequest,
+        mut request: EmbeddingRequest,
         caller: Caller,
     ) -> Result<(Answer<Embeddings>, Bill), NoAnswer> {
+        let trail = Trail::default();
         let admitted = self
             .spend
-            .admit_embedding(client(&caller), plan, &request)
+            .admit_embedding(client(&caller), plan, &request, &trail)
             .map_err(|error| *error)?;
-        match pool.embed(&admitted.plan, request, caller).await {
-            Ok(answer) => Ok(admitted.settle(answer)),
-            Err(failed) => Err(admitted.failed(failed)),
-        }
+        let answer = pool.embed_traced(&admitted.plan, &mut request, caller, &trail);
+        let answer = answer.await?;
+        Ok(admitted.settle(answer))
     }
 }
 
@@ -109,12 +115,12 @@ async fn metered(
     plan: Plan,
     request: ChatRequest,
     caller: Caller,
+    trail: &Trail,
 ) -> Result<(Answer, Receipt), NoAnswer> {
     let admitted = spend
-        .admit(client(&caller), plan, &request)
+        .admit(client(&caller), plan, &request, trail)
         .map_err(|error| *error)?;
-    match pool.chat(&admitted.plan, request, caller).await {
-        Ok(answer) => Ok(admitted.meter(answer)),
-        Err(failed) => Err(admitted.failed(failed)),
-    }
+    let answer = pool.chat_traced(&admitted.plan, request, caller, trail);
+    let answer = answer.await?;
+    Ok(admitted.meter(answer))
 }

@@ -84,9 +84,10 @@ pub use gateway::Gateway;
 pub use http::{HttpClient, HttpConfig, HttpProvider, Timeouts};
 pub use local::{FailureMode, Local, LocalConfig, LocalFailure};
 pub use pool::{
-    Answer, Attempt, Balance, BreakerConfig, BreakerState, Caller, Counts, Limit, LimitStatus,
-    Limits, Measure, Member, MemberStatus, ModelLimits, NoAnswer, Outcome, Plan, Pool, PoolConfig,
-    Priority, Rate, RetryConfig, Scope, Skip, Target, Trail,
+    Answer, Attempt, Balance, BreakerConfig, BreakerState, Caller, Counts, Hedge, HedgeAfter,
+    HedgeConfig, Limit, LimitStatus, Limits, Measure, Member, MemberStatus, ModelLimits, NoAnswer,
+    Outcome, Plan, Pool, PoolConfig, Priority, ProbeStatus, Purpose, Rate, RetryConfig, Scope,
+    Skip, Target, Trail,
 };
 pub use profile::{Auth, Feature, Features, Format, PROFILES, Profile, Settings};
 pub use provider::{BoxFuture, ChatResponse, ChatStream, EventStream, Provider, Source};

@@ -169,6 +169,21 @@ impl Shared {
         self.mailboxes[granted.waiter.reactor].post(|letters| letters.granted.push(granted));
     }
 
+    /// How many requests and connections there ever were.
+    pub(crate) fn done(&self) -> (u64, u64) {
+        let requests = self.mailboxes.iter();
+        let requests = requests.map(|mailbox| mailbox.requests.load(Ordering::Relaxed));
+        (requests.sum(), self.accepted.load(Ordering::Relaxed))
+    }
+
+    /// Whether any request is unanswered.
+    pub(crate) fn is_running(&self) -> bool {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions
+            .values()
+            .any(|session| session.live.load(Ordering::Relaxed) > 0)
+    }
+
     /// When the server stops if nobody comes.
     pub(crate) fn exit_at(&self) -> Option<Instant> {
         let limit = self.options.exit_when_idle?;

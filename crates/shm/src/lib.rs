@@ -33,6 +33,7 @@ mod bell;
 #[cfg(not(ring_loom))]
 mod copy;
 mod fds;
+mod heap;
 pub mod layout;
 #[cfg(not(ring_loom))]
 mod mapping;
@@ -46,6 +47,7 @@ pub use bell::{Bell, BellError, Woken};
 #[cfg(not(ring_loom))]
 pub use copy::append;
 pub use fds::{FdError, PeerCredentials, peer_credentials, recv_with_fd, send_with_fd};
+pub use heap::trim_heap;
 #[cfg(not(ring_loom))]
 pub use mapping::{Mapping, ShmError};
 #[cfg(not(ring_loom))]

@@ -27,4 +27,4 @@ pub use listener::{BindError, Listener};
 pub use pool::{Buffer, BufferPool, PoolOptions, PoolStats, TierStats};
 pub use runtime_dir::{RuntimeDir, RuntimeDirError};
 
-pub use lapce_ai_shm::{PeerCredentials, Spin, append, usable_cpus};
+pub use lapce_ai_shm::{PeerCredentials, Spin, append, trim_heap, usable_cpus};

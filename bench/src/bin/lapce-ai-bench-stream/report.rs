@@ -13,17 +13,7 @@ impl Report {
     }
 
     fn write(&self, out: &mut String) -> fmt::Result {
-        let machine = &self.machine;
-        writeln!(
-            out,
-            "lapce-ai-bench {} ({} build), {}",
-            machine.version, machine.build, machine.date
-        )?;
-        writeln!(
-            out,
-            "{}, {} usable CPUs; {}; load {}\n",
-            machine.cpu, machine.usable_cpus, machine.kernel, machine.load_average
-        )?;
+        writeln!(out, "{}\n", self.machine)?;
         writeln!(
             out,
             "THE PARSE ALONE, from the body's chunk in hand to the token's text, one chunk a token; medians over {} runs of {} tokens, \

@@ -360,9 +360,12 @@ impl Config {
         let network = read_network(&mut tree, sources, &mut findings);
         let providers = provider::read_all(
             tree.remove("providers"),
-            file.as_deref(),
-            requests.waits,
-            &limits,
+            provider::Usual {
+                file: file.as_deref(),
+                waits: requests.waits,
+                limits: &limits,
+                breaker: pool.breaker,
+            },
             &mut findings,
         );
         let budgets = spend::read_budgets(tree.remove("budgets"), &mut findings);

@@ -17,6 +17,7 @@ use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHan
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
+use super::cut::Cut;
 use super::providers::Providers;
 use super::{attempts, spend, wire};
 use crate::config::Config;
@@ -293,6 +294,22 @@ impl App {
         held: OwnedRequest,
         responder: Responder,
     ) -> Result<(), ErrorCode> {
+        let trail = Trail::default();
+        let mut cut = Cut::new(&trail, held.deadline.map(Into::into));
+        let outcome = self.answer_on(&trail, request, held, responder).await;
+        if outcome != Err(ErrorCode::Cancelled) {
+            cut.ended();
+        }
+        outcome
+    }
+
+    async fn answer_on(
+        self: &Arc<Self>,
+        trail: &Trail,
+        request: AIRequest,
+        held: OwnedRequest,
+        responder: Responder,
+    ) -> Result<(), ErrorCode> {
         let failed = |responder: Responder, error: ErrorBody| {
             let code = error.code;
             responder.fail(error);
@@ -306,7 +323,11 @@ impl App {
             Err(error) => return failed(responder, error),
         };
         let streamed = chat.stream;
-        let answer = self.gateway.chat(self, plan, chat, caller, cache).await;
+        let continues = plan.continues;
+        let answer = self
+            .gateway
+            .chat(self, plan, chat, caller, cache, trail)
+            .await;
         let (answer, receipt) = match answer {
             Ok(answer) => answer,
             Err(error) => return failed(responder, no_answer(&error)),
@@ -315,16 +336,17 @@ impl App {
             given: mut stream,
             provider,
             model,
-            trail,
+            ..
         } = answer;
-        drop(held);
-        tell_detour(&trail);
+        // What may be gone on with keeps the request to its end.
+        let _held = continues.then_some(held);
+        tell_detour(trail);
         if !streamed {
             return match stream.collect().await {
                 Ok(answer) => {
                     let bill = billed(&receipt);
                     let answer = AIResponse {
-                        attempts: attempts::list(&trail),
+                        attempts: attempts::list(trail),
                         cost_nano_usd: bill.cost.map(NanoUsd::get),
                         cached: bill.cached,
                         warnings: bill.warnings,
@@ -349,13 +371,12 @@ impl App {
                 None => return failed(responder, wire::without_finish(&provider)),
             };
             if let Event::Finish(reason) = event {
-                wire::write_finish(
-                    &mut item,
-                    reason,
-                    &attempts::list(&trail),
-                    &billed(&receipt),
-                );
+                wire::write_finish(&mut item, reason, &attempts::list(trail), &billed(&receipt));
                 break;
+            }
+            if let Event::Continued { .. } = event {
+                let trail = trail.to_string();
+                tracing::info!(?trail, "another goes on with an answer");
             }
             wire::write_item(&mut item, event, &provider, &model);
             // Nobody wants the answer any more: dropping the stream ends the provider's work, too.

@@ -1,6 +1,7 @@
 //! `lapce-ai serve`: the daemon.
 
 mod attempts;
+mod cut;
 mod handlers;
 mod keys;
 mod log;
@@ -79,6 +80,10 @@ fn serve(
             model = provider.default_model,
             "provider"
         );
+    }
+    for (member, every) in providers.probed() {
+        // It ends with the runtime.
+        runtime.spawn(Arc::clone(member).keep_probing(every));
     }
     if config.metrics.enable {
         tracing::warn!("metrics.enable has no effect yet: this version exports no metrics");

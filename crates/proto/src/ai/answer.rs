@@ -158,6 +158,19 @@ pub enum StreamEvent {
     },
     /// A source.
     Citation(Citation),
+    /// The answer broke off, and another goes on with it from here: what follows belongs right behind what came so far.
+    #[serde(rename_all = "camelCase")]
+    Continued {
+        /// The provider that goes on.
+        provider: String,
+        /// The model that goes on.
+        model: String,
+        /// That provider's id of its part.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
+        /// The bytes of text, in UTF-8, that came before.
+        text_bytes: u64,
+    },
     /// What it took so far.
     Usage(Usage),
     /// Last, once.

@@ -14,7 +14,7 @@ use super::log::{Log, Recording};
 use super::{Opening, Shared};
 use crate::error::ProviderError;
 use crate::event::{Event, EventQueue, FinishReason};
-use crate::pool::{NoAnswer, Trail};
+use crate::pool::NoAnswer;
 use crate::provider::{ChatStream, EventStream};
 use crate::spend::Receipt;
 
@@ -53,7 +53,6 @@ enum Source {
 pub(super) struct Head {
     pub(super) provider: Arc<str>,
     pub(super) model: Arc<str>,
-    pub(super) trail: Trail,
     pub(super) receipt: Receipt,
 }
 
@@ -174,7 +173,6 @@ impl State {
                         self.head = Some(Ok(Head {
                             provider: answer.provider,
                             model: answer.model,
-                            trail: answer.trail,
                             receipt,
                         }));
                         self.source = Source::Reading(answer.given);

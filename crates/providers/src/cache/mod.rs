@@ -188,11 +188,12 @@ impl AnswerCache {
         Some(CacheKey::of(client, plan, request))
     }
 
-    /// The answer of this key: one that is kept, one under way, or else what `open` asks for.
+    /// The answer of this key: one that is kept, one under way, or else what `open` asks for, on the same `trail`.
     pub(crate) async fn chat(
         &self,
         key: CacheKey,
         deadline: Option<Instant>,
+        trail: &Trail,
         open: impl FnOnce() -> Opening,
     ) -> Result<(Answer, Receipt), NoAnswer> {
         let (mut reader, is_first) = {
@@ -201,7 +202,7 @@ impl AnswerCache {
             let mut state = self.shared.lock();
             if let Some(recording) = state.store.get(&key, Instant::now()) {
                 state.hits += 1;
-                return Ok(replay(recording));
+                return Ok(replay(recording, trail));
             }
             let known = state.flights.get(&key).and_then(Weak::upgrade);
             let joined = known.as_ref().and_then(Flight::join);
@@ -221,20 +222,19 @@ impl AnswerCache {
             drop(state);
             drop(stale);
             // A new flight can be joined.
-            found.ok_or_else(|| no_answer(ErrorKind::Configuration, "nothing was asked"))?
+            found.ok_or_else(|| no_answer(ErrorKind::Configuration, "nothing was asked", trail))?
         };
         let head = poll_fn(|cx| reader.poll_head(cx));
         let head = match deadline {
             None => head.await,
             Some(at) => match timeout_at(at, head).await {
                 Ok(head) => head,
-                Err(_) => Err(no_answer(ErrorKind::TimedOut(Phase::Deadline), OVER)),
+                Err(_) => Err(no_answer(ErrorKind::TimedOut(Phase::Deadline), OVER, trail)),
             },
         };
         let Head {
             provider,
             model,
-            trail,
             receipt,
         } = head?;
         let stream = ChatStream::new(Joined {
@@ -245,7 +245,7 @@ impl AnswerCache {
             given: stream,
             provider,
             model,
-            trail: if is_first { trail } else { Trail::default() },
+            trail: trail.clone(),
         };
         Ok((answer, if is_first { receipt } else { free() }))
     }
@@ -253,10 +253,10 @@ impl AnswerCache {
 
 const OVER: &str = "nobody had answered by then";
 
-fn no_answer(kind: ErrorKind, message: &str) -> NoAnswer {
+fn no_answer(kind: ErrorKind, message: &str, trail: &Trail) -> NoAnswer {
     NoAnswer {
         error: ProviderError::new(kind, message),
-        trail: Trail::default(),
+        trail: trail.clone(),
     }
 }
 
@@ -269,11 +269,11 @@ fn free() -> Receipt {
     })
 }
 
-fn replay(recording: Arc<Recording>) -> (Answer, Receipt) {
+fn replay(recording: Arc<Recording>, trail: &Trail) -> (Answer, Receipt) {
     let answer = Answer {
         provider: Arc::clone(&recording.provider),
         model: Arc::clone(&recording.model),
-        trail: Trail::default(),
+        trail: trail.clone(),
         given: ChatStream::new(Replay::new(recording)),
     };
     (answer, free())

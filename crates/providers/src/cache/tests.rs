@@ -102,7 +102,11 @@ impl Rig {
             })
         };
         let cache = Arc::clone(&self.cache);
-        let chat = async move { cache.chat(CacheKey::numbered(key), deadline, open).await };
+        let chat = async move {
+            cache
+                .chat(CacheKey::numbered(key), deadline, &Trail::default(), open)
+                .await
+        };
         (chat, to)
     }
 
@@ -454,11 +458,14 @@ async fn a_replay_has_every_event() {
     for event in events {
         log.push(event);
     }
-    let (mut answer, receipt) = replay(Arc::new(Recording {
-        provider: "p".into(),
-        model: "m".into(),
-        log,
-    }));
+    let (mut answer, receipt) = replay(
+        Arc::new(Recording {
+            provider: "p".into(),
+            model: "m".into(),
+            log,
+        }),
+        &Trail::default(),
+    );
     for event in events {
         assert_eq!(answer.given.next().await.unwrap().unwrap(), event);
     }

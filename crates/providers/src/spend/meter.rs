@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use super::{Admitted, Entry, Hold, NanoUsd, Price, Spend, estimate};
+use super::{Admitted, Entry, Hold, NanoUsd, Spend, estimate};
 use crate::embeddings::Embeddings;
 use crate::error::ProviderError;
 use crate::event::{Event, Usage};
-use crate::pool::{Answer, NoAnswer};
+use crate::pool::{Answer, Outcome, Trail};
 use crate::provider::{ChatStream, EventStream};
 
 /// What an answer cost, and what there is to say about it.
@@ -47,33 +47,28 @@ impl Receipt {
 }
 
 impl Admitted {
-    /// Nobody answered: says who was not even asked.
-    pub fn failed(self, mut failed: NoAnswer) -> NoAnswer {
-        failed.trail.preceded_by(self.skipped);
-        failed
-    }
-
-    /// Watches the answer. What it may cost where it comes from stays reserved until it is over.
+    /// Watches the answer. What it may cost where it comes from stays reserved until it is over; where others may go on with it,
+    /// what it may cost there.
     pub fn meter(mut self, answer: Answer) -> (Answer, Receipt) {
         let Answer {
             given,
             provider,
             model,
-            mut trail,
+            trail,
         } = answer;
-        trail.preceded_by(self.skipped);
-        self.hold
-            .narrow(self.client, &provider, &model, &self.estimate);
+        if !self.plan.continues {
+            self.hold
+                .narrow(self.client, &provider, &model, &self.estimate);
+        }
         let receipt = Receipt::default();
         let meter = Meter {
             hold: Some(self.hold),
             client: self.client,
-            provider: Arc::clone(&provider),
-            model: Arc::clone(&model),
-            answers: None,
+            part: Part::new(Arc::clone(&provider), Arc::clone(&model), &trail),
+            earlier: Vec::new(),
+            trail: trail.clone(),
             input_estimate: self.estimate.input_tokens,
             usage: None,
-            bytes: 0,
             receipt: receipt.clone(),
         };
         let given = ChatStream::new(Metered {
@@ -90,33 +85,21 @@ impl Admitted {
     }
 
     /// Counts vectors, which are whole when they come.
-    pub fn settle(self, mut answer: Answer<Embeddings>) -> (Answer<Embeddings>, Bill) {
-        answer.trail.preceded_by(self.skipped);
+    pub fn settle(self, answer: Answer<Embeddings>) -> (Answer<Embeddings>, Bill) {
         let given = &answer.given;
-        let tokens = given.input_tokens.map_or(self.estimate, |told| {
-            believable(Usage {
-                input_tokens: told,
-                ..Usage::default()
-            })
+        let told = given.input_tokens.map(|tokens| Usage {
+            input_tokens: tokens,
+            ..Usage::default()
         });
-        let spend = &self.hold.spend;
-        let price = price_of(
-            spend,
-            &answer.provider,
-            &answer.model,
+        let entry = entry(
+            &self.hold.spend,
+            self.client,
+            (&answer.provider, &answer.model),
             given.model.as_deref(),
+            told,
+            self.estimate,
         );
-        let entry = Entry {
-            at: (spend.clock)(),
-            client: self.client,
-            provider: Arc::clone(&answer.provider),
-            model: Arc::clone(&answer.model),
-            tokens,
-            cost: price.map(|price| price.cost(&tokens)),
-            estimated: given.input_tokens.is_none(),
-            cached: false,
-        };
-        let bill = close(self.hold, &entry);
+        let bill = close(self.hold, &[entry]);
         (answer, bill)
     }
 }
@@ -146,89 +129,160 @@ impl EventStream for Metered {
 struct Meter {
     hold: Option<Hold>,
     client: u32,
+    /// What is read now.
+    part: Part,
+    /// The parts before, which broke off.
+    earlier: Vec<Part>,
+    trail: Trail,
+    input_estimate: u64,
+    usage: Option<Usage>,
+    receipt: Receipt,
+}
+
+/// What one target gave of an answer.
+struct Part {
     provider: Arc<str>,
     model: Arc<str>,
     /// The model that says it answers.
     answers: Option<Box<str>>,
-    input_estimate: u64,
-    usage: Option<Usage>,
-    /// What was read of the answer, for when nobody tells its tokens.
+    /// Where it stands on the trail.
+    at: Option<usize>,
+    /// What was read of it, for when nobody tells its tokens.
     bytes: u64,
-    receipt: Receipt,
+}
+
+impl Part {
+    /// The last one on the trail that has answered.
+    fn new(provider: Arc<str>, model: Arc<str>, trail: &Trail) -> Self {
+        let attempts = trail.attempts();
+        Self {
+            provider,
+            model,
+            answers: None,
+            at: attempts
+                .iter()
+                .rposition(|attempt| attempt.outcome == Outcome::Answered),
+            bytes: 0,
+        }
+    }
 }
 
 impl Meter {
     fn saw(&mut self, event: &Event<'_>) {
+        let bytes = &mut self.part.bytes;
         match event {
-            Event::Start { model, .. } => self.answers = model.map(Into::into),
-            Event::Text(text) | Event::RedactedReasoning(text) => self.bytes += text.len() as u64,
-            Event::Reasoning { text, .. } => self.bytes += text.len() as u64,
-            Event::ToolCall(delta) => self.bytes += delta.arguments.len() as u64,
+            Event::Start { model, .. } => self.part.answers = model.map(Into::into),
+            Event::Text(text) | Event::RedactedReasoning(text) => *bytes += text.len() as u64,
+            Event::Reasoning { text, .. } => *bytes += text.len() as u64,
+            Event::ToolCall(delta) => *bytes += delta.arguments.len() as u64,
             Event::Citation(_) => {}
+            Event::Continued {
+                provider, model, ..
+            } => self.goes_on(provider, model),
             Event::Usage(usage) => self.usage = Some(*usage),
             Event::Finish(_) => self.settle(),
         }
+    }
+
+    /// `answers` is the model that says it goes on; the trail knows which one was asked.
+    fn goes_on(&mut self, provider: &str, answers: &str) {
+        let mut next = Part::new(provider.into(), answers.into(), &self.trail);
+        let asked = next
+            .at
+            .and_then(|at| self.trail.attempts().into_iter().nth(at));
+        if let Some(asked) = asked.filter(|asked| *asked.provider == *provider) {
+            next.model = asked.model;
+        }
+        next.answers = Some(answers.into());
+        self.earlier.push(std::mem::replace(&mut self.part, next));
     }
 
     fn settle(&mut self) {
         let Some(hold) = self.hold.take() else {
             return;
         };
-        let spend = Arc::clone(&hold.spend);
-        let tokens = self.usage.map_or_else(
-            || Usage {
-                input_tokens: self.input_estimate,
-                output_tokens: estimate::tokens(self.bytes),
+        let attempts = self.trail.attempts();
+        let is_whole = self.earlier.is_empty();
+        // Whoever goes on is sent what was said, too.
+        let mut input = self.input_estimate;
+        let mut entries = Vec::new();
+        for part in self.earlier.iter().chain([&self.part]) {
+            let told = match part.at.and_then(|at| attempts.get(at)) {
+                // What the stream says is of all parts together.
+                Some(attempt) if !is_whole => attempt.usage,
+                _ => self.usage.filter(|_| is_whole),
+            };
+            let output = estimate::tokens(part.bytes);
+            let estimate = Usage {
+                input_tokens: input,
+                output_tokens: output,
                 ..Usage::default()
-            },
-            believable,
-        );
-        let price = price_of(&spend, &self.provider, &self.model, self.answers.as_deref());
-        let entry = Entry {
-            at: (spend.clock)(),
-            client: self.client,
-            provider: Arc::clone(&self.provider),
-            model: Arc::clone(&self.model),
-            tokens,
-            cost: price.map(|price| price.cost(&tokens)),
-            estimated: self.usage.is_none(),
-            cached: false,
-        };
-        self.receipt.write(close(hold, &entry));
+            };
+            input += output;
+            let of = (&part.provider, &part.model);
+            let answers = part.answers.as_deref();
+            entries.push(entry(&hold.spend, self.client, of, answers, told, estimate));
+        }
+        self.receipt.write(close(hold, &entries));
     }
 }
 
-/// Who asks for "the latest" learns from the answer which one that is: `answers` is the model that it names.
-fn price_of<'a>(
-    spend: &'a Spend,
-    provider: &str,
-    model: &str,
+/// An answer, or a part of one, that is over. Who asks for "the latest" learns its price from the answer, which names the model:
+/// `answers`.
+fn entry(
+    spend: &Spend,
+    client: u32,
+    (provider, model): (&Arc<str>, &Arc<str>),
     answers: Option<&str>,
-) -> Option<&'a Price> {
-    let of = |model: &str| spend.prices.price(provider, model);
-    of(model).or_else(|| of(answers?))
+    told: Option<Usage>,
+    estimate: Usage,
+) -> Entry {
+    let tokens = told.map_or(estimate, believable);
+    let price_of = |model: &str| spend.prices.price(provider, model);
+    let price = price_of(model).or_else(|| price_of(answers?));
+    Entry {
+        at: (spend.clock)(),
+        client,
+        provider: Arc::clone(provider),
+        model: Arc::clone(model),
+        tokens,
+        cost: price.map(|price| price.cost(&tokens)),
+        estimated: told.is_none(),
+        cached: false,
+    }
 }
 
-/// Gives back what was reserved for an answer that is over, counts what it cost, and writes its bill.
-fn close(hold: Hold, entry: &Entry) -> Bill {
+/// Gives back what was reserved for an answer that is over, counts what its parts cost, and writes its bill.
+fn close(hold: Hold, entries: &[Entry]) -> Bill {
     let spend = Arc::clone(&hold.spend);
     drop(hold);
-    spend.count(entry);
-    let today = entry.key().day;
-    let exceeded = spend
-        .lock()
-        .budgets
-        .exceeded(today, entry.client, &entry.provider);
-    let new = exceeded.iter().filter(|exceeded| exceeded.is_new);
-    Bill {
-        cost: entry.cost,
-        cached: false,
-        new_warnings: new.map(|exceeded| exceeded.message.clone()).collect(),
-        warnings: exceeded
-            .into_iter()
-            .map(|exceeded| exceeded.message)
-            .collect(),
+    let mut bill = Bill {
+        cost: Some(NanoUsd::ZERO),
+        ..Bill::default()
+    };
+    for entry in entries {
+        spend.count(entry);
+        // All of it is known, or nothing is.
+        bill.cost = bill.cost.zip(entry.cost).map(|(all, one)| all + one);
     }
+    for entry in entries {
+        let today = entry.key().day;
+        let exceeded = spend
+            .lock()
+            .budgets
+            .exceeded(today, entry.client, &entry.provider);
+        for exceeded in exceeded {
+            // A budget may be that of several parts.
+            if bill.warnings.contains(&exceeded.message) {
+                continue;
+            }
+            if exceeded.is_new {
+                bill.new_warnings.push(exceeded.message.clone());
+            }
+            bill.warnings.push(exceeded.message);
+        }
+    }
+    bill
 }
 
 /// What a provider says that it counted, where that can be: no answer has four billion tokens.

@@ -15,13 +15,13 @@ mod price;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::chat::ChatRequest;
 use crate::embeddings::EmbeddingRequest;
 use crate::error::{ErrorKind, ProviderError};
 use crate::event::Usage;
-use crate::pool::{Attempt, Balance, NoAnswer, Outcome, Plan, Skip, Target, Trail};
+use crate::pool::{Balance, NoAnswer, Plan, Purpose, Skip, Target, Trail};
 pub use book::{Book, Entry, Key, Totals};
 pub use budget::{Budget, BudgetStatus, Clients, Period};
 pub use day::Day;
@@ -75,8 +75,6 @@ pub struct ProviderSpend {
 pub struct Admitted {
     /// Who may answer it, in the order to ask.
     pub plan: Plan,
-    /// Those that may not, because of a budget.
-    skipped: Vec<Attempt>,
     estimate: Usage,
     client: u32,
     hold: Hold,
@@ -163,6 +161,7 @@ impl Spend {
     }
 
     /// Looks whether `request`, which `client` (a uid) makes, may be sent to the plan's targets, and reserves what it may cost.
+    /// Those that may not be asked are added to `trail`.
     ///
     /// # Errors
     ///
@@ -172,8 +171,9 @@ impl Spend {
         client: u32,
         plan: Plan,
         request: &ChatRequest,
+        trail: &Trail,
     ) -> Result<Admitted, Box<NoAnswer>> {
-        self.admit_estimated(client, plan, estimate::usage(request))
+        self.admit_estimated(client, plan, estimate::usage(request), trail)
     }
 
     /// The same for a request for vectors.
@@ -186,8 +186,9 @@ impl Spend {
         client: u32,
         plan: Plan,
         request: &EmbeddingRequest,
+        trail: &Trail,
     ) -> Result<Admitted, Box<NoAnswer>> {
-        self.admit_estimated(client, plan, estimate::of_texts(request))
+        self.admit_estimated(client, plan, estimate::of_texts(request), trail)
     }
 
     fn admit_estimated(
@@ -195,6 +196,7 @@ impl Spend {
         client: u32,
         mut plan: Plan,
         estimate: Usage,
+        trail: &Trail,
     ) -> Result<Admitted, Box<NoAnswer>> {
         let now = (self.clock)();
         let today = Day::of(now);
@@ -203,7 +205,6 @@ impl Spend {
             price.map(|price| price.cost(&estimate))
         };
         let mut targets = Vec::with_capacity(plan.targets.len());
-        let mut skipped = Vec::new();
         let mut refused = None;
         let mut state = self.lock();
         for target in plan.targets {
@@ -212,13 +213,7 @@ impl Spend {
             match state.budgets.refusal(today, client, name, cost) {
                 None => targets.push((cost, target)),
                 Some(why) => {
-                    skipped.push(Attempt {
-                        provider: Arc::clone(name),
-                        model: target.model,
-                        key: None,
-                        outcome: Outcome::Skipped(Skip::BudgetSpent),
-                        took: Duration::ZERO,
-                    });
+                    trail.skipped(name, &target.model, Purpose::Answer, Skip::BudgetSpent);
                     refused.get_or_insert(why);
                 }
             }
@@ -227,8 +222,7 @@ impl Spend {
             drop(state);
             let mut error = ProviderError::new(ErrorKind::BudgetSpent, why.message);
             error.retry_after = why.until.start().duration_since(now).ok();
-            let mut trail = Trail::default();
-            trail.preceded_by(skipped);
+            let trail = trail.clone();
             return Err(Box::new(NoAnswer { error, trail }));
         }
         if plan.balance == Balance::Cheapest {
@@ -244,7 +238,6 @@ impl Spend {
         plan.targets = targets.into_iter().map(|(_, target)| target).collect();
         Ok(Admitted {
             plan,
-            skipped,
             estimate,
             client,
             hold: Hold {

@@ -3,6 +3,8 @@ use std::future::ready;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
+use std::time::Duration;
+
 use super::*;
 use crate::chat::{Message, ModelInfo};
 use crate::embeddings::Embeddings;
@@ -165,14 +167,16 @@ impl Rig {
     }
 
     async fn ask(&self, client: u32, plan: &Plan) -> Result<(Answer, Receipt), NoAnswer> {
+        let trail = Trail::default();
         let admitted = self
             .spend
-            .admit(client, plan.clone(), &request())
+            .admit(client, plan.clone(), &request(), &trail)
             .map_err(|error| *error)?;
-        match self.pool.chat(&admitted.plan, request(), None).await {
-            Ok(answer) => Ok(admitted.meter(answer)),
-            Err(failed) => Err(admitted.failed(failed)),
-        }
+        let answer = self
+            .pool
+            .chat_traced(&admitted.plan, request(), None, &trail);
+        let answer = answer.await?;
+        Ok(admitted.meter(answer))
     }
 
     fn spent(&self, at: usize) -> (u64, u64) {
@@ -192,7 +196,7 @@ fn request() -> ChatRequest {
 fn plan(targets: impl IntoIterator<Item = Target>) -> Plan {
     Plan {
         targets: targets.into_iter().collect(),
-        balance: Balance::Ordered,
+        ..Plan::default()
     }
 }
 
@@ -316,7 +320,10 @@ async fn the_cheapest_is_asked_first_and_an_unknown_price_last() {
     let (dear, cheap) = (rig.target("dear", &WHOLE), rig.target("cheap", &WHOLE));
     let mut route = plan([unknown, dear, cheap]);
     route.balance = Balance::Cheapest;
-    let admitted = rig.spend.admit(1, route.clone(), &request()).unwrap();
+    let admitted = rig
+        .spend
+        .admit(1, route.clone(), &request(), &Trail::default())
+        .unwrap();
     let order: Vec<&str> = admitted
         .plan
         .targets
@@ -336,7 +343,10 @@ async fn only_who_answers_keeps_its_budget_reserved() {
     };
     let mut rig = Rig::new(vec![at("dear"), at("cheap"), budget("all", 10_000_000_000)]);
     let route = plan([rig.target("cheap", &WHOLE), rig.target("dear", &WHOLE)]);
-    let admitted = rig.spend.admit(1, route.clone(), &request()).unwrap();
+    let admitted = rig
+        .spend
+        .admit(1, route.clone(), &request(), &Trail::default())
+        .unwrap();
     let reserved = |rig: &Rig| [0, 1, 2].map(|at| rig.spent(at).1);
     assert_eq!(reserved(&rig), [100_000_000, 100_000, 100_000_000]);
     drop(admitted);
@@ -459,6 +469,41 @@ async fn a_count_that_cannot_be_is_not_believed() {
     // Four billion tokens each, at a thousandth of a dollar.
     let cost = receipt.bill().unwrap().cost.unwrap();
     assert_eq!(cost.get(), 2 * u64::from(u32::MAX) * 1_000_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_another_goes_on_with_is_billed_part_by_part() {
+    let mut rig = Rig::new(vec![budget("all", 10_000_000_000)]);
+    let cut = [WHOLE[0], WHOLE[1], Err(ErrorKind::StreamCut)];
+    let mut route = plan([rig.target("dear", &cut), rig.target("cheap", &WHOLE)]);
+    route.continues = true;
+    let request = ChatRequest {
+        stream: true,
+        ..request()
+    };
+    let trail = Trail::default();
+    let admitted = rig.spend.admit(1, route, &request, &trail).unwrap();
+    let answer = rig
+        .pool
+        .chat_traced(&admitted.plan, request, None, &trail)
+        .await
+        .unwrap();
+    let (answer, receipt) = admitted.meter(answer);
+    // Whoever may go on has to be paid, too.
+    assert_eq!(rig.spent(0), (0, 100_000_000));
+    answer.given.collect().await.unwrap();
+    let entries = rig.kept.take();
+    let seen: Vec<_> = entries
+        .iter()
+        .map(|entry| (&*entry.provider, &*entry.model, entry.estimated))
+        .collect();
+    assert_eq!(seen, [("dear", "m", true), ("cheap", "m", false)]);
+    // 5 tokens of the request and 2 of the text, at a thousand times the price; 150 that were told.
+    assert_eq!(
+        receipt.bill().unwrap().cost,
+        Some(NanoUsd::new(7_000_000 + 150_000))
+    );
+    assert_eq!(rig.spent(0), (7_150_000, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,6 +13,7 @@ mod clock;
 mod connection;
 mod connections;
 mod door;
+mod heap;
 mod overrun;
 mod schedule;
 mod seldom;
@@ -38,6 +39,7 @@ use crate::session::{Session, Tx};
 use connection::{Connection, Progress};
 use connections::Connections;
 pub(crate) use door::Door;
+use heap::Heap;
 use overrun::Overruns;
 use schedule::Schedule;
 
@@ -78,6 +80,7 @@ pub(crate) struct Reactor {
     next_tick: Option<Instant>,
     next_idle_look: Option<Instant>,
     next_trim: Option<Instant>,
+    heap: Heap,
     draining: Option<Instant>,
 }
 
@@ -161,6 +164,7 @@ impl Reactor {
             next_tick: None,
             next_idle_look: None,
             next_trim: None,
+            heap: Heap::default(),
             draining: None,
             mailbox,
             shared,

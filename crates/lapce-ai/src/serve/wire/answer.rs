@@ -47,6 +47,14 @@ enum Item<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         quote: Option<&'a str>,
     },
+    #[serde(rename_all = "camelCase")]
+    Continued {
+        provider: &'a str,
+        model: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a str>,
+        text_bytes: u64,
+    },
     Usage(ai::Usage),
     #[serde(rename_all = "camelCase")]
     Finish {
@@ -94,6 +102,17 @@ pub(in crate::serve) fn write_item(
             Item::Citation { url, title, quote }
         }
         Event::RedactedReasoning(data) => Item::RedactedReasoning { data },
+        Event::Continued {
+            provider,
+            model,
+            id,
+            text_bytes,
+        } => Item::Continued {
+            provider,
+            model,
+            id,
+            text_bytes,
+        },
         Event::Usage(tokens) => Item::Usage(usage(tokens)),
         Event::Finish(reason) => Item::Finish {
             reason: finish_reason(reason),
@@ -177,7 +196,7 @@ fn thought(thought: Content) -> Option<Part> {
     }
 }
 
-pub(super) fn usage(usage: domain::Usage) -> ai::Usage {
+pub(in crate::serve) fn usage(usage: domain::Usage) -> ai::Usage {
     ai::Usage {
         input_tokens: usage.input_tokens,
         output_tokens: usage.output_tokens,
@@ -270,6 +289,20 @@ mod tests {
                     title: Some("t".into()),
                     quote: Some("q".into()),
                 }),
+            ),
+            (
+                Event::Continued {
+                    provider: "q",
+                    model: "m",
+                    id: None,
+                    text_bytes: 9,
+                },
+                StreamEvent::Continued {
+                    provider: "q".into(),
+                    model: "m".into(),
+                    id: None,
+                    text_bytes: 9,
+                },
             ),
             (
                 Event::Usage(tokens),
