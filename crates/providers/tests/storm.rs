@@ -24,15 +24,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_rustls::TlsAcceptor;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Time enough for a right answer on a machine that is busy with something else.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Time enough for such a machine to end what is over.
-const GRACE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How late a request may end, besides what the machine makes everything late by.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// What an upstream does to every request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -311,6 +311,8 @@ async fn storm(rescuing: bool) {
     if rescuing {
         before_the_storm(&pool, &targets, &good, hedge.clone(), &seen).await;
     }
+    let lag = Arc::new(AtomicU64::new(0));
+    let watching = tokio::spawn(watch_lag(Arc::clone(&lag)));
     let mut requests = JoinSet::new();
     for number in 0..REQUESTS {
         let (first, second) = (number % BAD.len(), (number / BAD.len()) % BAD.len());
@@ -359,9 +361,12 @@ async fn storm(rescuing: bool) {
     while let Some(ended) = requests.join_next().await {
         ended.unwrap();
     }
-    println!("{REQUESTS} requests, rescuing {rescuing}: {seen:?}");
-    let latest = Duration::from_millis(seen.latest.load(Ordering::Relaxed));
-    assert!(latest < GRACE, "{latest:?} after its deadline");
+    watching.abort();
+    let millis = |of: &AtomicU64| Duration::from_millis(of.load(Ordering::Relaxed));
+    let (latest, lag) = (millis(&seen.latest), millis(&lag));
+    println!("{REQUESTS} requests, rescuing {rescuing}, timers up to {lag:?} late: {seen:?}");
+    // Its timer goes off, and then it is its turn.
+    assert!(latest < GRACE + 2 * lag, "{latest:?} after its deadline");
     assert_eq!(rescuing, seen.continued.load(Ordering::Relaxed) > 0);
     assert_eq!(rescuing, seen.hedged.load(Ordering::Relaxed) > 0);
     let mut asked_bad = 0;
@@ -396,6 +401,16 @@ async fn storm(rescuing: bool) {
         };
         let answer = pool.chat(&route, asked, None).await.unwrap();
         assert_eq!(&*answer.provider, "Good");
+    }
+}
+
+/// Notes by how many milliseconds timers go off late at most: that is the machine's fault, and the test's own.
+async fn watch_lag(most: Arc<AtomicU64>) {
+    loop {
+        let due = Instant::now() + SECOND / 10;
+        sleep_until(due).await;
+        let late = u64::try_from(due.elapsed().as_millis()).unwrap();
+        most.fetch_max(late, Ordering::Relaxed);
     }
 }
 
