@@ -35,6 +35,8 @@ struct State {
     most: usize,
     /// Whether events were forgotten, or will be: then the answer is not kept.
     too_large: bool,
+    /// Whether another one went on with it: such an answer is not given again.
+    is_of_several: bool,
     finish: Option<FinishReason>,
     /// How it ended, when it has.
     end: Option<Result<(), ProviderError>>,
@@ -113,6 +115,7 @@ impl Flight {
                 log: Log::default(),
                 most,
                 too_large: false,
+                is_of_several: false,
                 finish: None,
                 end: None,
                 readers: Vec::new(),
@@ -189,8 +192,10 @@ impl State {
                 };
                 match event {
                     Some(Ok(event)) => {
-                        if let Event::Finish(reason) = event {
-                            self.finish = Some(reason);
+                        match event {
+                            Event::Finish(reason) => self.finish = Some(reason),
+                            Event::Continued { .. } => self.is_of_several = true,
+                            _ => {}
                         }
                         self.log.push(event);
                         self.too_large |= self.log.size() > self.most;
@@ -231,7 +236,7 @@ impl State {
         let again = matches!(
             finish,
             FinishReason::Stop | FinishReason::Length | FinishReason::ToolCalls
-        );
+        ) && !self.is_of_several;
         match &self.head {
             Some(Ok(head)) if again && !self.too_large && self.log.is_whole() => Some(Recording {
                 provider: Arc::clone(&head.provider),

@@ -42,6 +42,12 @@ impl EventStream for Sent {
         Some(match self.lent.as_str() {
             "FINISH" => Ok(Event::Finish(FinishReason::Stop)),
             "FILTER" => Ok(Event::Finish(FinishReason::ContentFilter)),
+            "GOES ON" => Ok(Event::Continued {
+                provider: "another",
+                model: "m",
+                id: None,
+                text_bytes: 1,
+            }),
             "CUT" => Err(ProviderError::new(ErrorKind::StreamCut, "cut")),
             text => Ok(Event::Text(text)),
         })
@@ -275,10 +281,11 @@ async fn each_has_its_own_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_went_wrong_is_told_to_all_and_not_kept() {
-    for (end, expected) in [
-        ("CUT", Err(ErrorKind::StreamCut)),
-        ("FILTER", Ok("a.".into())),
+async fn what_did_not_go_well_is_told_to_all_and_not_kept() {
+    for (rest, expected) in [
+        (["CUT"].as_slice(), Err(ErrorKind::StreamCut)),
+        (&["FILTER"], Ok("a.".into())),
+        (&["GOES ON", "b", "FINISH"], Ok("a.b.".into())),
     ] {
         let rig = Rig::new(CacheConfig::default());
         let (first, to) = rig.ask(1, Duration::ZERO, None);
@@ -286,7 +293,8 @@ async fn what_went_wrong_is_told_to_all_and_not_kept() {
         let first = tokio::spawn(async move { read(first.await.unwrap().0).await });
         let second = tokio::spawn(async move { read(second.await.unwrap().0).await });
         sleep(SECOND).await;
-        say(&to, &["a", end]);
+        say(&to, &["a"]);
+        say(&to, rest);
         drop(to);
         assert_eq!(first.await.unwrap(), expected);
         assert_eq!(second.await.unwrap(), expected);
