@@ -117,6 +117,72 @@ pub fn recv_with_fd<Fd: AsFd>(
     Ok((received.bytes, first))
 }
 
+/// The most descriptors that the kernel takes with one message (its `SCM_MAX_FD`).
+pub const MAX_FDS: usize = 253;
+
+/// [`send_with_fd`] with several descriptors.
+///
+/// # Errors
+/// [`FdError::System`].
+///
+/// # Panics
+/// If `bytes` is empty: a stream carries descriptors only with a byte. If there are more than [`MAX_FDS`].
+pub fn send_with_fds<Fd: AsFd>(
+    socket: Fd,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Result<usize, FdError> {
+    assert!(
+        !bytes.is_empty(),
+        "descriptors travel with at least one byte"
+    );
+    assert!(fds.len() <= MAX_FDS, "{} descriptors at once", fds.len());
+    loop {
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            let fits = control.push(SendAncillaryMessage::ScmRights(fds));
+            debug_assert!(fits);
+        }
+        let bytes = [IoSlice::new(bytes)];
+        match sendmsg(&socket, &bytes, &mut control, SendFlags::NOSIGNAL) {
+            Ok(sent) => return Ok(sent),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(system("sendmsg", errno)),
+        }
+    }
+}
+
+/// Receives bytes, and at most [`MAX_FDS`] descriptors sent with them, closed on exec. Zero bytes mean that the peer has
+/// closed its end.
+///
+/// # Errors
+/// [`FdError::Truncated`], which leaves no descriptor open, and [`FdError::System`].
+pub fn recv_with_fds<Fd: AsFd>(
+    socket: Fd,
+    buffer: &mut [u8],
+) -> Result<(usize, Vec<OwnedFd>), FdError> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let mut into = [IoSliceMut::new(buffer)];
+        match recvmsg(&socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Ok(received) => break received,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(system("recvmsg", errno)),
+        }
+    };
+    let fds = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let fds = fds.flatten().collect();
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(FdError::Truncated);
+    }
+    Ok((received.bytes, fds))
+}
+
 /// Who is at the other end of a connected Unix socket (`SO_PEERCRED`).
 ///
 /// # Errors

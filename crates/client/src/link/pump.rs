@@ -113,9 +113,9 @@ impl Link {
         });
         let pumped = read.and_then(|_| {
             loop {
-                tx.write_out(lent)?;
+                let written = tx.write_out(lent);
                 tx.lagging = 0;
-                match flush(reader, &mut tx.writer) {
+                match written.and_then(|()| flush(reader, &mut tx.writer)) {
                     // Whether it left something to read is seen on the next round.
                     Err(TransportError::PeerGone) => *gone = true,
                     other => other?,
@@ -162,6 +162,11 @@ impl Link {
         match prepared {
             Ok(true) => Some(tx.writer.wants_writable()),
             Ok(false) => None,
+            // What it had published is read first.
+            Err(TransportError::PeerGone) => {
+                rx.gone = true;
+                None
+            }
             Err(error) => {
                 let mut wakes = Vec::new();
                 self.fail(&mut tx, error.into(), &mut wakes);
@@ -179,7 +184,7 @@ impl Link {
             && tx.end.is_none()
             && let Err(error) = tx.write_on()
         {
-            self.fail(tx, error.into(), wakes);
+            self.write_failed(tx, error, wakes);
         }
     }
 
@@ -222,7 +227,7 @@ impl Link {
         if tx.end.is_none()
             && let Err(error) = tx.write_on()
         {
-            self.fail(&mut tx, error.into(), &mut wakes);
+            self.write_failed(&mut tx, error, &mut wakes);
         }
         if let Some((_, waker)) = tx.queue.front() {
             wakes.push(waker.clone());

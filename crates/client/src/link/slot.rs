@@ -243,7 +243,12 @@ impl Tx {
             Some(SlotEnd::Failed(body)) => Outcome::Failed(body.clone()),
             _ if matches!(self.end.as_deref(), Some(End::Closed)) => Outcome::Closed,
             end => {
-                let not_run = matches!(end, Some(SlotEnd::NotRun)) || self.deferred == Some(index);
+                // A daemon that goes away has said what it takes before it hung up.
+                let above = self
+                    .goaway
+                    .is_some_and(|goaway| slot.id > goaway.last_id && slot.is_untouched());
+                let sent_back = matches!(end, Some(SlotEnd::NotRun));
+                let not_run = sent_back || above || self.deferred == Some(index);
                 Outcome::Lost {
                     id: (!not_run).then_some(slot.id),
                     untouched: slot.is_untouched(),
