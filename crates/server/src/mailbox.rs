@@ -10,6 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::line::Granted;
 use crate::occupancy::Place;
+use crate::succession::Order;
 
 /// One reactor, as everybody else sees it. Aligned so that two reactors write to no common cache line.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub(crate) struct Letters {
     pub(crate) newcomers: Vec<Newcomer>,
     /// Requests of its connections that got their memory.
     pub(crate) granted: Vec<Granted>,
+    /// What to do about the door, in this order.
+    pub(crate) orders: Vec<Order>,
     /// How long to drain, once a stop has been asked for.
     pub(crate) stop: Option<Duration>,
 }
@@ -79,6 +82,16 @@ impl Mailbox {
         self.change(|inside| {
             if !inside.closed {
                 inside.letters.newcomers.extend(newcomer.take());
+            }
+        });
+    }
+
+    /// Tells the reactor what to do about the door. If it is gone, nobody does it.
+    pub(crate) fn order(&self, order: Order) {
+        let mut order = Some(order);
+        self.change(|inside| {
+            if !inside.closed {
+                inside.letters.orders.extend(order.take());
             }
         });
     }

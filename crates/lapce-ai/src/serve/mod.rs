@@ -5,6 +5,7 @@ mod handlers;
 mod keys;
 mod log;
 pub(crate) mod providers;
+mod succession;
 mod wire;
 
 #[cfg(test)]
@@ -13,7 +14,7 @@ mod relay_tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lapce_ai_server::{Options, Server, ServerHandle};
+use lapce_ai_server::{Options, Running, Server, ServerHandle, StartError};
 use lapce_ai_transport::{BindError, Listener, PoolOptions, RuntimeDir, usable_cpus};
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
@@ -24,6 +25,7 @@ use crate::config::{Config, Ipc};
 use crate::failure::Failure;
 use handlers::App;
 use providers::Providers;
+use succession::{Predecessor, Successors};
 
 /// More threads do not make tokens come faster.
 const MOST_WORKERS: usize = 4;
@@ -33,16 +35,46 @@ const OTHER_DESCRIPTORS: u64 = 512;
 const RUNTIME_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until it is told to stop.
-pub(crate) fn run(config: Config, args: &ServeArgs) -> Result<(), Failure> {
+pub(crate) fn run(
+    config: impl FnOnce() -> Result<Config, Failure>,
+    args: &ServeArgs,
+) -> Result<(), Failure> {
+    if !args.take_over {
+        return start(config()?, args, None);
+    }
+    let mut predecessor = Predecessor::of_this_process()?;
+    let ended = config().and_then(|config| start(config, args, Some(&mut predecessor)));
+    if let Err(failure) = &ended {
+        predecessor.fail(failure);
+    }
+    ended
+}
+
+/// Where the daemon's door comes from.
+enum Origin<'a> {
+    /// It is new.
+    Bound(Listener),
+    /// Another daemon has it still.
+    TakenOver(RuntimeDir, &'a mut Predecessor),
+}
+
+fn start(
+    config: Config,
+    args: &ServeArgs,
+    predecessor: Option<&mut Predecessor>,
+) -> Result<(), Failure> {
     log::init(&config.log)?;
     let mut directory = RuntimeDir::for_socket(&config.ipc.socket_path);
     let us = [0, geteuid().as_raw()];
     if config.ipc.allowed_uids.iter().any(|uid| !us.contains(uid)) {
         directory = directory.open_to_others();
     }
-    let listener = match Listener::bind(&directory) {
-        Err(BindError::AlreadyRunning { .. }) if args.if_needed => return Ok(()),
-        bound => bound?,
+    let origin = match predecessor {
+        Some(predecessor) => Origin::TakenOver(directory, predecessor),
+        None => Origin::Bound(match Listener::bind(&directory) {
+            Err(BindError::AlreadyRunning { .. }) if args.if_needed => return Ok(()),
+            bound => bound?,
+        }),
     };
     if let Err(why) = make_room_for_descriptors(config.ipc.max_connections) {
         tracing::warn!("{why}");
@@ -54,14 +86,14 @@ pub(crate) fn run(config: Config, args: &ServeArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?;
-    let ended = serve(&runtime, listener, config, args);
+    let ended = serve(&runtime, origin, config, args);
     runtime.shutdown_timeout(RUNTIME_GRACE);
     ended
 }
 
 fn serve(
     runtime: &Runtime,
-    listener: Listener,
+    origin: Origin<'_>,
     config: Config,
     args: &ServeArgs,
 ) -> Result<(), Failure> {
@@ -83,6 +115,7 @@ fn serve(
         tracing::warn!("metrics.enable has no effect yet: this version exports no metrics");
     }
     let drain = config.ipc.drain_timeout;
+    let restart_timeout = config.ipc.restart_timeout;
     let socket = config.ipc.socket_path.clone();
     let options = options(&config, args);
     let mut server = Server::new(options);
@@ -95,14 +128,32 @@ fn serve(
         begun,
     ));
     handlers::register(&mut server, &app);
-    let running = server
-        .start(listener, runtime.handle())
-        .map_err(|error| Failure::Failed(error.to_string()))?;
+    Successors::new(handle.clone(), restart_timeout).register(&mut server);
+    let running = open(server, origin, runtime)?;
     tracing::info!(socket = %socket.display(), process = std::process::id(), "serving");
     runtime.spawn(signals.stop(handle, drain));
     running.join();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Lets clients in: at once, or as soon as the daemon before this one is out of the way.
+fn open(mut server: Server, origin: Origin<'_>, runtime: &Runtime) -> Result<Running, Failure> {
+    let failed = |error: StartError| Failure::Failed(error.to_string());
+    match origin {
+        Origin::Bound(listener) => server.start(listener, runtime.handle()).map_err(failed),
+        Origin::TakenOver(directory, predecessor) => {
+            let estate = predecessor.ready()?;
+            let listener = Listener::adopt(&directory, estate.socket, estate.lock)?;
+            server.inherit(estate.legacy);
+            let running = server
+                .start_closed(listener, runtime.handle())
+                .map_err(failed)?;
+            predecessor.taken()?;
+            running.handle().open();
+            Ok(running)
+        }
+    }
 }
 
 fn options(config: &Config, args: &ServeArgs) -> Options {

@@ -14,6 +14,7 @@ mod connection;
 mod connections;
 mod door;
 mod overrun;
+mod retire;
 mod schedule;
 mod seldom;
 mod stop;
@@ -39,6 +40,7 @@ use connection::{Connection, Progress};
 use connections::Connections;
 pub(crate) use door::Door;
 use overrun::Overruns;
+use retire::Succession;
 use schedule::Schedule;
 
 /// Turns without progress after which a hot connection cools while others stay hot.
@@ -79,6 +81,9 @@ pub(crate) struct Reactor {
     next_idle_look: Option<Instant>,
     next_trim: Option<Instant>,
     draining: Option<Instant>,
+    /// It was told to stop.
+    stopping: bool,
+    succession: Succession,
 }
 
 /// What a connection's turn came to.
@@ -114,7 +119,7 @@ fn is_over(tx: &Tx, shared: &Shared) -> bool {
 impl Reactor {
     /// The reactor of a mailbox.
     pub(crate) fn new(
-        door: Door,
+        mut door: Door,
         router: Arc<Router>,
         shared: Arc<Shared>,
         mailbox: Arc<Mailbox>,
@@ -162,6 +167,8 @@ impl Reactor {
             next_idle_look: None,
             next_trim: None,
             draining: None,
+            stopping: false,
+            succession: Succession::None,
             mailbox,
             shared,
         })
@@ -364,6 +371,9 @@ impl Reactor {
         }
         for granted in letters.granted.drain(..) {
             self.give(granted);
+        }
+        for order in letters.orders.drain(..) {
+            self.obey(order);
         }
         if let Some(drain) = letters.stop.take() {
             self.drain(drain);
