@@ -163,7 +163,7 @@ impl Shared {
             }
             // One that drains takes nothing new, and is used to its end.
             if tx.state.is_going_away() && !tx.writer.is_hung_up() {
-                elsewhere |= tx.state.last_id() >= sequence;
+                elsewhere |= tx.state.last_taken() >= sequence;
                 continue;
             }
             let ended = earlier.close(&mut tx, self, runtime);
