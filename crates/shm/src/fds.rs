@@ -2,10 +2,10 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::cmsg_space;
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -217,6 +217,29 @@ pub fn peer_credentials<Fd: AsFd>(socket: Fd) -> io::Result<PeerCredentials> {
         uid: found.uid,
         gid: found.gid,
     })
+}
+
+/// Takes the descriptor of this number, which whoever started this program has left open for it, and has it closed on exec
+/// from now on.
+///
+/// # Errors
+/// There is none of this number, or it is this program's own: whatever it opens itself is closed on exec, so that what
+/// survived exec was inherited.
+pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes any number, looks at the descriptor's flags, and touches no memory.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if number <= 2 || flags & libc::FD_CLOEXEC != 0 {
+        let what = format!("descriptor {number} was not left open for this program");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    // SAFETY: it is open. It came through exec, since it is not closed there as everything is that this program opens; so
+    // nothing in this process owns it. From the next line on it is not taken a second time.
+    let taken = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl_setfd(&taken, FdFlags::CLOEXEC)?;
+    Ok(taken)
 }
 
 fn system(call: &'static str, errno: Errno) -> FdError {

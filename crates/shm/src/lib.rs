@@ -47,7 +47,7 @@ pub use bell::{Bell, BellError, Woken};
 pub use copy::append;
 pub use fds::{
     FdError, MAX_FDS, PeerCredentials, peer_credentials, recv_with_fd, recv_with_fds, send_with_fd,
-    send_with_fds,
+    send_with_fds, take_inherited,
 };
 #[cfg(not(ring_loom))]
 pub use mapping::{Mapping, ShmError};

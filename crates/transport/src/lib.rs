@@ -19,6 +19,7 @@ mod handshake;
 mod listener;
 mod pool;
 mod runtime_dir;
+mod service_manager;
 mod succession;
 
 pub use connect::{Attempt, ConnectError, ConnectOptions, Connecting, connect};
@@ -28,6 +29,7 @@ pub use handshake::{Handshake, Progress, ServerTerms};
 pub use listener::{BindError, Listener};
 pub use pool::{Buffer, BufferPool, PoolOptions, PoolStats, TierStats};
 pub use runtime_dir::{RuntimeDir, RuntimeDirError};
+pub use service_manager::{ServiceManager, kept_descriptors};
 pub use succession::{Channel, ChannelError};
 
 pub use lapce_ai_shm::{PeerCredentials, Spin, append, usable_cpus};

@@ -5,6 +5,7 @@ mod handlers;
 mod keys;
 mod log;
 pub(crate) mod providers;
+mod service;
 mod succession;
 mod wire;
 
@@ -25,6 +26,7 @@ use crate::config::{Config, Ipc};
 use crate::failure::Failure;
 use handlers::App;
 use providers::Providers;
+use service::{Kept, Service};
 use succession::{Predecessor, Successors};
 
 /// More threads do not make tokens come faster.
@@ -54,6 +56,8 @@ pub(crate) fn run(
 enum Origin<'a> {
     /// It is new.
     Bound(Listener),
+    /// The service manager has kept it.
+    Kept(Kept),
     /// Another daemon has it still.
     TakenOver(RuntimeDir, &'a mut Predecessor),
 }
@@ -69,12 +73,17 @@ fn start(
     if config.ipc.allowed_uids.iter().any(|uid| !us.contains(uid)) {
         directory = directory.open_to_others();
     }
+    let service = Service::find().map(Arc::new);
+    let kept = || service.as_ref()?.take_kept(&directory);
     let origin = match predecessor {
         Some(predecessor) => Origin::TakenOver(directory, predecessor),
-        None => Origin::Bound(match Listener::bind(&directory) {
-            Err(BindError::AlreadyRunning { .. }) if args.if_needed => return Ok(()),
-            bound => bound?,
-        }),
+        None => match kept() {
+            Some(kept) => Origin::Kept(kept),
+            None => Origin::Bound(match Listener::bind(&directory) {
+                Err(BindError::AlreadyRunning { .. }) if args.if_needed => return Ok(()),
+                bound => bound?,
+            }),
+        },
     };
     if let Err(why) = make_room_for_descriptors(config.ipc.max_connections) {
         tracing::warn!("{why}");
@@ -86,7 +95,7 @@ fn start(
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?;
-    let ended = serve(&runtime, origin, config, args);
+    let ended = serve(&runtime, origin, service, config, args);
     runtime.shutdown_timeout(RUNTIME_GRACE);
     ended
 }
@@ -94,6 +103,7 @@ fn start(
 fn serve(
     runtime: &Runtime,
     origin: Origin<'_>,
+    service: Option<Arc<Service>>,
     config: Config,
     args: &ServeArgs,
 ) -> Result<(), Failure> {
@@ -128,20 +138,43 @@ fn serve(
         begun,
     ));
     handlers::register(&mut server, &app);
-    Successors::new(handle.clone(), restart_timeout).register(&mut server);
-    let running = open(server, origin, runtime)?;
+    Successors::new(handle.clone(), service.clone(), restart_timeout).register(&mut server);
+    let running = open(server, origin, service.as_deref(), runtime)?;
     tracing::info!(socket = %socket.display(), process = std::process::id(), "serving");
-    runtime.spawn(signals.stop(handle, drain));
+    if let Some(service) = &service {
+        service.ready();
+    }
+    runtime.spawn(signals.stop(handle, service, drain));
     running.join();
     tracing::info!("stopped");
     Ok(())
 }
 
 /// Lets clients in: at once, or as soon as the daemon before this one is out of the way.
-fn open(mut server: Server, origin: Origin<'_>, runtime: &Runtime) -> Result<Running, Failure> {
+fn open(
+    mut server: Server,
+    origin: Origin<'_>,
+    service: Option<&Service>,
+    runtime: &Runtime,
+) -> Result<Running, Failure> {
     let failed = |error: StartError| Failure::Failed(error.to_string());
+    let keep = |listener: &Listener| {
+        if let Some(service) = service {
+            service.keep_door(listener);
+        }
+    };
     match origin {
-        Origin::Bound(listener) => server.start(listener, runtime.handle()).map_err(failed),
+        Origin::Bound(listener) => {
+            keep(&listener);
+            server.start(listener, runtime.handle()).map_err(failed)
+        }
+        Origin::Kept(Kept { listener, legacy }) => {
+            keep(&listener);
+            if let Some(legacy) = legacy {
+                server.inherit(legacy);
+            }
+            server.start(listener, runtime.handle()).map_err(failed)
+        }
         Origin::TakenOver(directory, predecessor) => {
             let estate = predecessor.ready()?;
             let listener = Listener::adopt(&directory, estate.socket, estate.lock)?;
@@ -210,10 +243,16 @@ impl Signals {
     }
 
     /// The first signal gives running requests time to end, the second gives none.
-    async fn stop(mut self, server: ServerHandle, drain: Duration) {
+    async fn stop(mut self, server: ServerHandle, service: Option<Arc<Service>>, drain: Duration) {
         self.next().await;
         tracing::info!(drain_secs = drain.as_secs_f64(), "stopping");
-        server.shutdown(drain);
+        let leaving = server.clone();
+        let left = tokio::task::spawn_blocking(move || {
+            service.is_some_and(|service| service.leave(&leaving, drain))
+        });
+        if !left.await.unwrap_or(false) {
+            server.shutdown(drain);
+        }
         self.next().await;
         tracing::info!("stopping at once");
         server.shutdown(Duration::ZERO);

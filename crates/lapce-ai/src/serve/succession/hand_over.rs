@@ -12,6 +12,7 @@ use lapce_ai_server::{OwnedRequest, Responder, RetireError, Server, ServerHandle
 use lapce_ai_transport::{Channel, ChannelError, Listener};
 use rustix::process::geteuid;
 
+use super::super::service::Service;
 use super::message::{Message, TalkError, VERSION};
 
 /// The flag of the next daemon.
@@ -27,6 +28,7 @@ const FOR_EVER: Duration = Duration::from_millis(u32::MAX as u64);
 #[derive(Debug)]
 pub(crate) struct Successors {
     server: ServerHandle,
+    service: Option<Arc<Service>>,
     /// The file that this program was started from, by its name: an upgrade puts another in its place.
     program: io::Result<PathBuf>,
     arguments: Vec<OsString>,
@@ -112,12 +114,17 @@ impl Drop for CancelOnDrop {
 
 impl Successors {
     /// Started like this process.
-    pub(crate) fn new(server: ServerHandle, timeout: Duration) -> Self {
+    pub(crate) fn new(
+        server: ServerHandle,
+        service: Option<Arc<Service>>,
+        timeout: Duration,
+    ) -> Self {
         let arguments = std::env::args_os().skip(1);
         let mut arguments: Vec<OsString> = arguments.filter(|word| word != TAKE_OVER).collect();
         arguments.push(TAKE_OVER.into());
         Self {
             server,
+            service,
             program: std::env::current_exe(),
             arguments,
             timeout,
@@ -170,7 +177,7 @@ impl Successors {
         let mut channel = None;
         let outcome = self
             .start(attempt, &mut channel)
-            .and_then(|(channel, pid)| self.give(channel, attempt).map(|()| pid));
+            .and_then(|(channel, pid)| self.give(channel, pid, attempt).map(|()| pid));
         match outcome {
             Ok(pid) => {
                 let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -202,7 +209,7 @@ impl Successors {
 
     /// Closes the door, gives the next daemon everything, and lets it open the door. After an error this one opens it again;
     /// the other does not by itself as long as the channel is open.
-    fn give(&self, channel: &Channel, attempt: &Attempt) -> Result<(), HandOverError> {
+    fn give(&self, channel: &Channel, pid: u32, attempt: &Attempt) -> Result<(), HandOverError> {
         let deadline = Instant::now() + DECISION;
         let (legacy, retiring) = self.server.retire(FOR_EVER, deadline)?;
         let parts = retiring.listener().map(Listener::parts);
@@ -218,7 +225,15 @@ impl Successors {
         if !attempt.decide() {
             return Err(HandOverError::Cancelled);
         }
+        // Before the other speaks to it.
+        let moved_to = |process| {
+            if let Some(service) = &self.service {
+                service.moved_to(process);
+            }
+        };
+        moved_to(pid);
         if let Err(error) = Message::Go.send(channel, &[], Instant::now() + DECISION) {
+            moved_to(std::process::id());
             // It has ended. Made sure of before the door opens.
             attempt.end();
             return Err(error.into());

@@ -30,7 +30,7 @@ pub(super) enum Message {
 /// [`Legacy`], as it is written.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Estate {
+pub(in crate::serve) struct Estate {
     instance: Hex,
     connections: u64,
     clients: Vec<Client>,

@@ -14,4 +14,5 @@ mod message;
 mod take_over;
 
 pub(super) use hand_over::Successors;
+pub(super) use message::Estate;
 pub(super) use take_over::Predecessor;

@@ -22,7 +22,7 @@ pub(crate) struct Predecessor {
 
 /// What it has given.
 #[derive(Debug)]
-pub(crate) struct Estate {
+pub(crate) struct Given {
     pub(crate) legacy: Legacy,
     pub(crate) socket: OwnedFd,
     pub(crate) lock: OwnedFd,
@@ -52,11 +52,11 @@ impl Predecessor {
     }
 
     /// Says that all is prepared, and takes what the other daemon gives.
-    pub(crate) fn ready(&mut self) -> Result<Estate, Failure> {
+    pub(crate) fn ready(&mut self) -> Result<Given, Failure> {
         self.ask_for_estate().map_err(|error| gone(&error))
     }
 
-    fn ask_for_estate(&self) -> Result<Estate, TalkError> {
+    fn ask_for_estate(&self) -> Result<Given, TalkError> {
         let channel = self.channel()?;
         let ready = Message::Ready {
             version: VERSION,
@@ -76,7 +76,7 @@ impl Predecessor {
             }
             .into());
         };
-        Ok(Estate {
+        Ok(Given {
             legacy: estate.into(),
             socket,
             lock,
