@@ -5,7 +5,6 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -37,12 +36,19 @@ fn program(home: &Home) -> PathBuf {
     program
 }
 
-/// Puts a script in the program's place, as an upgrade does.
+/// Puts a script in the program's place, as an upgrade does. Another process writes it: what this one has open for writing
+/// its other tests' children have open for a moment, too, and then it cannot be run.
 fn replace(program: &Path, script: &str) {
-    let new = program.with_extension("new");
-    fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::rename(new, program).unwrap();
+    let written = Command::new("/bin/sh")
+        .args([
+            "-c",
+            "printf '%s' \"$1\" >\"$0.new\" && chmod 755 \"$0.new\" && mv \"$0.new\" \"$0\"",
+        ])
+        .arg(program)
+        .arg(format!("#!/bin/sh\n{script}\n"))
+        .status()
+        .unwrap();
+    assert!(written.success());
 }
 
 fn serve_from(home: &Home, program: &Path, args: &[&str]) -> Daemon {

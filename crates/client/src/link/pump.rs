@@ -106,6 +106,8 @@ impl Link {
             return 0;
         }
         let mut frames = 0;
+        // What is found out below says nothing of what is read here: the daemon may have published more before it went.
+        let was_gone = *gone;
         let read = reader.receive(scratch, usize::MAX, |frame, rest| {
             frames += 1;
             *midway = frame.has(MORE);
@@ -124,7 +126,7 @@ impl Link {
                     break;
                 }
             }
-            if *gone && frames == 0 {
+            if was_gone && frames == 0 {
                 Err(TransportError::PeerGone.into())
             } else {
                 Ok(())
