@@ -4,13 +4,16 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use lapce_ai_client::{BlockingClient, RequestOptions};
 use lapce_ai_proto::{ErrorCode, FIN, GoAway, Kind, MessageType, OpenPrefix};
-use lapce_ai_server::{Options, Responder, RetireError, Server};
+use lapce_ai_server::{Options, RepeatOptions, Responder, RetireError, Server};
 use support::{Carrier, Client, Daemon, PATIENCE, options, prefix};
 use tokio::sync::Semaphore;
 
@@ -235,6 +238,111 @@ fn a_server_that_is_stopped_while_it_retires_leaves_nothing_behind() {
     assert!(!daemon.path.exists());
     let late = daemon.handle.retire(Duration::ZERO, soon()).unwrap_err();
     assert_eq!(late, RetireError::Stopping);
+}
+
+/// How often each request was run, by its body.
+type Bodies = Arc<Mutex<HashMap<Vec<u8>, u32>>>;
+
+/// Answers with the body, and notes that it ran.
+const NOTE: MessageType = MessageType(0x8022);
+/// The same in three items, a moment between them.
+const NOTE_SLOWLY: MessageType = MessageType(0x8023);
+
+fn noting(bodies: &Bodies) -> impl FnOnce(&mut Server) + use<> {
+    let note = |bodies: &Bodies, body: &[u8]| {
+        *bodies.lock().unwrap().entry(body.to_vec()).or_default() += 1;
+    };
+    let (sync, slow) = (Arc::clone(bodies), Arc::clone(bodies));
+    move |server| {
+        server.handle(NOTE, move |request, reply| {
+            note(&sync, request.body());
+            reply.send(request.body());
+        });
+        server.handle_async(NOTE_SLOWLY, move |request, mut responder: Responder| {
+            note(&slow, &request.body);
+            async move {
+                for _ in 0..3 {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    if responder.send(&request.body).await.is_err() {
+                        return;
+                    }
+                }
+                let _ = responder.end().await;
+            }
+        });
+    }
+}
+
+#[test]
+fn calls_and_streams_through_many_daemons_are_run_once_and_none_fails() {
+    let bodies = Bodies::default();
+    let several = || Options {
+        reactors: 2,
+        // Nobody's request is in doubt, so nothing need be remembered.
+        repeats: RepeatOptions {
+            clients: 0,
+            ..RepeatOptions::default()
+        },
+        ..options()
+    };
+    let mut daemon = Daemon::with(several(), noting(&bodies));
+    let path = daemon.path.clone();
+    let (stop, asked) = (AtomicBool::new(false), AtomicU64::new(0));
+    let connect = |number: u64| {
+        let options = lapce_ai_client::Options {
+            shared_memory: number.is_multiple_of(2),
+            ..lapce_ai_client::Options::new(&path)
+        };
+        BlockingClient::connect(options).unwrap()
+    };
+    let ask = |client: &BlockingClient, number: u64| {
+        let mut body = number.to_le_bytes().to_vec();
+        // Some go in pieces.
+        body.resize(if number.is_multiple_of(9) { 9000 } else { 60 }, 7);
+        if number.is_multiple_of(4) {
+            let stream = client.stream(NOTE_SLOWLY, &body, &RequestOptions::default());
+            let items: Result<Vec<_>, _> = stream.unwrap().collect();
+            assert!(items.unwrap() == vec![body.clone(); 3]);
+        } else {
+            assert!(client.call(NOTE, &body).unwrap() == body);
+        }
+        assert_eq!(bodies.lock().unwrap().get(&body), Some(&1), "run once");
+    };
+    thread::scope(|scope| {
+        for number in 0..4 {
+            let (connect, ask, stop, asked) = (&connect, &ask, &stop, &asked);
+            scope.spawn(move || {
+                let mut client = connect(number);
+                while !stop.load(Ordering::Relaxed) {
+                    let next = asked.fetch_add(1, Ordering::Relaxed);
+                    ask(&client, next);
+                    if next.is_multiple_of(64) {
+                        client = connect(next / 64);
+                    }
+                }
+            });
+        }
+        let idle = connect(0);
+        for round in 0..24 {
+            let from = asked.load(Ordering::Relaxed);
+            support::eventually("requests are answered", || {
+                asked.load(Ordering::Relaxed) > from + 30
+            });
+            if round % 4 == 3 {
+                let drain = Duration::from_secs(1 << 20);
+                // Nobody follows.
+                drop(daemon.handle.retire(drain, soon()).unwrap());
+            } else {
+                let next = daemon.followed(several(), noting(&bodies));
+                daemon.await_stop();
+                daemon = next;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        ask(&idle, u64::MAX);
+        assert_eq!(idle.counters().new_daemons, 0);
+    });
+    assert_eq!(daemon.handle.counters().faults, 0);
 }
 
 #[test]
