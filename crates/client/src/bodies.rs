@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lapce_ai_proto::ai::ModelsRequest;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::ClientError;
@@ -20,6 +21,13 @@ pub(crate) fn shutdown_body(drain: Option<Duration>) -> Vec<u8> {
     drain.map_or_else(Vec::new, |drain| {
         format!(r#"{{"drainMs":{}}}"#, drain.as_millis()).into_bytes()
     })
+}
+
+/// The answer to a restart.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Restarted {
+    /// The process that has taken over.
+    pub(crate) pid: u32,
 }
 
 /// The one item of a stream.

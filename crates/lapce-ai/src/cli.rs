@@ -99,6 +99,9 @@ enum Command {
     Serve(ServeArgs),
     /// Stop the daemon; running requests get `ipc.drain_timeout_secs` to end. Exit code 0 if none was running, too
     Stop,
+    /// Replace the daemon by a new one of the same file, which reads its configuration anew. No request fails: the old one
+    /// finishes what it has begun, and goes on alone if the new one cannot take over
+    Restart,
     /// Show the daemon's connections, providers and counters
     Status {
         /// For programs: one JSON object
@@ -245,6 +248,9 @@ pub(crate) struct ServeArgs {
     /// Leave quietly if a daemon is running already
     #[arg(long, hide = true)]
     pub(crate) if_needed: bool,
+    /// Follow the daemon at the other end of standard input
+    #[arg(long, hide = true)]
+    pub(crate) take_over: bool,
 }
 
 impl Global {
@@ -303,13 +309,17 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Providers { markdown: true, .. } => return commands::providers::markdown(),
         _ => {}
     }
-    let config = Config::load(&cli.global.sources()?)?;
+    let load = || Ok(Config::load(&cli.global.sources()?)?);
+    if let Command::Serve(args) = &cli.command {
+        return serve::run(load, args);
+    }
+    let config = load()?;
     match &cli.command {
         Command::Chat(args) => commands::chat::run(&config, &cli.global, args),
         Command::Embed(args) => commands::embed::run(&config, &cli.global, args),
         Command::Count(args) => commands::count::run(&config, &cli.global, args),
-        Command::Serve(args) => serve::run(config, args),
         Command::Stop => commands::stop::run(&config),
+        Command::Restart => commands::restart::run(&config),
         Command::Status { json } => commands::status::run(&config, *json),
         Command::Models { provider, json } => {
             commands::models::run(&config, &cli.global, provider.as_deref(), *json)
@@ -325,7 +335,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
             check: true, json, ..
         } => commands::config::check(&config, *json),
         Command::Config { json, .. } => commands::config::show(&config, *json),
-        Command::Completions { .. } => Ok(()),
+        Command::Serve(_) | Command::Completions { .. } => Ok(()),
     }
 }
 

@@ -15,6 +15,8 @@ impl MessageType {
     pub const STATUS: Self = Self(0x0002);
     /// Drain and stop the daemon.
     pub const SHUTDOWN: Self = Self(0x0003);
+    /// Start the next daemon, which takes over.
+    pub const RESTART: Self = Self(0x0004);
     /// A conversation.
     pub const CHAT: Self = Self(0x0010);
     /// Code at the cursor.
@@ -31,10 +33,11 @@ impl MessageType {
     pub const FIRST_FREE: Self = Self(0x8000);
 
     /// The assigned numbers with their names, in the order of the document's table.
-    pub const NAMED: [(Self, &'static str); 9] = [
+    pub const NAMED: [(Self, &'static str); 10] = [
         (Self::ECHO, "echo"),
         (Self::STATUS, "status"),
         (Self::SHUTDOWN, "shutdown"),
+        (Self::RESTART, "restart"),
         (Self::CHAT, "chat"),
         (Self::AUTOCOMPLETE, "autocomplete"),
         (Self::FILE_ANALYSIS, "file_analysis"),

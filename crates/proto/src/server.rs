@@ -426,6 +426,11 @@ impl ServerState {
         self.goaway.is_some()
     }
 
+    /// The highest id that was taken: what came after GOAWAY was sent back.
+    pub fn last_taken(&self) -> u64 {
+        self.goaway.map_or(self.last_id, |goaway| goaway.last_id)
+    }
+
     /// Every live stream's id.
     pub fn ids(&self) -> Vec<u64> {
         self.streams.keys().copied().collect()

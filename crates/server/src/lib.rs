@@ -30,8 +30,10 @@ mod reactor;
 mod repeats;
 mod server;
 mod session;
+mod succession;
 
 pub use handler::{Body, Gone, OwnedRequest, Reply, Request, Responder};
 pub use options::Options;
-pub use repeats::RepeatOptions;
+pub use repeats::{Remembered, RepeatOptions};
 pub use server::{Running, Server, ServerHandle, StartError};
+pub use succession::{Legacy, RetireError, Retiring};

@@ -10,6 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::line::Granted;
 use crate::occupancy::Place;
 use crate::postbox::{Bell, Postbox};
+use crate::succession::Order;
 
 /// One reactor, as everybody else sees it. Aligned so that two reactors write to no common cache line.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(crate) struct Letters {
     pub(crate) newcomers: Vec<Newcomer>,
     /// Requests of its connections that got their memory.
     pub(crate) granted: Vec<Granted>,
+    /// What to do about the door, in this order.
+    pub(crate) orders: Vec<Order>,
     /// How long to drain, once a stop has been asked for.
     pub(crate) stop: Option<Duration>,
 }

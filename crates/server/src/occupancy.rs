@@ -57,6 +57,12 @@ impl Occupancy {
         })
     }
 
+    /// Whether nobody is connected or about to be.
+    pub(crate) fn is_empty(&self) -> bool {
+        let taken = self.lock();
+        taken.handshakes == 0 && taken.connections() == 0
+    }
+
     /// Connections of each reactor.
     pub(crate) fn of_reactors(&self) -> Vec<usize> {
         self.lock().of.clone()

@@ -101,9 +101,9 @@ impl Options {
     }
 
     /// What clients are offered.
-    pub(crate) fn terms(&self) -> ServerTerms {
+    pub(crate) fn terms(&self, instance: u128) -> ServerTerms {
         ServerTerms {
-            instance: instance(),
+            instance,
             name: self.name.clone(),
             limits: self.limits,
             request_capacity: self.request_capacity,
@@ -115,7 +115,7 @@ impl Options {
 }
 
 /// Tells this life of the daemon from others. Not a secret.
-fn instance() -> u128 {
+pub(crate) fn instance() -> u128 {
     use std::hash::{BuildHasher, RandomState};
     // Each RandomState has fresh keys from the system's random numbers.
     let half = || u128::from(RandomState::new().hash_one(0_u8));

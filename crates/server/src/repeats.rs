@@ -61,6 +61,25 @@ pub(crate) struct Left {
     pub(crate) running: Vec<(u64, Running)>,
 }
 
+/// What is remembered of one client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remembered {
+    /// Its user, by the kernel's word.
+    pub uid: u32,
+    /// Its random instance.
+    pub instance: u128,
+    /// How long ago it lost its latest connection.
+    pub age: Duration,
+    /// The number of its latest connection on which something came again, or 0.
+    pub present: u64,
+    /// The highest id that was taken.
+    pub through: u64,
+    /// Those up to it that were taken and never run.
+    pub spared: Vec<u64>,
+    /// Those above it that were run since.
+    pub since: Vec<u64>,
+}
+
 /// What is to be done with a request that comes again.
 #[derive(Debug)]
 pub(crate) enum Verdict {
@@ -159,6 +178,15 @@ impl Repeats {
         past.is_some_and(|past| connection < past.present)
     }
 
+    /// A connection takes nothing more: so much was taken, and what may yet come of it is not known elsewhere.
+    pub(crate) fn taken(&self, whose: Whose, through: u64, now: Instant) {
+        let left = Left {
+            through,
+            ..Left::default()
+        };
+        self.lost(whose, left, now);
+    }
+
     /// A connection was lost.
     pub(crate) fn lost(&self, whose: Whose, left: Left, now: Instant) {
         let mut inner = self.lock();
@@ -219,6 +247,52 @@ impl Repeats {
             return Verdict::Run;
         }
         Verdict::Refuse
+    }
+
+    /// What the next daemon has to know: oldest first. Requests that run on stay here: nobody fetches them there.
+    pub(crate) fn export(&self, now: Instant) -> Vec<Remembered> {
+        let inner = self.lock();
+        let in_order = inner.order.values();
+        let clients = in_order.filter_map(|whose| Some((whose, inner.clients.get(whose)?)));
+        clients
+            .map(|(whose, past)| Remembered {
+                uid: whose.uid,
+                instance: whose.instance,
+                age: now.saturating_duration_since(past.at),
+                present: past.present,
+                through: past.through,
+                spared: past.spared.iter().copied().collect(),
+                since: past.since.iter().copied().collect(),
+            })
+            .collect()
+    }
+
+    /// Takes over what another daemon knew. Bounded like everything that is remembered.
+    pub(crate) fn import(&self, remembered: Vec<Remembered>, now: Instant) {
+        for client in remembered {
+            let whose = Whose {
+                uid: client.uid,
+                instance: client.instance,
+            };
+            let left = Left {
+                through: client.through,
+                spared: client.spared,
+                running: Vec::new(),
+            };
+            // A machine that has run for less than that has nothing so old.
+            let at = now.checked_sub(client.age).unwrap_or(now);
+            self.lost(whose, left, at);
+            let mut inner = self.lock();
+            let inner = &mut *inner;
+            if let Some(past) = inner.clients.get_mut(&whose) {
+                past.present = past.present.max(client.present);
+                inner.ids -= past.ids();
+                let through = past.through;
+                past.since
+                    .extend(client.since.into_iter().filter(|id| *id > through));
+                inner.ids += past.ids();
+            }
+        }
     }
 
     /// Clients, exceptions, and requests that run on.
@@ -284,6 +358,40 @@ mod tests {
             }
         }
         assert!(runs(&repeats, whose(1), 8, now));
+    }
+
+    #[test]
+    fn the_next_daemon_knows_the_same() {
+        let now = Instant::now();
+        let before = Repeats::new(RepeatOptions::default());
+        let long_ago = now - Duration::from_secs(59);
+        before.lost(whose(1), left(10, &[4, 8]), long_ago);
+        before.lost(whose(2), left(20, &[]), now);
+        assert!(runs(&before, whose(1), 8, now) && runs(&before, whose(1), 12, now));
+        before.let_go(whose(2), 77);
+        let next = Repeats::new(RepeatOptions::default());
+        next.import(before.export(now), now);
+        assert_eq!(next.export(now), before.export(now));
+        assert_eq!(next.sizes(), before.sizes());
+        for run in [1, 8, 10, 12] {
+            assert!(!runs(&next, whose(1), run, now), "{run}");
+        }
+        for never_run in [4, 11, 13] {
+            assert!(runs(&next, whose(1), never_run, now), "{never_run}");
+        }
+        assert!(next.is_let_go(whose(2), 76) && !next.is_let_go(whose(2), 77));
+        // What is old stays old.
+        let later = now + Duration::from_secs(2);
+        assert!(!runs(&next, whose(1), 99, later));
+        assert!(runs(&next, whose(2), 99, later));
+        // A daemon that remembers less takes the latest.
+        let forgetful = Repeats::new(RepeatOptions {
+            clients: 1,
+            ..RepeatOptions::default()
+        });
+        forgetful.import(before.export(now), now);
+        assert_eq!(forgetful.sizes(), (1, 0, 0));
+        assert!(runs(&forgetful, whose(2), 21, now));
     }
 
     #[test]

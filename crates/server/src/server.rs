@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,11 @@ use crate::handler::{Handler, OwnedRequest, Reply, Request, Responder, Router};
 use crate::line::{Granted, Line, Waiter};
 use crate::mailbox::Mailbox;
 use crate::occupancy::Occupancy;
-use crate::options::Options;
+use crate::options::{Options, instance};
 use crate::reactor::{Door, Reactor};
 use crate::repeats::{Repeats, Verdict};
 use crate::session::Session;
+use crate::succession::Legacy;
 
 /// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,12 @@ pub(crate) struct Shared {
     pub(crate) occupancy: Arc<Occupancy>,
     /// Connections that were ever accepted: the number of the latest.
     pub(crate) accepted: AtomicU64,
+    /// What clients know this life of the daemon by.
+    instance: OnceLock<u128>,
+    /// Another server is about to follow, or has.
+    pub(crate) retiring: AtomicBool,
+    /// It was told to stop.
+    pub(crate) stopping: AtomicBool,
     /// One for each reactor.
     pub(crate) mailboxes: Box<[Arc<Mailbox>]>,
 }
@@ -87,8 +94,16 @@ impl Shared {
             sessions: Mutex::default(),
             occupancy: Arc::new(Occupancy::new(reactors)),
             accepted: AtomicU64::new(0),
+            instance: OnceLock::new(),
+            retiring: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             mailboxes: (0..reactors).map(|at| Arc::new(Mailbox::new(at))).collect(),
         }
+    }
+
+    /// What clients know this life of the daemon by.
+    pub(crate) fn instance(&self) -> u128 {
+        *self.instance.get_or_init(instance)
     }
 
     /// Memory for a request, unless it has to wait: then it [enters](Self::enter) the line.
@@ -148,7 +163,7 @@ impl Shared {
             }
             // One that drains takes nothing new, and is used to its end.
             if tx.state.is_going_away() && !tx.writer.is_hung_up() {
-                elsewhere |= tx.state.last_id() >= sequence;
+                elsewhere |= tx.state.last_taken() >= sequence;
                 continue;
             }
             let ended = earlier.close(&mut tx, self, runtime);
@@ -203,6 +218,7 @@ impl Shared {
     /// Has every reactor drain and end.
     fn stop(&self, drain: Duration) {
         tracing::info!(seconds = drain.as_secs_f64(), "draining");
+        self.stopping.store(true, Ordering::Release);
         for mailbox in &self.mailboxes {
             mailbox.post(|letters| {
                 let before = letters.stop.unwrap_or(drain);
@@ -271,22 +287,48 @@ impl Server {
         }
     }
 
+    /// Takes over what another server has left, so that it is the same life of the daemon to its clients.
+    pub fn inherit(&mut self, legacy: Legacy) {
+        let shared = &self.shared;
+        // Nobody has asked for it yet, since nothing is started.
+        let _ = shared.instance.set(legacy.instance);
+        shared.accepted.store(legacy.connections, Ordering::Release);
+        shared.repeats.import(legacy.clients, Instant::now());
+    }
+
     /// Starts to serve, on as many threads as there are [reactors](Options::reactors); async handlers run on `runtime`.
     ///
     /// # Errors
     /// Options that make no sense, or the system's refusal.
     pub fn start(self, listener: Listener, runtime: &Handle) -> Result<Running, StartError> {
+        self.start_with(listener, runtime, true)
+    }
+
+    /// The same, but nobody is accepted before [`ServerHandle::open`].
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub fn start_closed(self, listener: Listener, runtime: &Handle) -> Result<Running, StartError> {
+        self.start_with(listener, runtime, false)
+    }
+
+    fn start_with(
+        self,
+        listener: Listener,
+        runtime: &Handle,
+        open: bool,
+    ) -> Result<Running, StartError> {
         let Self { router, shared } = self;
         shared.options.check()?;
         let reactors = shared.mailboxes.len();
         let socket = listener.dir().socket().display().to_string();
         tracing::info!(socket, reactors, "listening");
         let listener = Arc::new(listener);
-        let terms = shared.options.terms();
+        let terms = shared.options.terms(shared.instance());
         let router = Arc::new(router);
         let ready = shared.mailboxes.iter().map(|mailbox| {
             Reactor::new(
-                Door::new(Arc::clone(&listener), terms.clone(), reactors),
+                Door::new(Arc::clone(&listener), terms.clone(), reactors, open),
                 Arc::clone(&router),
                 Arc::clone(&shared),
                 Arc::clone(mailbox),
@@ -338,7 +380,7 @@ impl Drop for StopAll {
 /// Looks at a server and stops it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ServerHandle {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl ServerHandle {

@@ -326,7 +326,7 @@ impl Session {
         }
         tx.closed = true;
         let mut left = Left {
-            through: tx.state.last_id(),
+            through: tx.state.last_taken(),
             ..Left::default()
         };
         let live = tx.state.live();

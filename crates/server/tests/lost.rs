@@ -295,6 +295,39 @@ fn streams_through_many_cuts_lose_nothing_and_run_once() {
     ends.account_for(asked.load(Ordering::SeqCst));
 }
 
+#[test]
+fn a_client_that_was_idle_for_too_long_asks_as_for_the_first_time() {
+    for shared_memory in [true, false] {
+        let noted = Arc::new(AtomicU64::new(0));
+        let options = ServerOptions {
+            idle_timeout: Some(Duration::from_millis(50)),
+            // When it comes back nobody remembers it.
+            repeats: RepeatOptions {
+                clients: 0,
+                ..RepeatOptions::default()
+            },
+            ..options()
+        };
+        let count = Arc::clone(&noted);
+        let daemon = Daemon::with(options, |server: &mut Server| {
+            server.handle(NOTE, move |request, reply| {
+                count.fetch_add(1, Ordering::SeqCst);
+                reply.send(request.body());
+            });
+        });
+        let client = BlockingClient::connect(Options {
+            shared_memory,
+            ..Options::new(&daemon.path)
+        });
+        let client = client.unwrap();
+        for number in 1..4 {
+            assert_eq!(client.call(NOTE, b"once").unwrap(), b"once");
+            assert_eq!(noted.load(Ordering::SeqCst), number);
+            daemon.await_quiet(0);
+        }
+    }
+}
+
 /// Reads an answer to its end, each item once and in order.
 async fn stream(client: &Client, body: &[u8]) -> Result<(), ClientError> {
     let options = RequestOptions::default();

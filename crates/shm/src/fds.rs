@@ -2,10 +2,10 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::cmsg_space;
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -117,6 +117,72 @@ pub fn recv_with_fd<Fd: AsFd>(
     Ok((received.bytes, first))
 }
 
+/// The most descriptors that the kernel takes with one message (its `SCM_MAX_FD`).
+pub const MAX_FDS: usize = 253;
+
+/// [`send_with_fd`] with several descriptors.
+///
+/// # Errors
+/// [`FdError::System`].
+///
+/// # Panics
+/// If `bytes` is empty: a stream carries descriptors only with a byte. If there are more than [`MAX_FDS`].
+pub fn send_with_fds<Fd: AsFd>(
+    socket: Fd,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Result<usize, FdError> {
+    assert!(
+        !bytes.is_empty(),
+        "descriptors travel with at least one byte"
+    );
+    assert!(fds.len() <= MAX_FDS, "{} descriptors at once", fds.len());
+    loop {
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            let fits = control.push(SendAncillaryMessage::ScmRights(fds));
+            debug_assert!(fits);
+        }
+        let bytes = [IoSlice::new(bytes)];
+        match sendmsg(&socket, &bytes, &mut control, SendFlags::NOSIGNAL) {
+            Ok(sent) => return Ok(sent),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(system("sendmsg", errno)),
+        }
+    }
+}
+
+/// Receives bytes, and at most [`MAX_FDS`] descriptors sent with them, closed on exec. Zero bytes mean that the peer has
+/// closed its end.
+///
+/// # Errors
+/// [`FdError::Truncated`], which leaves no descriptor open, and [`FdError::System`].
+pub fn recv_with_fds<Fd: AsFd>(
+    socket: Fd,
+    buffer: &mut [u8],
+) -> Result<(usize, Vec<OwnedFd>), FdError> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let mut into = [IoSliceMut::new(buffer)];
+        match recvmsg(&socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Ok(received) => break received,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(system("recvmsg", errno)),
+        }
+    };
+    let fds = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let fds = fds.flatten().collect();
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(FdError::Truncated);
+    }
+    Ok((received.bytes, fds))
+}
+
 /// Who is at the other end of a connected Unix socket (`SO_PEERCRED`).
 ///
 /// # Errors
@@ -151,6 +217,29 @@ pub fn peer_credentials<Fd: AsFd>(socket: Fd) -> io::Result<PeerCredentials> {
         uid: found.uid,
         gid: found.gid,
     })
+}
+
+/// Takes the descriptor of this number, which whoever started this program has left open for it, and has it closed on exec
+/// from now on.
+///
+/// # Errors
+/// There is none of this number, or it is this program's own: whatever it opens itself is closed on exec, so that what
+/// survived exec was inherited.
+pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes any number, looks at the descriptor's flags, and touches no memory.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if number <= 2 || flags & libc::FD_CLOEXEC != 0 {
+        let what = format!("descriptor {number} was not left open for this program");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    // SAFETY: it is open. It came through exec, since it is not closed there as everything is that this program opens; so
+    // nothing in this process owns it. From the next line on it is not taken a second time.
+    let taken = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl_setfd(&taken, FdFlags::CLOEXEC)?;
+    Ok(taken)
 }
 
 fn system(call: &'static str, errno: Errno) -> FdError {

@@ -46,7 +46,10 @@ mod sync;
 pub use bell::{Bell, BellError, Woken};
 #[cfg(not(ring_loom))]
 pub use copy::append;
-pub use fds::{FdError, PeerCredentials, peer_credentials, recv_with_fd, send_with_fd};
+pub use fds::{
+    FdError, MAX_FDS, PeerCredentials, peer_credentials, recv_with_fd, recv_with_fds, send_with_fd,
+    send_with_fds, take_inherited,
+};
 pub use heap::trim_heap;
 #[cfg(not(ring_loom))]
 pub use mapping::{Mapping, ShmError};

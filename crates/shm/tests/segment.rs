@@ -17,8 +17,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lapce_ai_shm::{
-    Bell, BellError, Consumer, FdError, MappedRing, Mapping, Producer, Segment, ShmError, Storage,
-    Woken, layout, peer_credentials, publish_and_release, recv_with_fd, send_with_fd,
+    Bell, BellError, Consumer, FdError, MAX_FDS, MappedRing, Mapping, Producer, Segment, ShmError,
+    Storage, Woken, layout, peer_credentials, publish_and_release, recv_with_fd, recv_with_fds,
+    send_with_fd, send_with_fds, take_inherited,
 };
 use rustix::fs::{
     MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create,
@@ -501,6 +502,66 @@ fn too_many_descriptors_are_refused_and_closed() {
         }
         assert_eq!(read.read(&mut [0]).unwrap(), 0);
     }
+}
+
+#[test]
+fn as_many_descriptors_pass_as_the_kernel_takes() {
+    let (ours, peers) = UnixStream::pair().unwrap();
+    let file = File::open("/dev/null").unwrap();
+    let inode = file.metadata().unwrap().ino();
+    for count in [0, 1, 2, MAX_FDS] {
+        let fds = vec![file.as_fd(); count];
+        assert_eq!(send_with_fds(&ours, b"many", &fds).unwrap(), 4);
+        let mut bytes = [0; 16];
+        let (n, received) = recv_with_fds(&peers, &mut bytes).unwrap();
+        assert_eq!((&bytes[..n], received.len()), (&b"many"[..], count));
+        for fd in received {
+            assert_eq!(rustix::fs::fstat(&fd).unwrap().st_ino, inode);
+            let flags = rustix::io::fcntl_getfd(&fd).unwrap();
+            assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        }
+    }
+    drop(ours);
+    let (n, none) = recv_with_fds(&peers, &mut [0; 8]).unwrap();
+    assert_eq!((n, none.len()), (0, 0));
+    assert!(send_with_fds(&peers, b"late", &[]).is_err());
+}
+
+#[test]
+fn only_what_was_inherited_is_taken() {
+    let file = File::open("/dev/null").unwrap();
+    let number = file.as_raw_fd();
+    assert!(take_inherited(number).is_err(), "it is this program's own");
+    for none in [-1, 0, 1, 2, 1 << 20] {
+        assert!(take_inherited(none).is_err(), "{none}");
+    }
+    let as_inherited = Command::new("/bin/sh")
+        .args([
+            "-c",
+            "exec 9</dev/null; exec \"$0\" --exact takes --nocapture",
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .env("TAKES", "9")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&as_inherited.stdout);
+    assert!(
+        as_inherited.status.success() && said.contains("taken once"),
+        "{said}"
+    );
+}
+
+/// What the test before this one runs in a process of its own.
+#[test]
+fn takes() {
+    let Ok(number) = std::env::var("TAKES") else {
+        return;
+    };
+    let number = number.parse().unwrap();
+    let taken = take_inherited(number).unwrap();
+    assert_eq!(taken.as_raw_fd(), number);
+    assert!(take_inherited(number).is_err());
+    println!("taken once");
 }
 
 #[test]

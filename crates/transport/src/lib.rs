@@ -5,6 +5,7 @@
 //! | finding each other | [`RuntimeDir`], [`Listener`], [`connect()`], or [`Connecting`] without blocking |
 //! | handshake | [`Handshake`] on the daemon's side, inside [`connect()`] on the client's |
 //! | bytes -> frames, frames -> bytes | [`Reader`], [`Writer`], the two halves of a [`Connection`] |
+//! | from one daemon to the next | [`Channel`], [`Listener::adopt`] |
 //! | payload bytes that outlive a frame | [`BufferPool`], [`Buffer`] |
 //!
 //! A connection works the same over both carriers; one conformance suite (`tests/conformance.rs`) runs over both.
@@ -18,6 +19,8 @@ mod handshake;
 mod listener;
 mod pool;
 mod runtime_dir;
+mod service_manager;
+mod succession;
 
 pub use connect::{Attempt, ConnectError, ConnectOptions, Connecting, connect};
 pub use connection::{Batch, CONTROL_ROOM, Connection, PIECE, Peer, Reader, Rest, Writer, flush};
@@ -26,5 +29,7 @@ pub use handshake::{Handshake, Progress, ServerTerms};
 pub use listener::{BindError, Listener};
 pub use pool::{Buffer, BufferPool, PoolOptions, PoolStats, TierStats};
 pub use runtime_dir::{RuntimeDir, RuntimeDirError};
+pub use service_manager::{ServiceManager, kept_descriptors};
+pub use succession::{Channel, ChannelError};
 
 pub use lapce_ai_shm::{PeerCredentials, Spin, append, trim_heap, usable_cpus};

@@ -7,11 +7,13 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, OFlags, Timespec, Timestamps, UTIME_NOW, flock, utimensat,
+    AtFlags, CWD, FlockOperation, OFlags, Timespec, Timestamps, UTIME_NOW, fcntl_getfl,
+    fcntl_setfl, flock, utimensat,
 };
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, getsockname, listen,
+    socket_with, sockopt,
 };
 
 use crate::{RuntimeDir, RuntimeDirError};
@@ -51,6 +53,14 @@ pub enum BindError {
     NotASocket {
         /// The path.
         path: PathBuf,
+    },
+    /// What another daemon handed over is not what listens there.
+    #[error("cannot take over {path}: {what}", path = .path.display())]
+    NotTaken {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
     },
     /// The system refused.
     #[error("cannot {what} {path}: {source}", path = .path.display())]
@@ -129,6 +139,72 @@ impl Listener {
             socket,
             lock,
         })
+    }
+
+    /// Takes over the socket and the lock that another daemon has at this place, both as that daemon's [`parts`](Self::parts).
+    /// Neither the names nor the lock change hands meanwhile: the two processes hold the same open files, until one
+    /// closes its own.
+    ///
+    /// # Errors
+    /// See [`BindError`]: they are checked like anything that comes from outside.
+    pub fn adopt(dir: &RuntimeDir, socket: OwnedFd, lock: OwnedFd) -> Result<Self, BindError> {
+        dir.prepare()?;
+        let path = dir.socket();
+        let wrong = |what: String| BindError::NotTaken {
+            path: path.to_owned(),
+            what,
+        };
+        let address = SocketAddrUnix::new(path).map_err(|_| BindError::PathTooLong {
+            path: path.to_owned(),
+        })?;
+        let listens = matches!(sockopt::socket_domain(&socket), Ok(AddressFamily::UNIX))
+            && matches!(sockopt::socket_type(&socket), Ok(SocketType::STREAM))
+            && matches!(sockopt::socket_acceptconn(&socket), Ok(true));
+        if !listens {
+            return Err(wrong("what came is no socket that listens".to_owned()));
+        }
+        let bound = getsockname(&socket).map_err(|errno| wrong(errno.to_string()))?;
+        let bound = SocketAddrUnix::try_from(bound).map_err(|errno| wrong(errno.to_string()))?;
+        if bound != address {
+            let elsewhere = bound.path().map(|path| path.to_string_lossy().into_owned());
+            return Err(wrong(format!(
+                "the daemon listens on {}, and only a daemon that is stopped and started moves",
+                elsewhere.unwrap_or_default()
+            )));
+        }
+        let lock = File::from(lock);
+        let ours = lock.metadata().map_err(|error| wrong(error.to_string()))?;
+        let named = fs::symlink_metadata(dir.lock()).map_err(|error| wrong(error.to_string()))?;
+        if (named.dev(), named.ino()) != (ours.dev(), ours.ino()) {
+            return Err(wrong("what came is not its lock".to_owned()));
+        }
+        // It is held already, by the file that both have open.
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|errno| wrong(format!("its lock is not held: {errno}")))?;
+        let failed = |what| {
+            move |source: io::Error| BindError::Io {
+                what,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        let flags = fcntl_getfl(&socket).map_err(|errno| failed("look at")(errno.into()))?;
+        fcntl_setfl(&socket, flags | OFlags::NONBLOCK)
+            .map_err(|errno| failed("look at")(errno.into()))?;
+        if dir.is_open_to_others() {
+            let everybody = Permissions::from_mode(0o666);
+            fs::set_permissions(path, everybody).map_err(failed("open to others"))?;
+        }
+        Ok(Self {
+            dir: dir.clone(),
+            socket,
+            lock,
+        })
+    }
+
+    /// The socket and the lock, for a daemon that [takes over](Self::adopt).
+    pub fn parts(&self) -> [BorrowedFd<'_>; 2] {
+        [self.socket.as_fd(), self.lock.as_fd()]
     }
 
     /// The next client, if one waits. The socket does not block.
@@ -245,6 +321,51 @@ mod tests {
         let error = Listener::bind(&dir).unwrap_err();
         assert!(matches!(error, BindError::NotASocket { .. }), "{error}");
         assert_eq!(fs::read_to_string(dir.socket()).unwrap(), "precious");
+    }
+
+    #[test]
+    fn another_takes_over_without_a_gap() {
+        let (_base, dir) = dir();
+        let first = Listener::bind(&dir).unwrap();
+        let copies = |listener: &Listener| {
+            listener
+                .parts()
+                .map(|part| part.try_clone_to_owned().unwrap())
+        };
+        let [socket, lock] = copies(&first);
+        let second = Listener::adopt(&dir, socket, lock).unwrap();
+        // Whoever came to the first is taken by the second.
+        let _client = std::os::unix::net::UnixStream::connect(dir.socket()).unwrap();
+        drop(first);
+        assert!(second.accept().unwrap().is_some());
+        let error = Listener::bind(&dir).unwrap_err();
+        assert!(matches!(error, BindError::AlreadyRunning { .. }), "{error}");
+        second.remove().unwrap();
+        assert!(!dir.socket().exists() && !dir.lock().exists());
+    }
+
+    #[test]
+    fn nothing_is_taken_over_that_is_not_what_listens_there() {
+        let (_base, dir) = dir();
+        let listener = Listener::bind(&dir).unwrap();
+        let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+        let [socket, lock] = listener.parts();
+        let copy = |part: BorrowedFd<'_>| part.try_clone_to_owned().unwrap();
+        let refused = |dir: &RuntimeDir, socket, lock| {
+            let error = Listener::adopt(dir, socket, lock).unwrap_err();
+            assert!(matches!(error, BindError::NotTaken { .. }), "{error}");
+            error.to_string()
+        };
+        assert!(refused(&dir, null(), copy(lock)).contains("no socket"));
+        let (connected, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(refused(&dir, connected.into(), copy(lock)).contains("no socket"));
+        assert!(refused(&dir, copy(socket), null()).contains("lock"));
+        // The right file, but opened by somebody else, who has no lock on it.
+        let other = File::open(dir.lock()).unwrap();
+        assert!(refused(&dir, copy(socket), other.into()).contains("lock"));
+        let elsewhere = RuntimeDir::for_socket(dir.socket().with_file_name("other.sock"));
+        let why = refused(&elsewhere, copy(socket), copy(lock));
+        assert!(why.contains("daemon.sock"), "{why}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{BlockingClient, Items};
-use crate::bodies::{models_body, shutdown_body, single};
+use crate::bodies::{Restarted, models_body, shutdown_body, single};
 use crate::{ClientError, RequestOptions};
 
 impl BlockingClient {
@@ -145,6 +145,16 @@ impl BlockingClient {
     pub fn shutdown(&self, drain: Option<Duration>) -> Result<(), ClientError> {
         self.call(MessageType::SHUTDOWN, shutdown_body(drain))
             .map(drop)
+    }
+
+    /// Has the daemon start the next one, which takes over: the process id of that one. This client is served by it from
+    /// then on. After an error the daemon goes on as before.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn restart(&self) -> Result<u32, ClientError> {
+        let restarted: Restarted = self.ask(MessageType::RESTART, &[])?;
+        Ok(restarted.pid)
     }
 
     fn ask<T: DeserializeOwned>(&self, ty: MessageType, body: &[u8]) -> Result<T, ClientError> {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Client, ItemStream};
-use crate::bodies::{models_body, shutdown_body, single};
+use crate::bodies::{Restarted, models_body, shutdown_body, single};
 use crate::{ClientError, RequestOptions};
 
 impl Client {
@@ -153,6 +153,16 @@ impl Client {
         self.call(MessageType::SHUTDOWN, shutdown_body(drain))
             .await
             .map(drop)
+    }
+
+    /// Has the daemon start the next one, which takes over: the process id of that one. This client is served by it from
+    /// then on. After an error the daemon goes on as before.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn restart(&self) -> Result<u32, ClientError> {
+        let restarted: Restarted = self.ask(MessageType::RESTART, &[]).await?;
+        Ok(restarted.pid)
     }
 
     async fn ask<T: DeserializeOwned>(

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Poll, Waker};
 
 use lapce_ai_proto::{GoAway, MessageType, OpenPrefix, Refusal, Welcome};
-use lapce_ai_transport::Connection;
+use lapce_ai_transport::{Connection, TransportError};
 
 pub(crate) use self::end::{End, Outcome, Phase, Refused};
 pub(crate) use self::pump::{QUIET, Rx};
@@ -196,7 +196,7 @@ impl Link {
         }
         if let Err(error) = written {
             let mut wakes = Vec::new();
-            self.fail(tx, error.into(), &mut wakes);
+            self.write_failed(tx, error, &mut wakes);
             drop(guard);
             wake_all(&mut wakes);
         }
@@ -223,7 +223,7 @@ impl Link {
             && let Err(error) = tx.flush_now()
         {
             let mut wakes = Vec::new();
-            self.fail(&mut tx, error.into(), &mut wakes);
+            self.write_failed(&mut tx, error, &mut wakes);
             drop(tx);
             wake_all(&mut wakes);
         }
@@ -266,7 +266,7 @@ impl Link {
                             wakes.extend(tx.driver.clone());
                         }
                     }
-                    Err(error) => self.fail(tx, error.into(), wakes),
+                    Err(error) => self.write_failed(tx, error, wakes),
                 }
                 Ok(slot)
             }
@@ -291,7 +291,7 @@ impl Link {
             && tx.end.is_none()
             && let Err(error) = tx.flush_now()
         {
-            self.fail(&mut tx, error.into(), &mut wakes);
+            self.write_failed(&mut tx, error, &mut wakes);
         }
         drop(tx);
         wake_all(&mut wakes);
@@ -304,7 +304,7 @@ impl Link {
         if tx.end.is_none()
             && let Err(error) = tx.write_on()
         {
-            self.fail(tx, error.into(), wakes);
+            self.write_failed(tx, error, wakes);
         }
     }
 
@@ -329,6 +329,15 @@ impl Link {
         }
         if tx.state.live() == 0 {
             self.fail(tx, End::Drained, wakes);
+        }
+    }
+
+    /// What was to be written could not be. A daemon that is gone may have said something before, such as GOAWAY: whoever
+    /// reads takes that in first, and then finds the end as well.
+    #[cold]
+    fn write_failed(&self, tx: &mut Tx, error: TransportError, wakes: &mut Vec<Waker>) {
+        if !matches!(error, TransportError::PeerGone) {
+            self.fail(tx, error.into(), wakes);
         }
     }
 
@@ -364,7 +373,7 @@ impl Link {
         let mut wakes = Vec::new();
         let mut tx = lock(&self.tx);
         if let Err(error) = tx.release(index) {
-            self.fail(&mut tx, error.into(), &mut wakes);
+            self.write_failed(&mut tx, error, &mut wakes);
         } else if tx.writer.wants_writable() {
             wakes.extend(tx.driver.clone());
         }

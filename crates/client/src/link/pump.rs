@@ -106,6 +106,8 @@ impl Link {
             return 0;
         }
         let mut frames = 0;
+        // What is found out below says nothing of what is read here: the daemon may have published more before it went.
+        let was_gone = *gone;
         let read = reader.receive(scratch, usize::MAX, |frame, rest| {
             frames += 1;
             *midway = frame.has(MORE);
@@ -113,9 +115,9 @@ impl Link {
         });
         let pumped = read.and_then(|_| {
             loop {
-                tx.write_out(lent)?;
+                let written = tx.write_out(lent);
                 tx.lagging = 0;
-                match flush(reader, &mut tx.writer) {
+                match written.and_then(|()| flush(reader, &mut tx.writer)) {
                     // Whether it left something to read is seen on the next round.
                     Err(TransportError::PeerGone) => *gone = true,
                     other => other?,
@@ -124,7 +126,7 @@ impl Link {
                     break;
                 }
             }
-            if *gone && frames == 0 {
+            if was_gone && frames == 0 {
                 Err(TransportError::PeerGone.into())
             } else {
                 Ok(())
@@ -162,6 +164,11 @@ impl Link {
         match prepared {
             Ok(true) => Some(tx.writer.wants_writable()),
             Ok(false) => None,
+            // What it had published is read first.
+            Err(TransportError::PeerGone) => {
+                rx.gone = true;
+                None
+            }
             Err(error) => {
                 let mut wakes = Vec::new();
                 self.fail(&mut tx, error.into(), &mut wakes);
@@ -179,7 +186,7 @@ impl Link {
             && tx.end.is_none()
             && let Err(error) = tx.write_on()
         {
-            self.fail(tx, error.into(), wakes);
+            self.write_failed(tx, error, wakes);
         }
     }
 
@@ -222,7 +229,7 @@ impl Link {
         if tx.end.is_none()
             && let Err(error) = tx.write_on()
         {
-            self.fail(&mut tx, error.into(), &mut wakes);
+            self.write_failed(&mut tx, error, &mut wakes);
         }
         if let Some((_, waker)) = tx.queue.front() {
             wakes.push(waker.clone());

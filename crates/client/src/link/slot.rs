@@ -237,13 +237,22 @@ impl Tx {
         self.slots[index as usize].may_repeat()
     }
 
+    /// Whether the daemon has said, before it hung up, that it takes no request of this id, or that nothing was under way.
+    fn came_too_late(&self, id: u64) -> bool {
+        self.goaway.is_some_and(|goaway| id > goaway.last_id)
+            || matches!(self.end.as_deref(), Some(End::Daemon(body)) if body.code == ErrorCode::IdleTimeout)
+    }
+
     fn outcome(&mut self, index: u32) -> Outcome {
         let slot = &self.slots[index as usize];
         match &slot.end {
             Some(SlotEnd::Failed(body)) => Outcome::Failed(body.clone()),
             _ if matches!(self.end.as_deref(), Some(End::Closed)) => Outcome::Closed,
             end => {
-                let not_run = matches!(end, Some(SlotEnd::NotRun)) || self.deferred == Some(index);
+                let sent_back = matches!(end, Some(SlotEnd::NotRun));
+                let not_run = sent_back
+                    || self.deferred == Some(index)
+                    || (slot.is_untouched() && self.came_too_late(slot.id));
                 Outcome::Lost {
                     id: (!not_run).then_some(slot.id),
                     untouched: slot.is_untouched(),

@@ -177,6 +177,8 @@ pub struct Ipc {
     pub stall_bytes: u32,
     /// How long running requests have when the daemon stops.
     pub drain_timeout: Duration,
+    /// How long the next daemon may take to be ready in a planned restart.
+    pub restart_timeout: Duration,
     /// How long the sync handlers of one batch may take before that is counted and logged.
     pub handler_limit: Duration,
     /// What is remembered of connections that were lost.
@@ -455,6 +457,11 @@ fn read_ipc(tree: &mut layers::Table, findings: &mut Findings) -> Ipc {
         Duration::from_secs(10),
         &seconds(0..=DAY),
     );
+    let restart_timeout = ipc.get(
+        "restart_timeout_secs",
+        Duration::from_secs(30),
+        &seconds(1..=3600),
+    );
     let handler_limit_millis = ipc.get("handler_limit_millis", 10, &integer(1u32..=60_000));
     let repeats = read_repeats(&mut ipc);
     let spin_micros = ipc.get("spin_micros", 50, &integer(0u32..=100_000));
@@ -487,6 +494,7 @@ fn read_ipc(tree: &mut layers::Table, findings: &mut Findings) -> Ipc {
         stall_timeout,
         stall_bytes: small(stall_bytes),
         drain_timeout,
+        restart_timeout,
         handler_limit: Duration::from_millis(handler_limit_millis.into()),
         repeats,
         spin: Duration::from_micros(spin_micros.into()),

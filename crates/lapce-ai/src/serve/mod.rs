@@ -6,7 +6,9 @@ mod handlers;
 mod keys;
 mod log;
 pub(crate) mod providers;
+mod service;
 pub(crate) mod spend;
+mod succession;
 mod wire;
 
 #[cfg(test)]
@@ -15,7 +17,7 @@ mod relay_tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lapce_ai_server::{Options, Server, ServerHandle};
+use lapce_ai_server::{Options, Running, Server, ServerHandle, StartError};
 use lapce_ai_transport::{BindError, Listener, PoolOptions, RuntimeDir, usable_cpus};
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
@@ -26,6 +28,8 @@ use crate::config::{Config, Ipc};
 use crate::failure::Failure;
 use handlers::App;
 use providers::Providers;
+use service::{Kept, Service};
+use succession::{Predecessor, Successors};
 
 /// More threads do not make tokens come faster.
 const MOST_WORKERS: usize = 4;
@@ -35,16 +39,53 @@ const OTHER_DESCRIPTORS: u64 = 512;
 const RUNTIME_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until it is told to stop.
-pub(crate) fn run(config: Config, args: &ServeArgs) -> Result<(), Failure> {
+pub(crate) fn run(
+    config: impl FnOnce() -> Result<Config, Failure>,
+    args: &ServeArgs,
+) -> Result<(), Failure> {
+    if !args.take_over {
+        return start(config()?, args, None);
+    }
+    let mut predecessor = Predecessor::of_this_process()?;
+    let ended = config().and_then(|config| start(config, args, Some(&mut predecessor)));
+    if let Err(failure) = &ended {
+        predecessor.fail(failure);
+    }
+    ended
+}
+
+/// Where the daemon's door comes from.
+enum Origin<'a> {
+    /// It is new.
+    Bound(Listener),
+    /// The service manager has kept it.
+    Kept(Kept),
+    /// Another daemon has it still.
+    TakenOver(RuntimeDir, &'a mut Predecessor),
+}
+
+fn start(
+    config: Config,
+    args: &ServeArgs,
+    predecessor: Option<&mut Predecessor>,
+) -> Result<(), Failure> {
     log::init(&config.log)?;
     let mut directory = RuntimeDir::for_socket(&config.ipc.socket_path);
     let us = [0, geteuid().as_raw()];
     if config.ipc.allowed_uids.iter().any(|uid| !us.contains(uid)) {
         directory = directory.open_to_others();
     }
-    let listener = match Listener::bind(&directory) {
-        Err(BindError::AlreadyRunning { .. }) if args.if_needed => return Ok(()),
-        bound => bound?,
+    let service = Service::find().map(Arc::new);
+    let kept = || service.as_ref()?.take_kept(&directory);
+    let origin = match predecessor {
+        Some(predecessor) => Origin::TakenOver(directory, predecessor),
+        None => match kept() {
+            Some(kept) => Origin::Kept(kept),
+            None => Origin::Bound(match Listener::bind(&directory) {
+                Err(BindError::AlreadyRunning { .. }) if args.if_needed => return Ok(()),
+                bound => bound?,
+            }),
+        },
     };
     if let Err(why) = make_room_for_descriptors(config.ipc.max_connections) {
         tracing::warn!("{why}");
@@ -56,14 +97,15 @@ pub(crate) fn run(config: Config, args: &ServeArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?;
-    let ended = serve(&runtime, listener, config, args);
+    let ended = serve(&runtime, origin, service, config, args);
     runtime.shutdown_timeout(RUNTIME_GRACE);
     ended
 }
 
 fn serve(
     runtime: &Runtime,
-    listener: Listener,
+    origin: Origin<'_>,
+    service: Option<Arc<Service>>,
     config: Config,
     args: &ServeArgs,
 ) -> Result<(), Failure> {
@@ -90,6 +132,7 @@ fn serve(
     }
     let (gateway, ledger) = spend::gateway(&config)?;
     let drain = config.ipc.drain_timeout;
+    let restart_timeout = config.ipc.restart_timeout;
     let socket = config.ipc.socket_path.clone();
     let options = options(&config, args);
     let mut server = Server::new(options);
@@ -103,17 +146,58 @@ fn serve(
         begun,
     ));
     handlers::register(&mut server, &app);
-    let running = server
-        .start(listener, runtime.handle())
-        .map_err(|error| Failure::Failed(error.to_string()))?;
+    Successors::new(handle.clone(), service.clone(), restart_timeout).register(&mut server);
+    let running = open(server, origin, service.as_deref(), runtime)?;
     tracing::info!(socket = %socket.display(), process = std::process::id(), "serving");
-    runtime.spawn(signals.stop(handle, drain));
+    if let Some(service) = &service {
+        service.ready();
+    }
+    runtime.spawn(signals.stop(handle, service, drain));
     running.join();
     if let Some(ledger) = ledger {
         ledger.close();
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Lets clients in: at once, or as soon as the daemon before this one is out of the way.
+fn open(
+    mut server: Server,
+    origin: Origin<'_>,
+    service: Option<&Service>,
+    runtime: &Runtime,
+) -> Result<Running, Failure> {
+    let failed = |error: StartError| Failure::Failed(error.to_string());
+    let keep = |listener: &Listener| {
+        if let Some(service) = service {
+            service.keep_door(listener);
+        }
+    };
+    match origin {
+        Origin::Bound(listener) => {
+            keep(&listener);
+            server.start(listener, runtime.handle()).map_err(failed)
+        }
+        Origin::Kept(Kept { listener, legacy }) => {
+            keep(&listener);
+            if let Some(legacy) = legacy {
+                server.inherit(legacy);
+            }
+            server.start(listener, runtime.handle()).map_err(failed)
+        }
+        Origin::TakenOver(directory, predecessor) => {
+            let estate = predecessor.ready()?;
+            let listener = Listener::adopt(&directory, estate.socket, estate.lock)?;
+            server.inherit(estate.legacy);
+            let running = server
+                .start_closed(listener, runtime.handle())
+                .map_err(failed)?;
+            predecessor.taken()?;
+            running.handle().open();
+            Ok(running)
+        }
+    }
 }
 
 fn options(config: &Config, args: &ServeArgs) -> Options {
@@ -170,10 +254,16 @@ impl Signals {
     }
 
     /// The first signal gives running requests time to end, the second gives none.
-    async fn stop(mut self, server: ServerHandle, drain: Duration) {
+    async fn stop(mut self, server: ServerHandle, service: Option<Arc<Service>>, drain: Duration) {
         self.next().await;
         tracing::info!(drain_secs = drain.as_secs_f64(), "stopping");
-        server.shutdown(drain);
+        let leaving = server.clone();
+        let left = tokio::task::spawn_blocking(move || {
+            service.is_some_and(|service| service.leave(&leaving, drain))
+        });
+        if !left.await.unwrap_or(false) {
+            server.shutdown(drain);
+        }
         self.next().await;
         tracing::info!("stopping at once");
         server.shutdown(Duration::ZERO);

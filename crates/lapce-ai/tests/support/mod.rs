@@ -224,6 +224,15 @@ impl Log {
         }
     }
 
+    /// Whether something has been said so many times by now.
+    pub fn try_seen(&mut self, part: &str, times: usize) -> bool {
+        for line in self.lines.try_iter() {
+            self.seen.push_str(&line);
+            self.seen.push('\n');
+        }
+        self.seen.matches(part).count() >= times
+    }
+
     pub fn wait_for(&mut self, part: &str) {
         let deadline = Instant::now() + BOUND;
         while !self.seen.contains(part) {

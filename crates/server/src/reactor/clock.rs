@@ -7,6 +7,7 @@ use lapce_ai_proto::ErrorCode;
 use lapce_ai_transport::TransportError;
 
 use super::Reactor;
+use super::retire::Succession;
 
 /// How often the reactor looks at the clock while something may stall or expire.
 const TICK: Duration = Duration::from_millis(100);
@@ -20,13 +21,15 @@ impl Reactor {
     pub(super) fn sleep_time(&mut self) -> Option<Duration> {
         let now = Instant::now();
         let tick = if self.draining.is_some() {
-            Some(now + DRAIN_TICK)
+            // Nobody waits for the end of one that is followed, and it may take long.
+            let followed = self.succession == Succession::Followed;
+            Some(now + if followed { TICK } else { DRAIN_TICK })
         } else {
             self.tick_at(now)
         };
         self.note_heap(now);
         // Whoever closes the last connection sees this afterwards, and so somebody does.
-        let exit = if self.connections.len() == 0 {
+        let exit = if self.may_leave_idle() {
             self.shared.exit_at()
         } else {
             None
@@ -37,6 +40,11 @@ impl Reactor {
             .flatten()
             .min()
             .map(|at| at.saturating_duration_since(now))
+    }
+
+    /// Whether it may stop for lack of clients.
+    fn may_leave_idle(&self) -> bool {
+        self.connections.len() == 0 && self.door.open && self.draining.is_none()
     }
 
     /// When the reactor looks for what stalls or expires, if anything may. Once set it is kept until it comes, so that
@@ -52,7 +60,7 @@ impl Reactor {
     pub(super) fn tick(&mut self) {
         let now = Instant::now();
         self.tick_at(now);
-        if self.connections.len() == 0 {
+        if self.may_leave_idle() {
             self.shared.stop_if_idle(now);
         }
         if self.next_tick.is_some_and(|at| at <= now) {

@@ -26,15 +26,18 @@ const HANDSHAKE: u64 = 1 << 63;
 
 /// The listener, which all reactors share, and those who stand before this one.
 pub(crate) struct Door {
-    listener: Arc<Listener>,
+    /// `None`: another daemon has it.
+    listener: Option<Arc<Listener>>,
+    /// Whether newcomers are to be taken.
+    pub(super) open: bool,
     terms: ServerTerms,
     handshakes: BTreeMap<u64, Entering>,
     most_handshakes: usize,
     next_handshake: u64,
     /// Given up for a moment to refuse a client politely when descriptors have run out.
     spare: Option<File>,
-    /// The listener is not watched.
-    full: bool,
+    /// Whether the epoll tells of newcomers.
+    watched: bool,
     /// Refusals are told of seldom: anybody who can connect can cause them.
     refusals: Seldom,
 }
@@ -48,32 +51,56 @@ struct Entering {
 
 impl Door {
     /// One of so many reactors' doors.
-    pub(crate) fn new(listener: Arc<Listener>, terms: ServerTerms, reactors: usize) -> Self {
+    pub(crate) fn new(
+        listener: Arc<Listener>,
+        terms: ServerTerms,
+        reactors: usize,
+        open: bool,
+    ) -> Self {
         Self {
-            listener,
+            listener: Some(listener),
+            open,
             terms,
             handshakes: BTreeMap::new(),
             most_handshakes: MAX_HANDSHAKES.div_ceil(reactors),
             next_handshake: 0,
             spare: File::open("/dev/null").ok(),
-            full: false,
+            watched: false,
             refusals: Seldom::default(),
         }
     }
 
-    /// Has this epoll tell of newcomers. Of several that wait the kernel wakes one for each, and never one that is held up
-    /// by a handler, since that does not wait.
-    pub(super) fn watch(&self, epoll: &impl std::os::fd::AsFd) -> io::Result<()> {
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
-        epoll::add(
-            epoll,
-            &self.listener,
-            epoll::EventData::new_u64(LISTENER),
-            flags,
-        )
+    /// Has this epoll tell of newcomers while they are to be taken. Of several that wait the kernel wakes one for each, and
+    /// never one that is held up by a handler, since that does not wait. While as many handshakes are under way as may be,
+    /// those who wait in the backlog would keep the reactor from sleeping.
+    pub(super) fn watch(&mut self, epoll: &impl std::os::fd::AsFd) -> io::Result<()> {
+        let Some(listener) = &self.listener else {
+            return Ok(());
+        };
+        let watch = self.open && !self.is_full();
+        if watch == self.watched {
+            return Ok(());
+        }
+        self.watched = watch;
+        if watch {
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
+            epoll::add(epoll, listener, epoll::EventData::new_u64(LISTENER), flags)
+        } else {
+            epoll::delete(epoll, listener)
+        }
     }
 
-    pub(super) fn into_listener(self) -> Arc<Listener> {
+    /// The listener, unless another daemon has it.
+    pub(super) fn listener(&self) -> Option<&Arc<Listener>> {
+        self.listener.as_ref()
+    }
+
+    /// Another daemon has the listener from now on. It is not watched here any more.
+    pub(super) fn leave(&mut self) {
+        self.listener = None;
+    }
+
+    pub(super) fn into_listener(self) -> Option<Arc<Listener>> {
         self.listener
     }
 
@@ -90,10 +117,14 @@ impl Reactor {
     /// Takes those who wait.
     pub(super) fn accept(&mut self) {
         for _ in 0..ACCEPTS {
+            // The epoll may have told of newcomers a moment before the door was closed.
+            let Some(listener) = self.door.listener.as_ref().filter(|_| self.door.open) else {
+                return;
+            };
             if self.door.is_full() {
                 return;
             }
-            let socket = match self.door.listener.accept() {
+            let socket = match listener.accept() {
                 Ok(Some(socket)) => socket,
                 Ok(None) => return,
                 Err(error) => {
@@ -119,8 +150,12 @@ impl Reactor {
             self.door.spare = File::open("/dev/null").ok();
             return false;
         }
-        let accepted = self.door.listener.accept();
-        if let Ok(Some(socket)) = accepted
+        let accepted = self
+            .door
+            .listener
+            .as_ref()
+            .map(|listener| listener.accept());
+        if let Some(Ok(Some(socket))) = accepted
             && let Ok(handshake) = Handshake::new(socket)
         {
             self.refuse(
@@ -221,20 +256,10 @@ impl Reactor {
         }
     }
 
-    /// Stops watching the listener while as many handshakes are under way as may be: those who wait in the backlog
-    /// would keep the reactor from sleeping.
+    /// Watches the listener, or stops watching it, as the door has it.
     pub(super) fn mind_the_door(&mut self) {
-        let full = self.door.is_full();
-        if full != self.door.full {
-            self.door.full = full;
-            let changed = if full {
-                epoll::delete(&self.epoll, &self.door.listener)
-            } else {
-                self.door.watch(&self.epoll)
-            };
-            if let Err(errno) = changed {
-                tracing::error!(%errno, "cannot watch the listener");
-            }
+        if let Err(errno) = self.door.watch(&self.epoll) {
+            tracing::error!(%errno, "cannot watch the listener");
         }
     }
 

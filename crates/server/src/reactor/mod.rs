@@ -15,6 +15,7 @@ mod connections;
 mod door;
 mod heap;
 mod overrun;
+mod retire;
 mod schedule;
 mod seldom;
 mod stop;
@@ -41,6 +42,7 @@ use connections::Connections;
 pub(crate) use door::Door;
 use heap::Heap;
 use overrun::Overruns;
+use retire::Succession;
 use schedule::Schedule;
 
 /// Turns without progress after which a hot connection cools while others stay hot.
@@ -82,6 +84,9 @@ pub(crate) struct Reactor {
     next_trim: Option<Instant>,
     heap: Heap,
     draining: Option<Instant>,
+    /// It was told to stop.
+    stopping: bool,
+    succession: Succession,
 }
 
 /// What a connection's turn came to.
@@ -117,7 +122,7 @@ fn is_over(tx: &Tx, shared: &Shared) -> bool {
 impl Reactor {
     /// The reactor of a mailbox.
     pub(crate) fn new(
-        door: Door,
+        mut door: Door,
         router: Arc<Router>,
         shared: Arc<Shared>,
         mailbox: Arc<Mailbox>,
@@ -166,6 +171,8 @@ impl Reactor {
             next_trim: None,
             heap: Heap::default(),
             draining: None,
+            stopping: false,
+            succession: Succession::None,
             mailbox,
             shared,
         })
@@ -368,6 +375,9 @@ impl Reactor {
         }
         for granted in letters.granted.drain(..) {
             self.give(granted);
+        }
+        for order in letters.orders.drain(..) {
+            self.obey(order);
         }
         if let Some(drain) = letters.stop.take() {
             self.drain(drain);

@@ -7,17 +7,18 @@ use lapce_ai_proto::ErrorCode;
 use lapce_ai_transport::TransportError;
 
 use super::Reactor;
+use super::retire::Succession;
 
 impl Reactor {
     /// Begins to stop, or shortens the time for it.
     pub(super) fn drain(&mut self, drain: Duration) {
-        let until = Instant::now() + drain;
-        if let Some(before) = self.draining {
-            // Only a shorter one changes anything.
-            self.draining = Some(before.min(until));
+        self.stopping = true;
+        let begun = self.draining.is_some();
+        // Only a shorter one changes anything.
+        self.shorten_drain(drain);
+        if begun {
             return;
         }
-        self.draining = Some(until);
         self.refuse_handshakes();
         for index in self.connections.indices() {
             self.send_away(index, drain);
@@ -62,14 +63,20 @@ impl Reactor {
                 self.close(index, &TransportError::PeerGone);
             }
         }
-        self.connections.len() == 0
+        match self.succession {
+            Succession::None => self.connections.len() == 0,
+            // Who comes back must find somebody here.
+            Succession::Undecided => false,
+            // Somebody may be on the way here from another reactor, or in a handshake.
+            Succession::Followed => self.shared.occupancy.is_empty(),
+        }
     }
 
-    /// The last reactor takes the socket's name away.
+    /// The last reactor takes the socket's name away, unless it is another daemon's by now.
     pub(super) fn finish(self) {
         // Whoever is in it has just come from another reactor, and is hung up on.
         drop(self.mailbox.close());
-        if let Some(listener) = Arc::into_inner(self.door.into_listener()) {
+        if let Some(listener) = self.door.into_listener().and_then(Arc::into_inner) {
             if let Err(error) = listener.remove() {
                 tracing::warn!(%error, "could not remove the socket or its lock");
             }

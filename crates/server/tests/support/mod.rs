@@ -95,7 +95,7 @@ pub struct Daemon {
     pub path: PathBuf,
     stopped: Mutex<mpsc::Receiver<()>>,
     runtime: Option<tokio::runtime::Runtime>,
-    _base: tempfile::TempDir,
+    base: Arc<tempfile::TempDir>,
 }
 
 impl Daemon {
@@ -107,6 +107,35 @@ impl Daemon {
     pub fn with(options: Options, own: impl FnOnce(&mut Server)) -> Self {
         let base = tempfile::tempdir().unwrap();
         std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        Self::launch(Arc::new(base), options, own, |server, dir, runtime| {
+            server.start(Listener::bind(dir).unwrap(), runtime).unwrap()
+        })
+    }
+
+    /// Another one, which takes over from this one; whatever runs here has time without end.
+    pub fn followed(&self, options: Options, own: impl FnOnce(&mut Server)) -> Self {
+        let for_ever = Duration::from_secs(1 << 20);
+        let until = Instant::now() + PATIENCE;
+        let (legacy, retiring) = self.handle.retire(for_ever, until).unwrap();
+        let copies = retiring.listener().unwrap().parts();
+        let [socket, lock] = copies.map(|part| part.try_clone_to_owned().unwrap());
+        let base = Arc::clone(&self.base);
+        Self::launch(base, options, own, |mut server, dir, runtime| {
+            server.inherit(legacy);
+            let listener = Listener::adopt(dir, socket, lock).unwrap();
+            let running = server.start_closed(listener, runtime).unwrap();
+            retiring.leave(for_ever);
+            running.handle().open();
+            running
+        })
+    }
+
+    fn launch(
+        base: Arc<tempfile::TempDir>,
+        options: Options,
+        own: impl FnOnce(&mut Server),
+        start: impl FnOnce(Server, &RuntimeDir, &tokio::runtime::Handle) -> Running,
+    ) -> Self {
         let dir = RuntimeDir::for_socket(base.path().join("daemon.sock"));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -116,9 +145,7 @@ impl Daemon {
         let mut server = Server::new(options);
         handlers(&mut server);
         own(&mut server);
-        let running: Running = server
-            .start(Listener::bind(&dir).unwrap(), runtime.handle())
-            .unwrap();
+        let running = start(server, &dir, runtime.handle());
         let handle = running.handle().clone();
         let (sender, stopped) = mpsc::channel();
         std::thread::spawn(move || {
@@ -130,7 +157,7 @@ impl Daemon {
             path: dir.socket().to_owned(),
             stopped: Mutex::new(stopped),
             runtime: Some(runtime),
-            _base: base,
+            base,
         }
     }
 
@@ -339,6 +366,13 @@ impl Client {
             next_id: last_id,
             ..client.unwrap_or_else(|why| panic!("not taken: {why:?}"))
         }
+    }
+
+    /// A client on a socket that was connected before.
+    pub fn on(socket: UnixStream, carrier: Carrier) -> Self {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let client = Self::shake_hands(socket, carrier, 1 << 20, 5);
+        client.unwrap_or_else(|why| panic!("not taken: {why:?}"))
     }
 
     /// `None` as the error: the daemon has hung up.
