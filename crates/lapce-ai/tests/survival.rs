@@ -97,3 +97,16 @@ fn a_stopped_client_slows_nobody_and_costs_bounded_memory() {
         home.status()["connections"].as_array().unwrap().len() == 1
     });
 }
+
+#[test]
+fn a_full_disk_under_the_log_stops_nobody() {
+    for config in ["", "[log]\nfile = \"/dev/full\"\n"] {
+        let home = Home::new(config);
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut daemon = home.command(&["serve"]).stderr(full).spawn().unwrap();
+        until("it serves", || home.run(&["status"]).code == Some(0));
+        assert_eq!(daemon.try_wait().unwrap(), None);
+        home.ok(&["stop"]);
+        assert!(daemon.wait().unwrap().success());
+    }
+}
