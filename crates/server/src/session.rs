@@ -13,7 +13,7 @@ use lapce_ai_transport::{Buffer, PIECE, Peer, TransportError, Writer};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Mailbox, Past};
 use crate::options::Options;
 use crate::pace::Pace;
 use crate::repeats::{Left, Running, Whose};
@@ -148,6 +148,7 @@ impl Session {
         state: ServerState,
         writer: Writer,
         options: &Options,
+        past: &Past,
     ) -> Self {
         let tx = Tx {
             state,
@@ -167,14 +168,20 @@ impl Session {
         Self {
             id,
             peer,
-            since: Instant::now(),
-            requests: AtomicU64::new(0),
+            since: past.since,
+            requests: AtomicU64::new(past.requests),
             live: AtomicU64::new(0),
             attention: AtomicBool::new(false),
             mailbox,
             token,
             tx: Mutex::new(tx),
         }
+    }
+
+    /// What another session can be made of.
+    pub(crate) fn into_parts(self) -> (ServerState, Writer) {
+        let tx = self.tx.into_inner().unwrap_or_else(PoisonError::into_inner);
+        (tx.state, tx.writer)
     }
 
     /// A handler that panics does so outside of the copies, so what the lock guards stays whole.
@@ -742,6 +749,16 @@ impl Tx {
     /// Whether anything waits to be written or to be answered.
     pub(crate) fn is_quiet(&self) -> bool {
         self.state.live() == 0 && !self.state.has_control() && !self.writer.wants_writable()
+    }
+
+    /// Whether nothing runs, waits or is held: nothing is known here but ids.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        !self.closed
+            && self.state.is_at_rest()
+            && self.replies.is_empty()
+            && self.parked == 0
+            && self.blocked_since.is_none()
+            && self.fault.is_none()
     }
 
     /// Ends every stream for good, as the server stops or as it cuts the client: none is found when the client comes again.
