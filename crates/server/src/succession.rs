@@ -11,7 +11,8 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use lapce_ai_transport::{AtRest, ClientWords, Connection, Listener, ResumeError};
+use lapce_ai_proto::Limits;
+use lapce_ai_transport::{AtRest, ClientWords, Connection, LAYOUT_VERSION, Listener, ResumeError};
 
 use crate::mailbox::{Newcomer, Past};
 use crate::repeats::{Remembered, Whose};
@@ -85,6 +86,19 @@ pub struct Resting {
     pub said: ClientWords,
     /// Where its rings stand.
     pub at_rest: AtRest,
+}
+
+/// What connections of a server have been told. Another one can go on with them if it says the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentTerms {
+    /// The version of the segments' layout.
+    pub layout: u32,
+    /// What a connection may do.
+    pub limits: Limits,
+    /// Bytes of each request ring.
+    pub request_capacity: u32,
+    /// Bytes of each response ring.
+    pub response_capacity: u32,
 }
 
 /// A connection that cannot be gone on with.
@@ -171,7 +185,18 @@ impl ServerHandle {
         Ok((legacy, retiring))
     }
 
-    /// Takes over connections of another server, which serves them no more; each with its socket and its segment. They are
+    /// What connections here have been told.
+    pub fn segment_terms(&self) -> SegmentTerms {
+        let options = &self.shared.options;
+        SegmentTerms {
+            layout: LAYOUT_VERSION,
+            limits: options.limits,
+            request_capacity: options.request_capacity,
+            response_capacity: options.response_capacity,
+        }
+    }
+
+    /// Takes over connections of another server of the same [terms](Self::segment_terms), which serves them no more; each with its socket and its segment. They are
     /// checked here, and touched only by [`Adopted::serve`]. Those of users who may not use this server are left out.
     ///
     /// # Errors
