@@ -418,9 +418,9 @@ fn connections_with_work_and_those_over_sockets_are_sent_away() {
     assert_eq!(goaway(&mut busy).last_id, running);
     assert_eq!(goaway(&mut sending).last_id, upload);
     assert_eq!(goaway(&mut over_socket).last_id, 0);
-    assert_eq!(second.handle.connections().len(), 1);
     let id = at_rest.open(COUNT, b"");
     assert_eq!(at_rest.answer(id), b"2");
+    assert_eq!(second.handle.connections().len(), 1);
     runs.gate.add_permits(1);
     assert_eq!(busy.answer(running), b"1");
     let body = support::pattern(1, 9000);
