@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use lapce_ai_shm::{recv_with_fd, send_with_fd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::machine::Cpus;
@@ -102,6 +104,43 @@ impl Child {
         Ok(line.trim_end().to_owned())
     }
 
+    /// Waits for words of any of several children, and takes all that are there: who said it, and what.
+    ///
+    /// # Errors
+    /// One of them is gone.
+    pub(crate) fn next_words(
+        children: &mut [Self],
+        limit: Duration,
+    ) -> Result<Vec<(usize, String)>> {
+        if !children.iter().any(Self::has_buffered) {
+            let mut sockets: Vec<PollFd<'_>> = children
+                .iter()
+                .map(|child| PollFd::new(child.control.get_ref(), PollFlags::IN))
+                .collect();
+            poll(&mut sockets, Some(&Timespec::try_from(limit)?))?;
+            let spoke: Vec<bool> = sockets.iter().map(|s| !s.revents().is_empty()).collect();
+            for (child, _) in children.iter_mut().zip(spoke).filter(|(_, spoke)| *spoke) {
+                if child.control.fill_buf()?.is_empty() {
+                    child.check()?;
+                    bail!("`{}` hung up", child.what);
+                }
+            }
+        }
+        let mut words = Vec::new();
+        for (index, child) in children.iter_mut().enumerate() {
+            while child.has_buffered() {
+                words.push((index, child.read_word()?));
+            }
+        }
+        Ok(words)
+    }
+
+    /// Whether something was read of which nobody has been told. Whoever writes a line writes all of it at once, so the rest
+    /// of one that has begun is not long in coming.
+    fn has_buffered(&self) -> bool {
+        !self.control.buffer().is_empty()
+    }
+
     /// # Errors
     /// The child has ended, which it does by itself only when something was wrong.
     pub(crate) fn check(&mut self) -> Result<()> {
@@ -109,6 +148,13 @@ impl Child {
             None => Ok(()),
             Some(status) => bail!("`{}` ended by itself: {status}", self.what),
         }
+    }
+
+    /// Kills the child, which is meant to be: it dies in the middle of whatever it does.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
     }
 
     /// A second hand on the control socket, which becomes readable when the child dies.
@@ -122,6 +168,22 @@ impl Child {
     pub(crate) fn finish(mut self) -> Result<()> {
         self.check()?;
         self.control.get_ref().shutdown(std::net::Shutdown::Write)?;
+        self.wait()
+    }
+
+    /// The same for a child that has become another program: it is sent SIGTERM.
+    pub(crate) fn terminate(mut self) -> Result<()> {
+        self.check()?;
+        self.signal(Signal::TERM)?;
+        self.wait()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.pid().cast_signed()).context("a child has a number")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    fn wait(&mut self) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             if let Some(status) = self.process.try_wait()? {
@@ -216,6 +278,16 @@ impl Parent {
         Ok(())
     }
 
+    /// Tells the parent that work begins, for a process that is about to become another program.
+    pub(crate) fn said_ready(&self) -> Result<()> {
+        Ok((&self.control).write_all(b"ready\n")?)
+    }
+
+    /// For words that answer nothing: how far the work is.
+    pub(crate) fn voice(&self) -> Result<Voice> {
+        Ok(Voice(self.control.try_clone()?))
+    }
+
     /// Answers the parent's requests until the parent closes.
     pub(crate) fn serve(self, mut answer: impl FnMut(&str) -> Result<String>) -> Result<()> {
         let mut control = self.control.try_clone()?;
@@ -224,5 +296,16 @@ impl Parent {
             writeln!(control, "{}", answer(&request?)?)?;
         }
         Ok(())
+    }
+}
+
+/// Says words to the parent that it did not ask for.
+#[derive(Debug)]
+pub(crate) struct Voice(UnixStream);
+
+impl Voice {
+    pub(crate) fn say(&mut self, word: &str) -> Result<()> {
+        // In one piece, see `has_buffered`.
+        Ok(self.0.write_all(format!("{word}\n").as_bytes())?)
     }
 }

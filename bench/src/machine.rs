@@ -92,6 +92,19 @@ impl Cpus {
         Self(others)
     }
 
+    /// Whether the server and one client can each have a processor to themselves, with one more for everybody else.
+    pub(crate) fn can_own(&self) -> bool {
+        self.0.len() >= 3 && usable_cpus() >= 3
+    }
+
+    /// The same run without the parent's processor, which then belongs to whoever is pinned to it.
+    pub(crate) fn without_parents(&self) -> Self {
+        let mut list = self.0[1..].to_vec();
+        // The server stays in the second place.
+        list.swap(0, 1);
+        Self(list)
+    }
+
     /// Lets this thread, and those it starts from now on, run on all of them again.
     pub(crate) fn unpin(&self) -> Result<()> {
         if self.0.is_empty() {
@@ -114,6 +127,12 @@ fn set_affinity(cpus: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
     cpus.iter().for_each(|cpu| set.set(*cpu));
     sched_setaffinity(None, &set).context("cannot pin to a processor")
+}
+
+/// Nanoseconds on a clock that all processes of this machine share.
+pub(crate) fn monotonic() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
 
 /// The machine and the moment.
@@ -235,6 +254,12 @@ mod tests {
         assert_eq!(two.exchanged().of(Side::Child), Some(3));
         assert_eq!(two.for_client(5).of(Side::Child), Some(3));
         let three = Cpus::from_list(vec![3, 5, 7]);
+        let without = three.without_parents();
+        assert_eq!(
+            (without.of(Side::Parent), without.of(Side::Child)),
+            (Some(7), Some(5))
+        );
+        assert_eq!(without.for_client(3).of(Side::Child), Some(7));
         let of_clients = [0, 1, 2].map(|index| three.for_client(index).of(Side::Child));
         assert_eq!(of_clients, [Some(3), Some(7), Some(3)]);
     }

@@ -11,7 +11,9 @@
 //! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
 //! cargo run --release -p lapce-ai-bench -- stream        the reading of providers' streams, and their path to a client
 //! cargo run --release -p lapce-ai-bench -- recovery      how soon clients are served again after the server was killed
+//! cargo run --release -p lapce-ai-bench -- pool          what the pool of providers costs a request
 //! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
+//! cargo run --release -p lapce-ai-bench -- stress        the five stress levels: docs/stress/README.md
 //! cargo run --release -p lapce-ai-bench -- profile       where the time of a message goes, sampled by perf
 //! ```
 //!
@@ -19,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod active;
+mod beside;
 mod child;
 mod connections;
 mod contention;
@@ -35,7 +38,7 @@ mod peers;
 mod profile;
 mod recovery;
 mod report;
-mod stream;
+mod stress;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -43,6 +46,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
+use crate::beside::Program;
 use crate::machine::{Cpus, Side};
 
 /// Measures the lapce-ai transport beside its peers.
@@ -63,9 +67,13 @@ enum Command {
     Busy(contention::busy::Arguments),
     Mixed(contention::mixed::Arguments),
     Priority(contention::priority::Arguments),
-    Stream(stream::Arguments),
+    /// Measure the reading of providers' streams, and their whole path to a client
+    Stream(beside::Arguments),
+    /// Measure what the pool costs a request
+    Pool(beside::Arguments),
     Recovery(recovery::Arguments),
     Instructions(instructions::Arguments),
+    Stress(stress::Arguments),
     Profile(profile::Arguments),
     /// What `instructions` counts; started by it.
     #[command(hide = true)]
@@ -95,9 +103,11 @@ fn main() -> ExitCode {
         Command::Busy(arguments) => contention::busy::run(&arguments),
         Command::Mixed(arguments) => contention::mixed::run(&arguments),
         Command::Priority(arguments) => contention::priority::run(&arguments),
-        Command::Stream(arguments) => stream::run(&arguments),
+        Command::Stream(arguments) => beside::run(Program::Stream, &arguments),
+        Command::Pool(arguments) => beside::run(Program::Pool, &arguments),
         Command::Recovery(arguments) => recovery::run(&arguments),
         Command::Instructions(arguments) => instructions::run(&arguments),
+        Command::Stress(arguments) => stress::run(&arguments),
         Command::Profile(arguments) => profile::run(&arguments),
         Command::Counted {
             payload,
@@ -118,7 +128,12 @@ fn main() -> ExitCode {
 }
 
 fn play(cpus: Vec<usize>, role: peers::Role) -> Result<bool> {
-    Cpus::from_list(cpus).pin(Side::Child)?;
+    let cpus = Cpus::from_list(cpus);
+    if role.is_pinned() {
+        cpus.pin(Side::Child)?;
+    } else {
+        cpus.unpin()?;
+    }
     role.play()?;
     Ok(true)
 }

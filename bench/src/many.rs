@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use hdrhistogram::Histogram;
 use lapce_ai_proto::{FIN, Kind as FrameKind, MessageType};
 use lapce_ai_transport::{Connection, flush};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,12 +17,16 @@ use crate::child::{Child, Parent};
 use crate::connections::{memory, raise_limit};
 use crate::ipc::{agree, ping_pong, plain_ring, regime};
 use crate::machine::{Cpus, Machine, Side};
-use crate::measure::{Effort, median};
+use crate::measure::{Effort, Latency, histogram, median};
 use crate::message::Messages;
 use crate::peers::{RAW_LARGEST, ServerChild, Setup, connect_raw};
 
 /// Longest wait for any answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for all connections.
+const OPENING: Duration = Duration::from_secs(120);
+/// Longest wait for a client process's word after its time.
+const LATE: Duration = Duration::from_secs(30);
 /// Passes over all connections without an answer before a client sleeps. After each it lets others run.
 const IDLE_PASSES: u32 = 64;
 /// For the bare ping-pong, and for the plain ring.
@@ -91,17 +96,17 @@ struct Report {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-struct Spread {
-    min: f64,
-    mean: f64,
-    max: f64,
-    min_to_mean: f64,
+pub(crate) struct Spread {
+    pub(crate) min: f64,
+    pub(crate) mean: f64,
+    pub(crate) max: f64,
+    pub(crate) min_to_mean: f64,
     /// How many have less than half of the mean.
-    under_half: usize,
+    pub(crate) under_half: usize,
 }
 
 impl Spread {
-    fn of(rates: &[f64]) -> Self {
+    pub(crate) fn of(rates: &[f64]) -> Self {
         let mean = rates.iter().sum::<f64>() / rates.len().max(1) as f64;
         let min = rates.iter().copied().fold(f64::INFINITY, f64::min);
         Self {
@@ -116,13 +121,120 @@ impl Spread {
 
 /// What a client process tells of its run.
 #[derive(Debug, Serialize, Deserialize)]
-struct Counted {
-    seconds: f64,
+pub(crate) struct Counted {
+    pub(crate) seconds: f64,
     /// Of each connection, within those seconds.
-    answers: Vec<u64>,
+    pub(crate) answers: Vec<u64>,
     /// Connections that had an answer at all.
-    served: usize,
-    errors: Vec<String>,
+    pub(crate) served: usize,
+    pub(crate) errors: Vec<String>,
+}
+
+/// What a client process tells while it runs.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Tick {
+    /// Answers since the run began.
+    pub(crate) answers: u64,
+    /// Of those since the last tick, one message in some: from when it was written to when its answer was taken.
+    pub(crate) latency: Option<Latency>,
+}
+
+/// Client processes that share the connections to one server.
+#[derive(Debug)]
+pub(crate) struct Crowd {
+    children: Vec<Child>,
+    /// From the first connection to the last.
+    pub(crate) open_seconds: f64,
+}
+
+/// How much such a crowd sends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Crowding {
+    pub(crate) connections: u32,
+    pub(crate) processes: u32,
+    pub(crate) window: u16,
+    pub(crate) payload: u16,
+}
+
+impl Crowd {
+    /// Starts the processes, each on the processors that `cpus` says, and has all of them connect at once.
+    pub(crate) fn open(
+        socket: &Path,
+        crowding: Crowding,
+        cpus: impl Fn(usize) -> Cpus,
+    ) -> Result<Self> {
+        let Crowding {
+            connections,
+            processes,
+            window,
+            payload,
+        } = crowding;
+        let socket = socket
+            .to_str()
+            .context("the temporary directory's path is no UTF-8")?;
+        let (window, payload) = (window.to_string(), payload.to_string());
+        let role = ["crowd", socket, &window, &payload];
+        let mut children = (0..processes)
+            .map(|index| Child::start(&role, &cpus(index as usize), &[]))
+            .collect::<Result<Vec<_>>>()?;
+        let began = Instant::now();
+        for (index, child) in (0..processes).zip(&mut children) {
+            let share = connections / processes + u32::from(index < connections % processes);
+            child.tell(&format!("open {share}"))?;
+        }
+        let mut open = 0;
+        while open < children.len() {
+            if began.elapsed() > OPENING {
+                bail!(
+                    "{open} of {processes} client processes have all their connections after {OPENING:?}"
+                );
+            }
+            for (_, word) in Child::next_words(&mut children, Duration::from_millis(100))? {
+                if word != "open" {
+                    bail!("a client process said {word:?} instead of open");
+                }
+                open += 1;
+            }
+        }
+        Ok(Self {
+            children,
+            open_seconds: began.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Keeps every window full for this time, after a short one that does not count, and then has all answers come.
+    /// In between, each process tells how far it is every `tick`, if that is not zero. `meanwhile` is told that, with the
+    /// process's number, and is called some times a second without it.
+    pub(crate) fn run(
+        &mut self,
+        time: Duration,
+        tick: Duration,
+        mut meanwhile: impl FnMut(Option<(usize, Tick)>) -> Result<()>,
+    ) -> Result<Vec<Counted>> {
+        for child in &mut self.children {
+            child.tell(&format!("run {} {}", time.as_nanos(), tick.as_nanos()))?;
+        }
+        let until = Instant::now() + warm_up(time) + time + LATE;
+        let mut counted: Vec<Option<Counted>> = self.children.iter().map(|_| None).collect();
+        while counted.iter().any(Option::is_none) {
+            if Instant::now() > until {
+                bail!("not all client processes have ended {LATE:?} after their time");
+            }
+            let words = Child::next_words(&mut self.children, Duration::from_millis(20))?;
+            for (index, word) in words {
+                match word.strip_prefix("tick ") {
+                    Some(tick) => meanwhile(Some((index, serde_json::from_str(tick)?)))?,
+                    None => counted[index] = Some(serde_json::from_str(&word)?),
+                }
+            }
+            meanwhile(None)?;
+        }
+        Ok(counted.into_iter().flatten().collect())
+    }
+
+    pub(crate) fn finish(self) -> Result<()> {
+        self.children.into_iter().try_for_each(Child::finish)
+    }
 }
 
 /// Measures and prints. False: an answer was wrong or missing.
@@ -141,46 +253,36 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let cpus = Cpus::allowed()?;
     cpus.pin(Side::Parent)?;
     let machine = Machine::look(&cpus);
-    let mut brackets = Brackets::new(&cpus, arguments);
+    let mut brackets = Brackets::new(&cpus, window.into(), payload.into());
     brackets.take()?;
 
     let spin = Duration::from_micros(arguments.spin);
     let mut server = ServerChild::start(&cpus, spin, connections as usize + 1)?;
-    let socket = server.socket();
-    let socket = socket
-        .to_str()
-        .context("the temporary directory's path is no UTF-8")?;
-    let (window_text, payload_text) = (window.to_string(), payload.to_string());
-    let role = ["crowd", socket, &window_text, &payload_text];
-    let mut crowd = (0..processes)
-        .map(|index| Child::start(&role, &cpus.for_client(index as usize), &[]))
-        .collect::<Result<Vec<_>>>()?;
-    let began = Instant::now();
-    for (index, child) in (0..processes).zip(&mut crowd) {
-        let share = connections / processes + u32::from(index < connections % processes);
-        child.tell(&format!("open {share}"))?;
-    }
-    for child in &mut crowd {
-        let word = child.read_word()?;
-        if word != "open" {
-            bail!("a client process said {word:?} instead of open");
-        }
-    }
-    let open_seconds = began.elapsed().as_secs_f64();
+    let crowding = Crowding {
+        connections,
+        processes,
+        window,
+        payload,
+    };
+    let mut crowd = Crowd::open(&server.socket(), crowding, |index| cpus.for_client(index))?;
+    let open_seconds = crowd.open_seconds;
     let time = Duration::from_secs_f64(arguments.secs);
-    for child in &mut crowd {
-        child.tell(&format!("run {}", time.as_nanos()))?;
-    }
-    // The wait for their words is limited, and counts from when they can be expected.
-    thread::sleep(warm_up(time) + time);
-    server.child.check()?;
-    let memory = memory(server.child.pid())?;
-    let counted = crowd
-        .iter_mut()
-        .map(|child| Ok(serde_json::from_str::<Counted>(&child.read_word()?)?))
-        .collect::<Result<Vec<_>>>()?;
+    let measured_at = Instant::now() + warm_up(time) + time;
+    let pid = server.child.pid();
+    let mut under_load = None;
+    let counted = crowd.run(time, Duration::ZERO, |_| {
+        if under_load.is_none() && Instant::now() >= measured_at {
+            server.child.check()?;
+            under_load = Some(memory(pid)?);
+        }
+        Ok(())
+    })?;
+    let memory = match under_load {
+        Some(memory) => memory,
+        None => memory(pid)?,
+    };
     let errors: Vec<String> = counted.iter().flat_map(|c| c.errors.clone()).collect();
-    crowd.into_iter().try_for_each(Child::finish)?;
+    crowd.finish()?;
     server.child.finish()?;
     brackets.take()?;
 
@@ -229,16 +331,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
 }
 
 /// What the machine gives at the moment, before and after.
-struct Brackets {
+pub(crate) struct Brackets {
     setup: Setup,
     window: usize,
     payload: usize,
-    ping_pongs: Vec<u64>,
-    rings: Vec<f64>,
+    /// Medians, in nanoseconds.
+    pub(crate) ping_pongs: Vec<u64>,
+    /// Messages for each second through a plain ring with the same bytes and window.
+    pub(crate) rings: Vec<f64>,
 }
 
 impl Brackets {
-    fn new(cpus: &Cpus, arguments: &Arguments) -> Self {
+    pub(crate) fn new(cpus: &Cpus, window: usize, payload: usize) -> Self {
         Self {
             setup: Setup {
                 cpus: cpus.clone(),
@@ -246,14 +350,15 @@ impl Brackets {
                 spin: Duration::ZERO,
                 node: None,
             },
-            window: arguments.window.into(),
-            payload: arguments.payload.into(),
+            window,
+            payload,
             ping_pongs: Vec::new(),
             rings: Vec::new(),
         }
     }
 
-    fn take(&mut self) -> Result<()> {
+    /// Takes one more, unless nobody can spin here.
+    pub(crate) fn take(&mut self) -> Result<()> {
         if !self.setup.cpus.can_spin() {
             return Ok(());
         }
@@ -349,31 +454,39 @@ fn warm_up(time: Duration) -> Duration {
     (time / 5).min(Duration::from_millis(500))
 }
 
-/// A client process: `open <count>`, then `run <nanoseconds>`.
+/// A client process: `open <count>`, then any number of `run <nanoseconds> <nanoseconds from tick to tick, or 0>`.
 pub(crate) fn crowd(parent: Parent, socket: &Path, window: usize, payload: usize) -> Result<()> {
     let messages = Messages::new(payload, window);
-    let mut connections: Vec<Connection> = Vec::new();
-    parent.serve(|request| match request.split_once(' ') {
-        Some(("open", count)) => {
+    let mut lines: Vec<Line<'_>> = Vec::new();
+    let mut voice = parent.voice()?;
+    parent.serve(|request| match request.split(' ').collect::<Vec<_>>()[..] {
+        ["open", count] => {
             for _ in 0..count.parse()? {
-                connections.push(connect_raw(socket)?);
+                lines.push(Line::new(connect_raw(socket)?, &messages, window));
             }
             Ok("open".to_owned())
         }
-        Some(("run", nanos)) => {
-            let time = Duration::from_nanos(nanos.parse()?);
-            let lines = std::mem::take(&mut connections)
-                .into_iter()
-                .map(|connection| Line::new(connection, &messages, window))
-                .collect();
-            Ok(serde_json::to_string(&exchange(lines, time))?)
+        ["run", time, tick] => {
+            let (time, tick) = (nanos(time)?, nanos(tick)?);
+            let told = |tick: Tick| voice.say(&format!("tick {}", serde_json::to_string(&tick)?));
+            let counted = exchange(&mut lines, time, tick, told)?;
+            Ok(serde_json::to_string(&counted)?)
         }
         _ => bail!("an unknown request: {request}"),
     })
 }
 
+fn nanos(text: &str) -> Result<Duration> {
+    Ok(Duration::from_nanos(text.parse()?))
+}
+
 /// Keeps every connection's window full for the time, then lets all answers come.
-fn exchange(mut lines: Vec<Line<'_>>, time: Duration) -> Counted {
+fn exchange(
+    lines: &mut [Line<'_>],
+    time: Duration,
+    tick: Duration,
+    mut tell: impl FnMut(Tick) -> Result<()>,
+) -> Result<Counted> {
     let mut scratch = Vec::new();
     let longest = lines
         .iter()
@@ -382,30 +495,51 @@ fn exchange(mut lines: Vec<Line<'_>>, time: Duration) -> Counted {
     let mut passes = Passes {
         scratch,
         without_answer: 0,
+        // Without ticks nobody asks, and no clock is read.
+        latencies: (!tick.is_zero()).then(histogram).transpose()?,
     };
+    for line in lines.iter_mut() {
+        line.stopped = false;
+    }
     let warm_until = Instant::now() + warm_up(time);
     let served = |line: &Line<'_>| line.answers > 0;
     let waits = |line: &Line<'_>| line.is_open() && !served(line);
-    while (Instant::now() < warm_until || lines.iter().any(waits)) && passes.one(&mut lines) {}
+    while (Instant::now() < warm_until || lines.iter().any(waits)) && passes.one(lines) {}
     let before: Vec<u64> = lines.iter().map(|line| line.answers).collect();
+    let count = |lines: &[Line<'_>]| -> Vec<u64> {
+        let each = lines.iter().zip(&before);
+        each.map(|(line, before)| line.answers - before).collect()
+    };
     let began = Instant::now();
-    while began.elapsed() < time && passes.one(&mut lines) {}
+    let mut next_tick = tick;
+    loop {
+        let elapsed = began.elapsed();
+        if elapsed >= time || !passes.one(lines) {
+            break;
+        }
+        if let Some(latencies) = passes.latencies.as_mut().filter(|_| elapsed >= next_tick) {
+            next_tick = elapsed + tick;
+            let latency = Latency::of(latencies).ok();
+            latencies.reset();
+            let answers = count(lines).iter().sum();
+            tell(Tick { answers, latency })?;
+        }
+    }
     let seconds = began.elapsed().as_secs_f64();
-    let answers = lines
-        .iter()
-        .zip(before)
-        .map(|(line, before)| line.answers - before)
-        .collect();
-    for line in &mut lines {
+    let answers = count(lines);
+    for line in lines.iter_mut() {
         line.stopped = true;
     }
-    while passes.one(&mut lines) {}
-    Counted {
+    while passes.one(lines) {}
+    Ok(Counted {
         seconds,
         answers,
         served: lines.iter().filter(|line| served(line)).count(),
-        errors: lines.into_iter().filter_map(|line| line.error).collect(),
-    }
+        errors: lines
+            .iter_mut()
+            .filter_map(|line| line.error.clone())
+            .collect(),
+    })
 }
 
 /// One connection and what is in flight on it.
@@ -417,6 +551,8 @@ struct Line<'a> {
     in_flight: Vec<u64>,
     last_sent: u64,
     answers: u64,
+    /// When the first message of the stock was sent, for whoever wants to know how long its answer takes.
+    sampled: Option<Instant>,
     stopped: bool,
     error: Option<String>,
 }
@@ -430,6 +566,7 @@ impl<'a> Line<'a> {
             in_flight: vec![0; messages.len()],
             last_sent: 0,
             answers: 0,
+            sampled: None,
             stopped: false,
             error: None,
         }
@@ -440,11 +577,15 @@ impl<'a> Line<'a> {
     }
 
     /// Takes what answers there are and sends as many messages as may be. True: there were answers.
-    fn exchange(&mut self, scratch: &mut [u8]) -> Result<bool> {
+    fn exchange(
+        &mut self,
+        scratch: &mut [u8],
+        mut latencies: Option<&mut Histogram<u64>>,
+    ) -> Result<bool> {
         let Connection { reader, writer, .. } = &mut self.connection;
         let (messages, in_flight) = (self.messages, &mut self.in_flight);
         let (before, sent) = (self.answers, self.last_sent);
-        let answers = &mut self.answers;
+        let (answers, sampled) = (&mut self.answers, &mut self.sampled);
         while reader.read(scratch, |frame| {
             let index = (frame.id % messages.len() as u64) as usize;
             if frame.kind != FrameKind::End || frame.id == 0 || in_flight[index] != frame.id {
@@ -453,6 +594,11 @@ impl<'a> Line<'a> {
             }
             in_flight[index] = 0;
             *answers += 1;
+            if index == 0
+                && let (Some(latencies), Some(sent)) = (latencies.as_deref_mut(), sampled.take())
+            {
+                latencies.saturating_record((sent.elapsed().as_nanos() as u64).max(1));
+            }
             messages.check(index, frame.payload)
         })? > 0
         {}
@@ -468,6 +614,9 @@ impl<'a> Line<'a> {
             }
             in_flight[index] = id;
             self.last_sent = id;
+            if index == 0 && latencies.is_some() {
+                self.sampled = Some(Instant::now());
+            }
         }
         let some = self.answers > before;
         if some || self.last_sent > sent {
@@ -480,6 +629,8 @@ impl<'a> Line<'a> {
 struct Passes {
     scratch: Vec<u8>,
     without_answer: u32,
+    /// Where somebody wants them.
+    latencies: Option<Histogram<u64>>,
 }
 
 impl Passes {
@@ -490,7 +641,7 @@ impl Passes {
             if !line.is_open() {
                 continue;
             }
-            match line.exchange(&mut self.scratch) {
+            match line.exchange(&mut self.scratch, self.latencies.as_mut()) {
                 Ok(some) => {
                     open |= line.is_open();
                     answers |= some;

@@ -26,15 +26,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use lapce_ai_client::{BlockingClient, Options};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 use crate::child::Child;
 use crate::connections::{Segments, memory, raise_limit, segments};
 use crate::machine::{Cpus, Machine, Side};
+use crate::many::Tick;
 use crate::peers::ServerChild;
 use load::{LARGE, Told};
-use report::{Bound, Report};
+use report::Bound;
+pub(crate) use report::Report;
 
 /// Between two samples while the load runs.
 const SAMPLE: Duration = Duration::from_millis(200);
@@ -88,11 +89,12 @@ pub(crate) struct Arguments {
 
 /// The server's memory at one moment, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-struct Sample {
+pub(crate) struct Sample {
     /// Since the load began.
-    seconds: f64,
-    pss_anon: u64,
-    pss_shmem: u64,
+    pub(crate) seconds: f64,
+    pub(crate) rss: u64,
+    pub(crate) pss_anon: u64,
+    pub(crate) pss_shmem: u64,
     rss_shmem: u64,
     segments: u64,
     /// Shared memory that is no segment, of which there should be none.
@@ -112,6 +114,7 @@ impl Sample {
         } = segments(pid)?;
         Ok(Self {
             seconds: began.elapsed().as_secs_f64(),
+            rss: memory.rss,
             pss_anon: memory.pss_anon,
             pss_shmem: memory.pss_shmem,
             rss_shmem: rss,
@@ -173,32 +176,9 @@ impl Samples {
 
 /// Measures and prints. False: something was lost or wrong, or a bound broke.
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
-    let connections = arguments.small + arguments.large;
-    if connections < arguments.processes {
-        bail!(
-            "{} processes cannot share {connections} connections",
-            arguments.processes
-        );
-    }
-    raise_limit(connections)?;
     let cpus = Cpus::allowed()?;
     cpus.pin(Side::Parent)?;
-    let machine = Machine::look(&cpus);
-    let spin = Duration::from_micros(arguments.spin);
-    // One more asks for the status at the end.
-    let most = usize::try_from(connections)? + 1;
-    let mut server = ServerChild::with_budget(&cpus, spin, most, arguments.budget)?;
-    let (samples, told) = exhaust(arguments, &cpus, &mut server)?;
-    let mut status = {
-        let client = BlockingClient::connect(Options::new(server.socket()))?;
-        let status = client.status()?;
-        client.close();
-        status
-    };
-    server.child.finish()?;
-    // Hundreds of them, of which nothing is to be seen any more.
-    status.connections.clear();
-    let report = Report::new(arguments, machine, samples, told, status);
+    let report = measure(arguments, &cpus, Duration::ZERO, |_, _| ())?;
     let text = if arguments.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
@@ -208,11 +188,50 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     Ok(report.broken.is_empty())
 }
 
+/// Measures. The client processes tell how far they are every `tick`, if that is not zero; `look_on` gets each sample, and what
+/// they have told since the one before: who, and what.
+pub(crate) fn measure(
+    arguments: &Arguments,
+    cpus: &Cpus,
+    tick: Duration,
+    mut look_on: impl FnMut(&Sample, &[(usize, Tick)]),
+) -> Result<Report> {
+    let connections = arguments.small + arguments.large;
+    if connections < arguments.processes {
+        bail!(
+            "{} processes cannot share {connections} connections",
+            arguments.processes
+        );
+    }
+    raise_limit(connections)?;
+    let machine = Machine::look(cpus);
+    let spin = Duration::from_micros(arguments.spin);
+    // One more asks for the status at the end.
+    let most = usize::try_from(connections)? + 1;
+    let mut server = ServerChild::with_budget(cpus, spin, most, arguments.budget)?;
+    let (samples, told) = exhaust(arguments, cpus, &mut server, tick, &mut look_on)?;
+    let mut status = {
+        let client = BlockingClient::connect(Options::new(server.socket()))?;
+        let status = client.status()?;
+        client.close();
+        status
+    };
+    server.child.finish()?;
+    // Hundreds of them, of which nothing is to be seen any more.
+    status.connections.clear();
+    Ok(Report::new(arguments, machine, samples, told, status))
+}
+
+/// Whoever gets the samples, with what the client processes have told.
+type LookOn<'a> = dyn FnMut(&Sample, &[(usize, Tick)]) + 'a;
+
 /// Runs the load and looks at the server meanwhile.
 fn exhaust(
     arguments: &Arguments,
     cpus: &Cpus,
     server: &mut ServerChild,
+    tick: Duration,
+    look_on: &mut LookOn<'_>,
 ) -> Result<(Samples, Vec<Told>)> {
     let socket = server.socket();
     let socket = socket
@@ -246,39 +265,27 @@ fn exhaust(
     let [small, large] = arguments.messages();
     let began = Instant::now();
     for client in &mut clients {
-        client.tell(&format!("run {small} {large}"))?;
+        client.tell(&format!("run {small} {large} {}", tick.as_nanos()))?;
     }
     let limit = Duration::from_secs(arguments.limit);
     let mut told = Vec::new();
-    let mut awaited: Vec<usize> = (0..clients.len()).collect();
-    while !awaited.is_empty() {
+    let mut ticks = Vec::new();
+    while told.len() < clients.len() {
         if began.elapsed() > limit {
-            bail!(
-                "{} client processes have not ended after {limit:?}",
-                awaited.len()
-            );
+            let missing = clients.len() - told.len();
+            bail!("{missing} client processes have not ended after {limit:?}");
         }
-        let watches = awaited
-            .iter()
-            .map(|index| clients[*index].watch())
-            .collect::<Result<Vec<_>>>()?;
-        let mut sockets: Vec<PollFd<'_>> = watches
-            .iter()
-            .map(|watch| PollFd::new(watch, PollFlags::IN))
-            .collect();
-        poll(&mut sockets, Some(&Timespec::try_from(SAMPLE)?))?;
-        let spoke: Vec<bool> = sockets.iter().map(|s| !s.revents().is_empty()).collect();
-        samples.under_load(Sample::take(pid, began)?);
+        for (index, word) in Child::next_words(&mut clients, SAMPLE)? {
+            match word.strip_prefix("tick ") {
+                Some(tick) => ticks.push((index, serde_json::from_str(tick)?)),
+                None => told.push(serde_json::from_str(&word)?),
+            }
+        }
+        let sample = Sample::take(pid, began)?;
+        samples.under_load(sample);
+        look_on(&sample, &ticks);
+        ticks.clear();
         server.child.check()?;
-        for index in awaited
-            .iter()
-            .zip(&spoke)
-            .filter_map(|(i, spoke)| spoke.then_some(*i))
-        {
-            told.push(serde_json::from_str(&clients[index].read_word()?)?);
-        }
-        let mut spoke = spoke.into_iter();
-        awaited.retain(|_| !spoke.next().unwrap_or(false));
     }
     samples.end = Sample::take(pid, began)?;
     samples.under_load(samples.end);
@@ -310,6 +317,14 @@ fn expect(clients: &mut [Child], expected: &str) -> Result<()> {
 }
 
 impl Arguments {
+    /// As they come from such words on a command line.
+    pub(crate) fn of(words: &[&str]) -> Result<Self> {
+        let command = <Self as clap::Args>::augment_args(clap::Command::new("memory"));
+        let words = std::iter::once("memory").chain(words.iter().copied());
+        let matches = command.try_get_matches_from(words)?;
+        Ok(<Self as clap::FromArgMatches>::from_arg_matches(&matches)?)
+    }
+
     /// Messages on each connection of the two kinds.
     fn messages(&self) -> [u64; 2] {
         let scale = if self.quick { QUICK } else { self.scale };

@@ -1,16 +1,19 @@
 //! A client process of the load: real clients, each with its window always full.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use hdrhistogram::Histogram;
 use lapce_ai_client::{Client, MessageType, Options, ReconnectPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use crate::child::Parent;
+use crate::many::Tick;
+use crate::measure::{Latency, histogram};
 
 /// Payload of the two kinds of messages.
 pub(super) const SMALL: usize = 4 << 10;
@@ -31,22 +34,22 @@ pub(super) struct Told {
 
 /// What became of the messages of one kind.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Outcome {
+pub(crate) struct Outcome {
     /// Answered with their own bytes.
-    pub(super) answered: u64,
+    pub(crate) answered: u64,
     /// Answered with others.
-    pub(super) wrong: u64,
+    pub(crate) wrong: u64,
     /// Ended with an error.
-    pub(super) failed: u64,
+    pub(crate) failed: u64,
     /// Until the last answer, and until the first connection and the last had all of theirs.
-    pub(super) seconds: f64,
-    pub(super) first_done: f64,
+    pub(crate) seconds: f64,
+    pub(crate) first_done: f64,
     /// From the call to the whole answer, without the first of each place in a window: for those the clients must first get
     /// more than a gigabyte of memory from the system, and nobody answers meanwhile. Of several processes the largest.
-    pub(super) p50_ms: f64,
-    pub(super) p99_ms: f64,
-    pub(super) max_ms: f64,
-    pub(super) errors: Vec<String>,
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
+    pub(crate) max_ms: f64,
+    pub(crate) errors: Vec<String>,
 }
 
 impl Outcome {
@@ -108,13 +111,14 @@ struct Kind {
     payload: usize,
 }
 
-/// A client process: `open <small> <large>` connections, `run <small> <large>` messages on each of them, and `rest
-/// <milliseconds>`, in which the clients do what they do when nothing is asked of them.
+/// A client process: `open <small> <large>` connections, `run <small> <large> <nanoseconds from tick to tick, or 0>` messages
+/// on each of them, and `rest <milliseconds>`, in which the clients do what they do when nothing is asked of them.
 pub(crate) fn load(parent: Parent, socket: &Path, process: u64, window: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let (mut small, mut large) = (Kind::default(), Kind::default());
+    let mut voice = parent.voice()?;
     parent.serve(|request| {
         let words: Vec<&str> = request.split(' ').collect();
         match words[..] {
@@ -126,9 +130,20 @@ pub(crate) fn load(parent: Parent, socket: &Path, process: u64, window: usize) -
                     Ok("open".to_owned())
                 })
             }
-            ["run", of_small, of_large] => {
+            ["run", of_small, of_large, tick] => {
                 let counts: [u64; 2] = [of_small.parse()?, of_large.parse()?];
-                let told = runtime.block_on(run([&small, &large], counts, process, window))?;
+                let tick = Duration::from_nanos(tick.parse()?);
+                let seen = Arc::new(Seen::new()?);
+                let told = runtime.block_on(async {
+                    let run = run([&small, &large], counts, process, window, &seen);
+                    let ticks = seen.tell(tick, |tick| {
+                        voice.say(&format!("tick {}", serde_json::to_string(&tick)?))
+                    });
+                    tokio::select! {
+                        told = run => told,
+                        failed = ticks => Err(failed),
+                    }
+                })?;
                 Ok(serde_json::to_string(&told)?)
             }
             ["rest", millis] => {
@@ -167,8 +182,67 @@ impl Kind {
     }
 }
 
+/// What somebody who looks on may see of a run.
+#[derive(Debug)]
+struct Seen {
+    answered: AtomicU64,
+    /// Since it was last told.
+    latencies: Mutex<Histogram<u64>>,
+}
+
+impl Seen {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            answered: AtomicU64::new(0),
+            latencies: Mutex::new(histogram()?),
+        })
+    }
+
+    fn note(&self, took: Duration) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        let mut latencies = self
+            .latencies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        latencies.saturating_record((took.as_nanos() as u64).max(1));
+    }
+
+    /// Tells it every so often; returns only when it cannot. Zero: never.
+    async fn tell(
+        &self,
+        every: Duration,
+        mut tell: impl FnMut(Tick) -> Result<()>,
+    ) -> anyhow::Error {
+        if every.is_zero() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(every).await;
+            let latency = {
+                let mut latencies = self
+                    .latencies
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                let latency = Latency::of(&latencies).ok();
+                latencies.reset();
+                latency
+            };
+            let answers = self.answered.load(Ordering::Relaxed);
+            if let Err(error) = tell(Tick { answers, latency }) {
+                return error;
+            }
+        }
+    }
+}
+
 /// Sends `counts` messages on each connection of the two kinds, all at once.
-async fn run(kinds: [&Kind; 2], counts: [u64; 2], process: u64, window: usize) -> Result<Told> {
+async fn run(
+    kinds: [&Kind; 2],
+    counts: [u64; 2],
+    process: u64,
+    window: usize,
+    seen: &Arc<Seen>,
+) -> Result<Told> {
     let of_kind = |at: usize| kinds[at].clients.len() as u64 * counts[at];
     let stretches = Arc::new(Stretches::new(process, of_kind(0) + of_kind(1), LARGE));
     let began = Instant::now();
@@ -183,6 +257,7 @@ async fn run(kinds: [&Kind; 2], counts: [u64; 2], process: u64, window: usize) -
                 stretches: Arc::clone(&stretches),
                 payload: kind.payload,
                 answered: Arc::clone(&answered[at]),
+                seen: Arc::clone(seen),
                 next: AtomicU64::new(first),
                 end: first + count,
             };
@@ -212,6 +287,7 @@ struct Line {
     payload: usize,
     /// Messages of all connections of its kind.
     answered: Arc<AtomicU64>,
+    seen: Arc<Seen>,
     /// The message that is sent next, and where to stop.
     next: AtomicU64,
     end: u64,
@@ -272,6 +348,7 @@ impl Line {
                 Ok(answer) if answer == body => {
                     tally.answered += 1;
                     self.answered.fetch_add(1, Ordering::Relaxed);
+                    self.seen.note(sent.elapsed());
                     if !std::mem::take(&mut is_first) {
                         tally.times.push(sent.elapsed());
                     }

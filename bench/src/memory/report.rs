@@ -20,9 +20,9 @@ type Row = (&'static str, fn(&Sample) -> u64);
 
 /// A bound and how it stands to what was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Bound {
-    what: &'static str,
-    found: u64,
+pub(crate) struct Bound {
+    pub(crate) what: &'static str,
+    pub(crate) found: u64,
     base: u64,
     budget: u64,
     rings: u64,
@@ -30,6 +30,11 @@ pub(super) struct Bound {
 }
 
 impl Bound {
+    /// What it may be at most.
+    pub(crate) fn limit(&self) -> u64 {
+        self.base + self.budget + self.rings
+    }
+
     /// Of a sample that was taken when nothing had been asked for a while.
     pub(super) fn at_rest(arguments: &Arguments, sample: &Sample) -> Self {
         let connections = arguments.small + arguments.large;
@@ -50,17 +55,17 @@ impl Bound {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
-    what: String,
+pub(crate) struct Report {
+    pub(crate) what: String,
     machine: Machine,
     connections: u64,
     processes: u64,
     window: u16,
     budget: u64,
-    small_expected: u64,
-    large_expected: u64,
-    small: Outcome,
-    large: Outcome,
+    pub(crate) small_expected: u64,
+    pub(crate) large_expected: u64,
+    pub(crate) small: Outcome,
+    pub(crate) large: Outcome,
     /// Messages of 1 MiB that were answered by when their process had all answers of 4 KiB.
     large_beside_small: u64,
     lost_connections: u64,
@@ -68,11 +73,11 @@ pub(super) struct Report {
     /// At the peak, of `Pss`; and what it would be if both sides had touched every page.
     ring_bytes_per_connection: f64,
     ring_bytes_at_most: u64,
-    bounds: Vec<Bound>,
+    pub(crate) bounds: Vec<Bound>,
     /// What the server itself says at the end.
     server: Status,
     /// Why the run failed, if it did.
-    pub(super) broken: Vec<String>,
+    pub(crate) broken: Vec<String>,
 }
 
 impl Report {
@@ -188,7 +193,7 @@ impl Report {
         broken
     }
 
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut out = String::new();
         // Writing to a String cannot fail.
         let _ = self.write(&mut out);
@@ -320,7 +325,7 @@ impl Report {
                 if *held { "<=" } else { "> " },
                 base >> 10,
                 budget >> 10,
-                (base + budget + rings) >> 10,
+                bound.limit() >> 10,
             )?;
         }
         writeln!(
@@ -379,16 +384,8 @@ mod tests {
 
     use crate::machine::Cpus;
 
-    #[derive(clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        arguments: Arguments,
-    }
-
     fn arguments(words: &[&str]) -> Arguments {
-        use clap::Parser;
-        let words = std::iter::once("memory").chain(words.iter().copied());
-        Line::try_parse_from(words).unwrap().arguments
+        Arguments::of(words).unwrap()
     }
 
     fn sample(pss_anon: u64, rings: u64) -> Sample {

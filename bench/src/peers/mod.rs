@@ -320,6 +320,27 @@ pub(crate) enum Role {
         #[arg(long, value_delimiter = ',')]
         on: Vec<usize>,
     },
+    Probe {
+        socket: PathBuf,
+    },
+    ChaosServer {
+        socket: PathBuf,
+    },
+    Attacker {
+        socket: PathBuf,
+    },
+    Normal {
+        socket: PathBuf,
+        seed: u64,
+    },
+    Upstream,
+    Daemon {
+        program: PathBuf,
+        dir: PathBuf,
+    },
+    Editors {
+        socket: PathBuf,
+    },
     Compiler {
         dir: PathBuf,
         name: String,
@@ -333,6 +354,14 @@ pub(crate) enum Role {
 }
 
 impl Role {
+    /// Whether it has its place among the processors. Those that stand in for a person's whole machine have not.
+    pub(crate) fn is_pinned(&self) -> bool {
+        !matches!(
+            self,
+            Self::Upstream | Self::Daemon { .. } | Self::Editors { .. }
+        )
+    }
+
     pub(crate) fn play(self) -> Result<()> {
         let parent = Parent::from_stdin()?;
         match self {
@@ -385,6 +414,13 @@ impl Role {
                 kind,
                 on,
             } => crate::recovery::recover(parent, &socket, on, clients, &kind),
+            Self::Probe { socket } => crate::stress::probe(parent, &socket),
+            Self::ChaosServer { socket } => crate::stress::chaos_server(parent, &socket),
+            Self::Attacker { socket } => crate::stress::attack(parent, &socket),
+            Self::Normal { socket, seed } => crate::stress::normal(parent, &socket, seed),
+            Self::Upstream => crate::stress::upstream(parent),
+            Self::Daemon { program, dir } => crate::stress::become_daemon(&parent, &program, &dir),
+            Self::Editors { socket } => crate::stress::editors(parent, &socket),
             Self::Compiler { dir, name } => contention::compiler::compile(parent, &dir, &name),
             Self::Flood {
                 socket,

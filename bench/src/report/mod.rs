@@ -1,7 +1,7 @@
 //! What is printed: as text for people, as JSON for programs, as a picture of the latencies.
 
 mod json;
-mod svg;
+pub(crate) mod svg;
 mod table;
 
 use std::io::{self, Write as _};

@@ -22,7 +22,7 @@ const PLOT: (f64, f64) = (510.0, 290.0);
 const INSET: (f64, f64) = (62.0, 40.0);
 const LEGEND_ROW: f64 = 24.0;
 const LEGEND_COLUMNS: usize = 4;
-const FONT: &str = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif";
+pub(crate) const FONT: &str = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif";
 
 /// A peer's colour, width and dashes: ours thick, what spins drawn through, what sleeps dashed.
 fn style(peer: Kind) -> (&'static str, f64, &'static str) {
@@ -250,7 +250,8 @@ fn legend(out: &mut String, peers: &[Kind]) -> std::fmt::Result {
     Ok(())
 }
 
-fn line(out: &mut String, from: (f64, f64), to: (f64, f64)) -> std::fmt::Result {
+/// A thin line of a grid.
+pub(crate) fn line(out: &mut String, from: (f64, f64), to: (f64, f64)) -> std::fmt::Result {
     writeln!(
         out,
         r##"<line x1="{:.1}" y1="{:.1}" x2="{:.1}" y2="{:.1}" stroke="#dddddd"/>"##,
@@ -258,7 +259,12 @@ fn line(out: &mut String, from: (f64, f64), to: (f64, f64)) -> std::fmt::Result 
     )
 }
 
-fn text(out: &mut String, at: (f64, f64), attributes: &str, text: &str) -> std::fmt::Result {
+pub(crate) fn text(
+    out: &mut String,
+    at: (f64, f64),
+    attributes: &str,
+    text: &str,
+) -> std::fmt::Result {
     writeln!(
         out,
         r#"<text x="{:.1}" y="{:.1}" {attributes}>{}</text>"#,
@@ -268,7 +274,7 @@ fn text(out: &mut String, at: (f64, f64), attributes: &str, text: &str) -> std::
     )
 }
 
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

@@ -11,6 +11,7 @@ use lapce_ai_proto::ai::Reasoning;
 
 use crate::config::{Config, Sources};
 use crate::failure::Failure;
+use crate::ledger::By;
 use crate::{commands, output, serve};
 
 const EXAMPLES: &str = "\
@@ -121,7 +122,7 @@ enum Command {
         /// Only this one
         #[arg(value_name = "NAME")]
         name: Option<String>,
-        /// Instead, how the running daemon's do now: requests, times to the first token, circuit breakers, keys
+        /// Instead, how the running daemon's do now: requests, times to the first token, circuit breakers, keys, spending
         #[arg(long, conflicts_with = "name")]
         live: bool,
         /// For programs: one JSON object
@@ -130,6 +131,18 @@ enum Command {
         /// The page docs/providers.md
         #[arg(long, conflicts_with_all = ["json", "live", "name"])]
         markdown: bool,
+    },
+    /// Show what was spent, as the ledger has it, whether a daemon runs or not
+    Spend {
+        /// Of so many days, today included (in UTC)
+        #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+        /// By what to sum up
+        #[arg(long, value_enum, default_value_t = By::Provider)]
+        by: By,
+        /// For programs: one JSON object; money in billionths of a US dollar
+        #[arg(long)]
+        json: bool,
     },
     /// Show or check the configuration
     #[command(after_help = CONFIG_EXAMPLES)]
@@ -317,6 +330,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Providers { name, json, .. } => {
             commands::providers::run(&config, name.as_deref(), *json)
         }
+        Command::Spend { days, by, json } => commands::spend::run(&config, *days, *by, *json),
         Command::Config {
             check: true, json, ..
         } => commands::config::check(&config, *json),

@@ -156,21 +156,23 @@ impl Starting {
     }
 }
 
-/// `$XDG_STATE_HOME/lapce-ai/daemon.log`, or the same under `~/.local/state`. Not in the runtime directory, where
-/// only the socket and its lock may be.
-fn log_path() -> Result<PathBuf, Failure> {
+/// `$XDG_STATE_HOME/lapce-ai`, or the same under `~/.local/state`. Not the runtime directory, where only the socket and
+/// its lock may be.
+pub(crate) fn state_directory() -> Option<PathBuf> {
     let base = match std::env::var_os("XDG_STATE_HOME").map(PathBuf::from) {
         Some(base) if base.is_absolute() => base,
-        _ => std::env::home_dir()
-            .map(|home| home.join(".local/state"))
-            .ok_or_else(|| {
-                Failure::Usage(
-                    "there is no home directory for the daemon's log: set XDG_STATE_HOME"
-                        .to_owned(),
-                )
-            })?,
+        _ => std::env::home_dir()?.join(".local/state"),
     };
-    Ok(base.join("lapce-ai/daemon.log"))
+    Some(base.join("lapce-ai"))
+}
+
+fn log_path() -> Result<PathBuf, Failure> {
+    let directory = state_directory().ok_or_else(|| {
+        Failure::Usage(
+            "there is no home directory for the daemon's log: set XDG_STATE_HOME".to_owned(),
+        )
+    })?;
+    Ok(directory.join("daemon.log"))
 }
 
 fn open_log(path: &Path) -> io::Result<File> {

@@ -5,6 +5,7 @@
 //! | file, environment and flags -> settings | [`config`] |
 //! | the command line | `cli`, `commands`, `output` |
 //! | a daemon where there is none | `launch` |
+//! | what was spent -> disk | `ledger` |
 //! | requests -> providers -> events | `serve`; wire types and domain types meet in `serve::wire` and nowhere else |
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ mod commands;
 pub mod config;
 mod failure;
 mod launch;
+mod ledger;
 mod output;
 mod serve;
 

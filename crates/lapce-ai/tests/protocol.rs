@@ -49,6 +49,9 @@ async fn every_type_of_request_has_its_answer() {
         Some(ai::StreamEvent::Finish {
             reason: ai::FinishReason::Stop,
             attempts: Vec::new(),
+            cost_nano_usd: Some(0),
+            cached: false,
+            warnings: Vec::new(),
         })
     );
 

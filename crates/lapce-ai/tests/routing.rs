@@ -12,12 +12,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lapce_ai_client::ai::{AIRequest, Message, Tool};
-use lapce_ai_client::{Class, Client, ErrorCode, Options, RequestOptions};
+use lapce_ai_client::{Class, Client, ErrorCode, MessageType, Options, RequestOptions};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::{Home, OpenAi, ended, first_bytes, signal, until};
 
 const PAGE: &str = include_str!("../../../docs/routing.md");
+
+/// An answer that ends with it goes on with nothing else.
+const HEARTBEAT: &str = ": ping\n\n";
 
 /// The TOML block that the page gives under this heading.
 fn example(heading: &str) -> &'static str {
@@ -87,6 +90,10 @@ fn serve(
         Some(answer) => {
             // Whoever has gone needs none.
             let _ = stream.write_all(answer.as_bytes());
+            // Heartbeats for as long as the client bears them.
+            while answer.ends_with(HEARTBEAT) && stream.write_all(HEARTBEAT.as_bytes()).is_ok() {
+                thread::sleep(Duration::from_millis(50));
+            }
             let _ = stream.shutdown(Shutdown::Write);
         }
         // Until the client hangs up.
@@ -107,6 +114,21 @@ fn stream(text: &str) -> String {
     format!(
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\ndata: {said}\n\ndata: {finish}\n\ndata: [DONE]\n\n"
     )
+}
+
+/// A streamed answer that took so many tokens.
+fn counted(text: &str, input: u64, cached: u64, output: u64) -> String {
+    let usage = json!({"id": "1", "model": "m", "choices": [], "usage": {
+        "prompt_tokens": input, "completion_tokens": output, "total_tokens": input + output,
+        "prompt_tokens_details": {"cached_tokens": cached}}});
+    stream(text).replace("data: [DONE]", &format!("data: {usage}\n\ndata: [DONE]"))
+}
+
+/// The page's file of prices, where its configuration expects it.
+fn write_prices(home: &Home) {
+    let (_, block) = PAGE.split_once("```toml prices.toml\n").unwrap();
+    let text = block.split_once("```").unwrap().0;
+    std::fs::write(home.path("config/lapce-ai/prices.toml"), text).unwrap();
 }
 
 fn good(name: &'static str) -> Server {
@@ -165,11 +187,12 @@ fn every_example_of_the_page_is_accepted() {
     for block in PAGE.split("```toml\n").skip(1) {
         let text = block.split_once("```").unwrap().0;
         let home = Home::new(text);
+        write_prices(&home);
         let checked = home.run(&["config", "--check"]);
         assert_eq!(checked.code, Some(0), "{text}\n{checked:?}");
         blocks += 1;
     }
-    assert!(blocks >= 7, "{blocks}");
+    assert!(blocks >= 10, "{blocks}");
 }
 
 #[test]
@@ -339,6 +362,231 @@ fn weights_spread_the_requests() {
         openai.count(),
         groq.count()
     );
+}
+
+#[test]
+fn the_cheapest_comes_first() {
+    let (openai, groq) = (good("a"), good("b"));
+    let home = home("Load balancing", &[("openai", &openai), ("groq", &groq)]);
+    assert_eq!(home.ok(&["chat", "-m", "thrifty", "hi"]), "b\n");
+    assert_eq!((openai.count(), groq.count()), (0, 1));
+}
+
+#[test]
+fn an_answer_says_what_it_cost_and_the_ledger_keeps_it() {
+    let office = Server::new(|_| Some(counted("fine", 1000, 400, 100)));
+    let home = home("What answers cost", &[("office", &office)]);
+    write_prices(&home);
+    let priced = finish(&home, &["-m", "office/qwen3-coder", "hi"]);
+    // 600 at 0.2, 400 at 0.05 and 100 at 0.8 dollars a million.
+    assert_eq!(priced["costNanoUsd"], 220_000, "{priced}");
+    let whole = home.ok(&[
+        "chat",
+        "--json",
+        "--no-stream",
+        "-m",
+        "office/qwen3-coder",
+        "hi",
+    ]);
+    let whole: Value = serde_json::from_str(&whole).unwrap();
+    assert_eq!(whole["costNanoUsd"], 220_000, "{whole}");
+    let unpriced = finish(&home, &["-m", "office/other", "hi"]);
+    assert!(unpriced.get("costNanoUsd").is_none(), "{unpriced}");
+    let spend = |args: &[&str]| -> Value {
+        let args = [&["spend", "--json"], args].concat();
+        serde_json::from_str(&home.ok(&args)).unwrap()
+    };
+    until("the ledger has all of it", || {
+        spend(&[])["total"]["requests"] == 3
+    });
+    let total = &spend(&[])["total"];
+    assert_eq!(
+        (
+            &total["costNanoUsd"],
+            &total["unpriced"],
+            &total["inputTokens"]
+        ),
+        (&json!(440_000), &json!(1), &json!(3000))
+    );
+    let models = spend(&["--by", "model", "--days", "1"]);
+    assert_eq!(models["rows"][0]["model"], "office/qwen3-coder");
+    assert_eq!(models["rows"][0]["cachedInputTokens"], 800);
+    let requests = spend(&["--by", "request"]);
+    assert_eq!(requests["rows"].as_array().unwrap().len(), 3);
+    assert_eq!(requests["rows"][0]["costNanoUsd"], Value::Null);
+    let table = home.ok(&["spend"]);
+    assert!(table.contains("$0.00044"), "{table}");
+    let live = home.ok(&["providers", "--live"]);
+    assert!(
+        live.contains("THIS MONTH") && live.contains("$0.00044"),
+        "{live}"
+    );
+}
+
+#[test]
+fn vectors_cost_something_and_counting_does_not() {
+    let office = Server::new(|_| {
+        let vectors = json!({"model": "qwen3-embedding", "data": [{"index": 0, "embedding": [0.5]}],
+            "usage": {"prompt_tokens": 1000, "total_tokens": 1000}});
+        let text = vectors.to_string();
+        Some(format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{text}",
+            text.len()
+        ))
+    });
+    let home = home("What answers cost", &[("office", &office)]);
+    write_prices(&home);
+    let embed = ["embed", "--json", "-m", "office/qwen3-embedding", "hi"];
+    let answer: Value = serde_json::from_str(&home.ok(&embed)).unwrap();
+    // At 0.2 dollars a million.
+    assert_eq!(answer["costNanoUsd"], 200_000, "{answer}");
+    home.ok(&["count", "-m", "office/qwen3-coder", "hi"]);
+    until("the ledger has it", || {
+        let spend: Value = serde_json::from_str(&home.ok(&["spend", "--json"])).unwrap();
+        spend["total"]["requests"] == 1
+    });
+    home.ok(&["stop"]);
+    let spend: Value = serde_json::from_str(&home.ok(&["spend", "--json"])).unwrap();
+    let total = &spend["total"];
+    assert_eq!(
+        (
+            &total["requests"],
+            &total["inputTokens"],
+            &total["costNanoUsd"]
+        ),
+        (&json!(1), &json!(1000), &json!(200_000)),
+        "{spend}"
+    );
+}
+
+#[test]
+fn a_wrong_file_of_prices_is_told_of() {
+    let home = Home::new("[spend]\nprices = 'prices.toml'\n");
+    for text in [None, Some("[[price]]\nprovider = 'p'\n")] {
+        if let Some(text) = text {
+            std::fs::write(home.path("config/lapce-ai/prices.toml"), text).unwrap();
+        }
+        for args in [&["config", "--check"][..], &["serve"]] {
+            let ended = home.run(args);
+            assert_eq!(ended.code, Some(2), "{ended:?}");
+            assert!(ended.err.contains("spend.prices"), "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn budgets_refuse_warn_and_survive_a_restart() {
+    // Of gpt-5.4 400,000 tokens are 6 dollars, and of the other one 66 million are 39.60.
+    let openai = Server::new(|_| Some(counted("from openai", 10, 0, 400_000)));
+    let groq = Server::new(|_| Some(counted("from groq", 10, 0, 66_000_000)));
+    let home = home("Budgets", &[("openai", &openai), ("groq", &groq)]);
+    let first = finish(&home, &["-m", "best", "hi"]);
+    assert_eq!(first["costNanoUsd"], 6_000_025_000_u64, "{first}");
+    assert!(first.get("warnings").is_none(), "{first}");
+    let second = finish(&home, &["-m", "best", "hi"]);
+    assert_eq!(
+        outcomes(&second),
+        ["openai skipped budget_spent", "groq answered"]
+    );
+    let warning = second["warnings"][0].as_str().unwrap();
+    assert!(
+        warning.contains("budget `all` is over its soft limit of $40.00 a month: $45.60 spent"),
+        "{warning}"
+    );
+    assert!(home.log().contains(warning), "{}", home.log());
+    let refused = |model: &str, budget: &str| {
+        let failed = home.run(&["chat", "-m", model, "hi"]);
+        assert_eq!(failed.code, Some(1), "{failed:?}");
+        assert!(failed.err.contains("budget_spent"), "{failed:?}");
+        assert!(
+            failed.err.contains(&format!("budget `{budget}`")),
+            "{failed:?}"
+        );
+    };
+    refused("openai/gpt-5.4", "openai");
+    refused("groq/openai/gpt-oss-120b", "each");
+    let live: Value = serde_json::from_str(&home.ok(&["providers", "--live", "--json"])).unwrap();
+    assert_eq!(
+        live["budgets"][0]["spentNanoUsd"], 45_600_026_500_u64,
+        "{live}"
+    );
+    assert_eq!(live["budgets"][0]["reservedNanoUsd"], 0);
+    home.ok(&["stop"]);
+    refused("groq/openai/gpt-oss-120b", "each");
+    assert_eq!((openai.count(), groq.count()), (1, 1));
+}
+
+#[test]
+fn the_same_answer_is_given_again_and_costs_nothing() {
+    let office = Server::new(|_| Some(counted("once", 10, 0, 10)));
+    let home = home("Answers that are given again", &[("office", &office)]);
+    let ask = |more: &[&str]| finish(&home, &[&["-m", "office/m", "hi"], more].concat());
+    let cold = ["--temperature", "0"];
+    assert!(ask(&cold).get("cached").is_none());
+    let again = ask(&cold);
+    assert_eq!(
+        (&again["cached"], &again["costNanoUsd"]),
+        (&json!(true), &json!(0))
+    );
+    assert_eq!(
+        home.ok(&["chat", "-m", "office/m", "hi", "--temperature", "0"]),
+        "once\n"
+    );
+    assert_eq!(office.count(), 1);
+    assert!(ask(&[]).get("cached").is_none(), "it may vary");
+    assert!(ask(&[]).get("cached").is_none());
+    assert_eq!(office.count(), 3);
+    let live = home.ok(&["providers", "--live"]);
+    assert!(live.contains("cache: 1 answers"), "{live}");
+    until("the ledger has all of it", || {
+        let spend: Value = serde_json::from_str(&home.ok(&["spend", "--json"])).unwrap();
+        spend["total"]["requests"] == 5 && spend["total"]["cached"] == 2
+    });
+}
+
+#[test]
+fn of_the_same_requests_at_the_same_time_one_is_sent() {
+    let (open, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let office = Server::new(move |_| {
+        // Until the test lets go of the other end.
+        let _ = gate.lock().unwrap().recv();
+        Some(counted("once", 10, 0, 10))
+    });
+    let home = home("Answers that are given again", &[("office", &office)]);
+    let _daemon = home.serve(&[]);
+    let ask = || {
+        let mut command = home.command(&[
+            "chat",
+            "--json",
+            "-m",
+            "office/m",
+            "--temperature",
+            "0",
+            "hi",
+        ]);
+        command.spawn().unwrap()
+    };
+    let mut first = ask();
+    until("it is sent", || office.count() == 1);
+    let others = [ask(), ask(), ask()];
+    until("they have joined", || {
+        let live = home.ok(&["providers", "--live", "--json"]);
+        let live: Value = serde_json::from_str(&live).unwrap();
+        live["cache"]["joined"] == 3
+    });
+    // Whoever asked first goes; the others are not told.
+    signal(i32::try_from(first.id()).unwrap(), Signal::KILL);
+    first.wait().unwrap();
+    drop(open);
+    for other in others {
+        let ended = ended(other);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let last: Value = serde_json::from_str(ended.out.lines().last().unwrap()).unwrap();
+        assert_eq!(last["cached"], true, "{last}");
+        assert!(ended.out.contains("once"));
+    }
+    assert_eq!(office.count(), 1);
 }
 
 #[test]
@@ -549,4 +797,185 @@ fn each_client_has_its_limits() {
     for _ in 0..4 {
         home.ok(&["chat", "-m", "local", "hi"]);
     }
+}
+
+#[test]
+fn a_provider_s_own_breaker_is_its_own() {
+    let failing = || Server::new(|_| Some(status("500 Internal Server Error", "")));
+    let (office, groq) = (failing(), failing());
+    let home = home(
+        "A breaker of one's own",
+        &[("office", &office), ("groq", &groq)],
+    );
+    for name in ["office", "groq"] {
+        for _ in 0..2 {
+            home.run(&["chat", "-m", &format!("{name}/m"), "hi"]);
+        }
+    }
+    assert_eq!(health(&home, "office")["breakers"][0]["state"], "open");
+    assert_eq!(health(&home, "groq")["breakers"], json!([]));
+}
+
+#[test]
+fn a_probe_tells_how_an_unused_provider_does() {
+    let list = |_: &str| {
+        let body = r#"{"object":"list","data":[{"id":"m","object":"model"}]}"#;
+        let length = body.len();
+        Some(format!(
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        ))
+    };
+    let office = Server::new(list);
+    let home = home("Active probes", &[("office", &office)]);
+    let _daemon = home.serve(&[]);
+    until("it was probed", || {
+        !health(&home, "office")["probe"].is_null()
+    });
+    let found = health(&home, "office");
+    assert_eq!(found["probe"]["ok"], true, "{found}");
+    assert_eq!(found["asked"], 0, "a probe is no request");
+    let requests = office.requests.lock().unwrap().clone();
+    assert!(requests[0].starts_with("GET /v1/models "), "{requests:?}");
+    let table = home.ok(&["providers", "--live"]);
+    assert!(
+        table.contains(" ms, ") && table.contains(" s ago"),
+        "{table}"
+    );
+}
+
+#[test]
+fn nobody_is_probed_who_is_not_configured_to_be() {
+    let office = good("x");
+    let home = home("Retries", &[("office", &office)]);
+    let _daemon = home.serve(&[]);
+    // Longer than the example of the page waits.
+    thread::sleep(Duration::from_millis(1500));
+    assert_eq!(office.count(), 0);
+}
+
+#[test]
+fn a_late_first_token_is_hedged() {
+    let (openai, groq) = (Server::new(|_| None), good("from groq"));
+    let home = home("Hedged requests", &[("openai", &openai), ("groq", &groq)]);
+    let _daemon = home.serve(&[]);
+    for args in [
+        &["-m", "quick", "hi"][..],
+        &["--no-stream", "-m", "quick", "hi"],
+    ] {
+        let finish = finish(&home, args);
+        assert_eq!(outcomes(&finish), ["openai lost", "groq answered"]);
+        assert_eq!(finish["attempts"][1]["purpose"], "hedge");
+        assert!(
+            finish["attempts"][0]["tookMs"].as_u64().unwrap() >= 300,
+            "{finish}"
+        );
+    }
+    until("the loser is let go of", || {
+        health(&home, "openai")["inFlight"] == 0
+    });
+    let lost = health(&home, "openai");
+    assert_eq!(
+        (&lost["cancelled"], &lost["failed"]),
+        (&json!(2), &json!(0))
+    );
+}
+
+/// The start of an answer that never ends: it is cut where it stands.
+fn cut(text: &str) -> String {
+    let whole = stream(text);
+    let (begun, _) = whole.split_once("data: [DONE]").unwrap();
+    let at = begun.rfind("data: ").unwrap();
+    begun[..at].to_owned()
+}
+
+#[test]
+fn another_goes_on_with_an_answer_that_breaks_off() {
+    let openai = Server::new(|_| Some(cut("The quick brown fox jumps over ")));
+    let groq = good("brown fox jumps over the lazy dog.");
+    let home = home(
+        "Mid-stream failover",
+        &[("openai", &openai), ("groq", &groq)],
+    );
+    let mut daemon = home.serve(&[]);
+    let out = home.ok(&["chat", "--json", "-m", "steady", "hi"]);
+    let events: Vec<Value> = out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let kinds: Vec<&str> = events
+        .iter()
+        .map(|event| event["type"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        kinds,
+        ["start", "text", "continued", "text", "finish"],
+        "{out}"
+    );
+    assert_eq!(events[2]["provider"], "groq");
+    assert_eq!(
+        events[2]["textBytes"],
+        "The quick brown fox jumps over ".len()
+    );
+    assert_eq!(events[3]["text"], "the lazy dog.", "not said again");
+    assert_eq!(
+        outcomes(&events[4]),
+        ["openai failed stream_cut", "groq answered"]
+    );
+    assert_eq!(events[4]["attempts"][1]["purpose"], "continuation");
+    let asked = groq.requests.lock().unwrap().last().unwrap().clone();
+    assert!(
+        asked.contains(r#""role":"assistant","content":"The quick brown fox jumps over ""#),
+        "{asked}"
+    );
+    daemon.log.wait_for("another goes on with an answer");
+    let ended = home.run(&["chat", "-m", "steady", "hi"]);
+    assert_eq!(ended.out, "The quick brown fox jumps over the lazy dog.\n");
+    assert!(ended.err.contains("goes on with it"), "{ended:?}");
+}
+
+#[test]
+fn a_stall_is_a_break_however_many_heartbeats_come() {
+    let openai = Server::new(|_| Some(cut("The quick ") + HEARTBEAT));
+    let groq = good("brown fox.");
+    let home = home(
+        "Mid-stream failover",
+        &[("openai", &openai), ("groq", &groq)],
+    );
+    assert_eq!(
+        home.ok(&["chat", "-m", "steady", "hi"]),
+        "The quick brown fox.\n"
+    );
+}
+
+#[test]
+fn a_request_that_its_deadline_cuts_leaves_its_trail_in_the_log() {
+    let (down, slow) = (down(), Server::new(|_| None));
+    let home = home("Failover", &[("openai", &down), ("groq", &slow)]);
+    let mut daemon = home.serve(&[]);
+    let failed = home.run(&["chat", "-m", "best", "--deadline", "0.5", "hi"]);
+    assert!(failed.err.contains("deadline"), "{failed:?}");
+    daemon.log.wait_for("openai/gpt-5.4 failed: overloaded");
+    daemon.log.wait_for("groq/openai/gpt-oss-120b ");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn so_does_one_that_is_cut_while_its_client_does_not_read() {
+    let home = Home::new("[providers.local]\ntokens = 1000000\n");
+    let mut daemon = home.serve(&[]);
+    let client = Client::connect(Options::new(home.socket())).await.unwrap();
+    let request = AIRequest::new("local/local", vec![Message::user("hi")]);
+    let body = serde_json::to_vec(&request).unwrap();
+    let options = RequestOptions {
+        deadline: Some(Duration::from_millis(500)),
+        ..RequestOptions::default()
+    };
+    let unread = client
+        .stream(MessageType::CHAT, &body, &options)
+        .await
+        .unwrap();
+    // Whether the server's clock strikes first or the pool's is a matter of luck.
+    daemon.log.wait_for("local/local ");
+    assert!(daemon.log.seen.contains("deadline"), "{}", daemon.log.seen);
+    drop(unread);
+    client.close().await;
 }

@@ -81,6 +81,7 @@ error_codes! {
     ContentFiltered = 33, "content_filtered", Provider, false, "change the request";
     NoProvider = 34, "no_provider", Caller, false, "set a key or start a local model: see lapce-ai models";
     Unsupported = 35, "unsupported", Caller, false, "choose a model that can do this";
+    BudgetSpent = 36, "budget_spent", Caller, true, "wait for retryAfterMs, lower maxTokens, or raise the budget in the daemon's configuration";
 }
 
 impl ErrorCode {

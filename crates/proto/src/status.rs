@@ -33,6 +33,14 @@ pub struct Status {
     pub counters: Counters,
     /// What the buffers hold and did.
     pub pool: PoolStatus,
+    /// How much may be spent, and how much is.
+    pub budgets: Vec<BudgetStatus>,
+    /// Answers that are given again, if any are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheStatus>,
+    /// Where what was spent is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<LedgerStatus>,
 }
 
 /// A client that is connected.
@@ -88,6 +96,88 @@ pub struct ProviderStatus {
     /// How it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// What its answers cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spend: Option<Spending>,
+}
+
+/// What a provider's answers cost, today and this month in UTC; in billionths of a US dollar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Spending {
+    /// Today.
+    pub today_nano_usd: u64,
+    /// This month.
+    pub month_nano_usd: u64,
+    /// Tokens of this month's requests.
+    pub month_input_tokens: u64,
+    /// Tokens of this month's answers.
+    pub month_output_tokens: u64,
+    /// This month's answers.
+    pub month_requests: u64,
+    /// Those of them that came from the cache.
+    pub month_cached: u64,
+    /// Those of them whose price is not known; they are not in the sums of money.
+    pub month_unpriced: u64,
+}
+
+/// A budget; in billionths of a US dollar.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BudgetStatus {
+    /// Its name.
+    pub name: String,
+    /// `day` or `month`.
+    pub per: String,
+    /// Only what is spent there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
+    /// Only what this uid spends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<u32>,
+    /// What was spent.
+    pub spent_nano_usd: u64,
+    /// What requests under way may cost at most.
+    pub reserved_nano_usd: u64,
+    /// From here on there are warnings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_nano_usd: Option<u64>,
+    /// No request may lead beyond it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hard_nano_usd: Option<u64>,
+    /// The day on which it is new, such as `2026-12-01`.
+    pub until: String,
+}
+
+/// The cache of answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CacheStatus {
+    /// Answers that are kept.
+    pub answers: u64,
+    /// The memory that they take.
+    pub bytes: u64,
+    /// Requests under way that others may join.
+    pub under_way: u64,
+    /// Requests that were answered from what is kept.
+    pub hits: u64,
+    /// Requests that joined one under way.
+    pub joined: u64,
+    /// Requests that were looked up and not found.
+    pub misses: u64,
+    /// Answers that had to make room for others.
+    pub evicted: u64,
+}
+
+/// Where what was spent is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LedgerStatus {
+    /// The file.
+    pub file: String,
+    /// Why it is not written now; what is spent is counted in memory meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// How a provider does, from its traffic since the start.
@@ -132,6 +222,9 @@ pub struct Health {
     pub shed: u64,
     /// What is left of its limits: those that are configured, and those that it told of.
     pub limits: Vec<LimitStatus>,
+    /// What the last active probe told, where the provider is probed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
 }
 
 /// What is left of a limit.
@@ -158,6 +251,21 @@ pub struct LimitStatus {
     pub reset_ms: Option<u64>,
     /// Whether the provider told of it; else it is configured.
     pub learned: bool,
+}
+
+/// The end of an active probe: a request for the list of models that only asks how the provider does.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Probe {
+    /// Whether the list came.
+    pub ok: bool,
+    /// Why not, as the name of an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Milliseconds that it took.
+    pub took_ms: u64,
+    /// Milliseconds since it ended.
+    pub ago_ms: u64,
 }
 
 /// A circuit breaker that is not closed.

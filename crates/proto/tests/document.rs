@@ -504,9 +504,12 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
         output_tokens: 1,
         ..Usage::default()
     };
-    let finish = |attempts| StreamEvent::Finish {
+    let finish = |attempts, cost_nano_usd, cached, warnings| StreamEvent::Finish {
         reason: FinishReason::Stop,
         attempts,
+        cost_nano_usd,
+        cached,
+        warnings,
     };
     let samples = vec![
         (
@@ -564,6 +567,20 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
             }),
         ),
         (
+            StreamEvent::Continued {
+                provider: text(),
+                model: text(),
+                id: None,
+                text_bytes: 1,
+            },
+            StreamEvent::Continued {
+                provider: text(),
+                model: text(),
+                id: some(),
+                text_bytes: 1,
+            },
+        ),
+        (
             StreamEvent::Usage(usage),
             StreamEvent::Usage(Usage {
                 cached_input_tokens: Some(1),
@@ -572,7 +589,10 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
                 ..usage
             }),
         ),
-        (finish(Vec::new()), finish(vec![Attempt::default()])),
+        (
+            finish(Vec::new(), None, false, Vec::new()),
+            finish(vec![Attempt::default()], Some(1), true, vec![text()]),
+        ),
     ];
     for (event, _) in &samples {
         match event {
@@ -582,6 +602,7 @@ fn samples() -> Vec<(StreamEvent, StreamEvent)> {
             | StreamEvent::RedactedReasoning { .. }
             | StreamEvent::ToolCall { .. }
             | StreamEvent::Citation(_)
+            | StreamEvent::Continued { .. }
             | StreamEvent::Usage(_)
             | StreamEvent::Finish { .. }
             | StreamEvent::Unknown => {}
@@ -625,7 +646,7 @@ fn events() {
         FinishReason::Refusal,
         FinishReason::Other,
     ];
-    let listed: Vec<&str> = rows[7][1].split('"').skip(1).step_by(2).collect();
+    let listed: Vec<&str> = rows[8][1].split('"').skip(1).step_by(2).collect();
     let known: Vec<_> = reasons
         .iter()
         .map(|reason| serde_json::to_value(reason).unwrap())
@@ -706,6 +727,7 @@ fn messages() -> Vec<(&'static str, serde_json::Value, serde_json::Value)> {
         parallel_tool_calls: Some(true),
         cache_control: Some(cache),
         user: some(),
+        cache: Some(true),
         ..AIRequest::new("m", vec![])
     };
     let message = Message {
@@ -750,11 +772,16 @@ fn messages() -> Vec<(&'static str, serde_json::Value, serde_json::Value)> {
         citations: Some(vec![]),
         usage: Some(usage),
         attempts: vec![Attempt::default()],
+        cost_nano_usd: Some(1),
+        cached: true,
+        warnings: vec![text()],
         ..AIResponse::default()
     };
     let attempt = Attempt {
         key: Some(1),
+        purpose: some(),
         why: some(),
+        usage: Some(usage),
         ..Attempt::default()
     };
     let list = ModelList {
@@ -835,6 +862,8 @@ fn messages() -> Vec<(&'static str, serde_json::Value, serde_json::Value)> {
             {
                 to_value(EmbeddingsResponse {
                     usage: Some(usage),
+                    cost_nano_usd: Some(1),
+                    warnings: vec![String::new()],
                     ..EmbeddingsResponse::default()
                 })
             },
@@ -993,7 +1022,7 @@ fn described(value: &serde_json::Value) -> String {
         serde_json::Value::String(_) => "string",
         serde_json::Value::Array(_) => "[]",
         serde_json::Value::Object(_) => "{}",
-        _ => "?",
+        serde_json::Value::Null => "?",
     }
     .to_owned()
 }
@@ -1001,8 +1030,9 @@ fn described(value: &serde_json::Value) -> String {
 #[test]
 fn status() {
     use lapce_ai_proto::status::{
-        Breaker, ConnectionStatus, Counters, Health, LimitStatus, PoolStatus, ProviderStatus,
-        ReactorStatus, Status, TierStatus,
+        Breaker, BudgetStatus, CacheStatus, ConnectionStatus, Counters, Health, LedgerStatus,
+        LimitStatus, PoolStatus, Probe, ProviderStatus, ReactorStatus, Spending, Status,
+        TierStatus,
     };
     use serde_json::to_value;
     let text = || Some(String::new());
@@ -1013,6 +1043,8 @@ fn status() {
                 config: text(),
                 stops_when_idle_secs: Some(1),
                 default_model: text(),
+                cache: Some(CacheStatus::default()),
+                ledger: Some(LedgerStatus::default()),
                 ..Status::default()
             })
         }),
@@ -1031,6 +1063,7 @@ fn status() {
                 base_url: text(),
                 default_model: text(),
                 health: Some(Health::default()),
+                spend: Some(Spending::default()),
                 ..ProviderStatus::default()
             })
         }),
@@ -1040,6 +1073,7 @@ fn status() {
                 first_token_p95_ms: Some(1),
                 first_token_p99_ms: Some(1),
                 rest_ms: Some(1),
+                probe: Some(Probe::default()),
                 ..Health::default()
             })
         }),
@@ -1057,6 +1091,37 @@ fn status() {
                 model: text(),
                 open_ms: Some(1),
                 ..Breaker::default()
+            })
+        }),
+        ("Probe", to_value(Probe::default()), {
+            to_value(Probe {
+                why: text(),
+                ..Probe::default()
+            })
+        }),
+        (
+            "Spending",
+            to_value(Spending::default()),
+            to_value(Spending::default()),
+        ),
+        ("Budget", to_value(BudgetStatus::default()), {
+            to_value(BudgetStatus {
+                provider: text(),
+                client: Some(1),
+                soft_nano_usd: Some(1),
+                hard_nano_usd: Some(1),
+                ..BudgetStatus::default()
+            })
+        }),
+        (
+            "Cache",
+            to_value(CacheStatus::default()),
+            to_value(CacheStatus::default()),
+        ),
+        ("Ledger", to_value(LedgerStatus::default()), {
+            to_value(LedgerStatus {
+                trouble: text(),
+                ..LedgerStatus::default()
             })
         }),
         (
@@ -1086,7 +1151,9 @@ fn status() {
             .map(|field| {
                 let (name, of) = field.split_once(": ").unwrap();
                 let of = match of {
-                    "Counters" | "Pool" | "Health" => "{}",
+                    "Counters" | "Pool" | "Health" | "Probe" | "Spending" | "Cache" | "Ledger" => {
+                        "{}"
+                    }
                     _ if of.ends_with("[]") => "[]",
                     _ => of,
                 };

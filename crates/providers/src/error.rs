@@ -64,6 +64,8 @@ pub enum ErrorKind {
     RateLimited,
     /// The account's credit or monthly limit is used up.
     QuotaExhausted,
+    /// What the configuration allows to be spent is spent, or would not be enough. Nobody was asked.
+    BudgetSpent,
     /// The provider has no capacity now.
     Overloaded,
     /// The provider failed.
@@ -178,6 +180,7 @@ impl ErrorKind {
             | Self::RateLimited
             | Self::Shed
             | Self::QuotaExhausted
+            | Self::BudgetSpent
             | Self::NotFound
             | Self::Configuration => Fault::Us,
         }
@@ -195,6 +198,7 @@ impl ErrorKind {
             Self::RequestTooLarge => "request_too_large",
             Self::RateLimited => "rate_limited",
             Self::QuotaExhausted => "quota_exhausted",
+            Self::BudgetSpent => "budget_spent",
             Self::Overloaded => "overloaded",
             Self::ProviderInternal => "provider_internal",
             Self::ContentFiltered => "content_filtered",
@@ -225,6 +229,7 @@ impl ErrorKind {
             Self::RequestTooLarge => "the request is too large",
             Self::RateLimited => "too many requests",
             Self::QuotaExhausted => "the account's credit or limit is used up",
+            Self::BudgetSpent => "a budget is spent",
             Self::Overloaded => "no capacity now",
             Self::ProviderInternal => "the provider failed",
             Self::ContentFiltered => "refused by the provider's content filter",

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 /// One event of an answer. Texts borrow from the stream's buffer until the next event is asked for.
 ///
-/// The order of a complete answer: [`Start`](Event::Start) first, then any of text, reasoning, tool calls and
-/// citations, then [`Usage`](Event::Usage) if the provider told it, and [`Finish`](Event::Finish) last, exactly once.
+/// The order of a complete answer: [`Start`](Event::Start) first, then any of text, reasoning, tool calls, citations and
+/// [`Continued`](Event::Continued), then [`Usage`](Event::Usage) if the provider told it, and [`Finish`](Event::Finish) last, exactly once.
 /// An answer that does not get to `Finish` ends in an error instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -32,6 +32,18 @@ pub enum Event<'a> {
     ToolCall(ToolCallDelta<'a>),
     /// A source that the answer rests on.
     Citation(Citation<'a>),
+    /// The answer broke off, and another provider goes on with it from here. Only from a [`Pool`](crate::Pool), where the
+    /// plan allows it. A thought that was under way has ended.
+    Continued {
+        /// Who goes on.
+        provider: &'a str,
+        /// The model that goes on.
+        model: &'a str,
+        /// That provider's id of its part.
+        id: Option<&'a str>,
+        /// The bytes of text, in UTF-8, that stand before this.
+        text_bytes: u64,
+    },
     /// The tokens of the whole answer. At most once.
     Usage(Usage),
     /// The answer is complete.
@@ -79,6 +91,22 @@ pub struct Usage {
     pub reasoning_tokens: u64,
 }
 
+impl std::ops::Add for Usage {
+    type Output = Self;
+
+    /// The tokens of both. What does not fit into 64 bits is beyond belief anyway.
+    fn add(self, other: Self) -> Self {
+        let sum = |of: fn(&Self) -> u64| of(&self).saturating_add(of(&other));
+        Self {
+            input_tokens: sum(|usage| usage.input_tokens),
+            output_tokens: sum(|usage| usage.output_tokens),
+            cached_input_tokens: sum(|usage| usage.cached_input_tokens),
+            cache_write_tokens: sum(|usage| usage.cache_write_tokens),
+            reasoning_tokens: sum(|usage| usage.reasoning_tokens),
+        }
+    }
+}
+
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FinishReason {
@@ -100,13 +128,13 @@ pub enum FinishReason {
 ///
 /// Texts are kept in one buffer and events as ranges of it; both keep their capacity, so a queue in steady state
 /// allocates nothing. The buffer starts anew with the first push into an empty queue.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct EventQueue {
     text: String,
     events: VecDeque<Stored>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Stored {
     Start {
         id: Option<Range<usize>>,
@@ -129,6 +157,12 @@ enum Stored {
         url: Option<Range<usize>>,
         title: Option<Range<usize>>,
         quote: Option<Range<usize>>,
+    },
+    Continued {
+        provider: Range<usize>,
+        model: Range<usize>,
+        id: Option<Range<usize>>,
+        text_bytes: u64,
     },
     Usage(Usage),
     Finish(FinishReason),
@@ -169,6 +203,17 @@ impl EventQueue {
                 title: self.keep_some(title),
                 quote: self.keep_some(quote),
             },
+            Event::Continued {
+                provider,
+                model,
+                id,
+                text_bytes,
+            } => Stored::Continued {
+                provider: self.keep(provider),
+                model: self.keep(model),
+                id: self.keep_some(id),
+                text_bytes,
+            },
             Event::Usage(usage) => Stored::Usage(usage),
             Event::Finish(reason) => Stored::Finish(reason),
         };
@@ -178,43 +223,22 @@ impl EventQueue {
     /// The oldest event.
     pub fn pop(&mut self) -> Option<Event<'_>> {
         let stored = self.events.pop_front()?;
-        let text = self.text.as_str();
-        let some = |range: Option<Range<usize>>| range.map(|range| &text[range]);
-        Some(match stored {
-            Stored::Start { id, model } => Event::Start {
-                id: some(id),
-                model: some(model),
-            },
-            Stored::Text(range) => Event::Text(&text[range]),
-            Stored::Reasoning {
-                text: range,
-                signature,
-            } => Event::Reasoning {
-                text: &text[range],
-                signature: some(signature),
-            },
-            Stored::ToolCall {
-                index,
-                id,
-                name,
-                arguments,
-                signature,
-            } => Event::ToolCall(ToolCallDelta {
-                index,
-                id: some(id),
-                name: some(name),
-                arguments: &text[arguments],
-                signature: some(signature),
-            }),
-            Stored::RedactedReasoning(range) => Event::RedactedReasoning(&text[range]),
-            Stored::Citation { url, title, quote } => Event::Citation(Citation {
-                url: some(url),
-                title: some(title),
-                quote: some(quote),
-            }),
-            Stored::Usage(usage) => Event::Usage(usage),
-            Stored::Finish(reason) => Event::Finish(reason),
-        })
+        Some(stored.event(&self.text))
+    }
+
+    /// The event so many places behind the oldest, which stays.
+    pub(crate) fn get(&self, at: usize) -> Option<Event<'_>> {
+        Some(self.events.get(at)?.event(&self.text))
+    }
+
+    /// How many wait.
+    pub(crate) fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// The memory that what waits takes, in bytes and about.
+    pub(crate) fn size(&self) -> usize {
+        self.text.len() + self.events.len() * size_of::<Stored>()
     }
 
     /// Whether nothing waits.
@@ -230,5 +254,58 @@ impl EventQueue {
 
     fn keep_some(&mut self, text: Option<&str>) -> Option<Range<usize>> {
         text.map(|text| self.keep(text))
+    }
+}
+
+impl Stored {
+    fn event<'a>(&self, text: &'a str) -> Event<'a> {
+        let whole = |range: &Range<usize>| &text[range.clone()];
+        let some = |range: &Option<Range<usize>>| range.as_ref().map(whole);
+        match self {
+            Self::Start { id, model } => Event::Start {
+                id: some(id),
+                model: some(model),
+            },
+            Self::Text(range) => Event::Text(whole(range)),
+            Self::Reasoning {
+                text: range,
+                signature,
+            } => Event::Reasoning {
+                text: whole(range),
+                signature: some(signature),
+            },
+            Self::ToolCall {
+                index,
+                id,
+                name,
+                arguments,
+                signature,
+            } => Event::ToolCall(ToolCallDelta {
+                index: *index,
+                id: some(id),
+                name: some(name),
+                arguments: whole(arguments),
+                signature: some(signature),
+            }),
+            Self::RedactedReasoning(range) => Event::RedactedReasoning(whole(range)),
+            Self::Citation { url, title, quote } => Event::Citation(Citation {
+                url: some(url),
+                title: some(title),
+                quote: some(quote),
+            }),
+            Self::Continued {
+                provider,
+                model,
+                id,
+                text_bytes,
+            } => Event::Continued {
+                provider: whole(provider),
+                model: whole(model),
+                id: some(id),
+                text_bytes: *text_bytes,
+            },
+            Self::Usage(usage) => Event::Usage(*usage),
+            Self::Finish(reason) => Event::Finish(*reason),
+        }
     }
 }

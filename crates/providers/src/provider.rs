@@ -211,8 +211,17 @@ impl ChatResponse {
                 title: citation.title.map(Into::into),
                 quote: citation.quote.map(Into::into),
             }),
+            // Another's thoughts must not be joined to one that was under way, whose proof never came.
+            Event::Continued { .. } => self.thoughts.push(Content::Reasoning {
+                text: String::new(),
+                signature: None,
+            }),
             Event::Usage(usage) => self.usage = Some(usage),
-            Event::Finish(reason) => self.finish = Some(reason),
+            Event::Finish(reason) => {
+                let is_empty = |thought: &Content| matches!(thought, Content::Reasoning { text, signature: None } if text.is_empty());
+                self.thoughts.retain(|thought| !is_empty(thought));
+                self.finish = Some(reason);
+            }
         }
     }
 

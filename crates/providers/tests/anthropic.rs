@@ -11,6 +11,8 @@ mod anthropic_support;
 mod ask;
 #[path = "conformance/fixture.rs"]
 mod fixture;
+#[path = "support/sdk.rs"]
+mod sdk;
 mod support;
 
 use std::fs;
@@ -67,18 +69,13 @@ async fn a_list_of_models_goes_on_until_there_is_no_more() {
 
 /// The SDK's verdicts on `cases`; `None` where it is not set up.
 fn judge(cases: &[Value]) -> Option<Vec<Value>> {
-    let Some(python) = std::env::var_os("LAPCE_AI_TEST_SDKS_PYTHON") else {
-        // Past the harness's capture: a test that did nothing must not look like one that passed.
-        let note = "skipped: LAPCE_AI_TEST_SDKS_PYTHON is not set; run ./test for the set-up\n";
-        std::io::stderr().write_all(note.as_bytes()).unwrap();
-        return None;
-    };
+    let python = sdk::python()?;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     for case in cases {
         writeln!(file, "{case}").unwrap();
     }
     let output = Command::new(python)
-        .arg(root().join("../../ci/sdks/check_anthropic.py"))
+        .arg(sdk::script("check_anthropic.py"))
         .arg(file.path())
         .output()
         .unwrap();

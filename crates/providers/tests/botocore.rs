@@ -10,12 +10,12 @@ mod ask;
 #[path = "conformance/fixture.rs"]
 #[allow(dead_code, reason = "only a part is used")]
 mod fixture;
+#[path = "support/sdk.rs"]
+mod sdk;
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +24,7 @@ use lapce_ai_providers::{
     AwsCredentials, ChatRequest, ChatResponse, Decoding, ErrorKind, EventStreamParser, HeaderValue,
     Profile, ProviderError, Settings, Wire,
 };
+use sdk::Sdk;
 use serde_json::{Value, json};
 use support::aws::{finish_reason, framed, header, message, prelude, stream, walk, walk_body};
 
@@ -54,51 +55,6 @@ const CHATS: &[&str] = &[
 ];
 const EVENT_STREAM: &str = "application/vnd.amazon.eventstream";
 
-/// `ci/sdks/check_bedrock.py`, which answers questions.
-struct Botocore {
-    child: Child,
-    questions: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Botocore {
-    fn start() -> Option<Self> {
-        let Some(python) = std::env::var_os("LAPCE_AI_TEST_SDKS_PYTHON") else {
-            // Past the harness's capture: a test that did nothing must not look like one that passed.
-            let note = "skipped: LAPCE_AI_TEST_SDKS_PYTHON is not set; run ./test for the set-up\n";
-            std::io::stderr().write_all(note.as_bytes()).unwrap();
-            return None;
-        };
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ci/sdks/check_bedrock.py");
-        let mut child = Command::new(python)
-            .arg(script)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Some(Self {
-            questions: child.stdin.take().unwrap(),
-            answers: BufReader::new(child.stdout.take().unwrap()),
-            child,
-        })
-    }
-
-    fn ask(&mut self, question: &Value) -> Value {
-        writeln!(self.questions, "{question}").unwrap();
-        let mut line = String::new();
-        self.answers.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap_or_else(|_| panic!("no answer to {question}"))
-    }
-}
-
-impl Drop for Botocore {
-    fn drop(&mut self) {
-        // It ends when nobody asks any more; where a test panics that may be too late.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(NOW)
 }
@@ -118,7 +74,7 @@ fn with_key() -> Arc<dyn Wire> {
 
 #[test]
 fn signatures_are_the_same() {
-    let Some(mut botocore) = Botocore::start() else {
+    let Some(mut botocore) = Sdk::start("check_bedrock.py") else {
         return;
     };
     let mut checked = 0;
@@ -176,7 +132,7 @@ fn signatures_are_the_same() {
 }
 
 fn same_signature(
-    botocore: &mut Botocore,
+    botocore: &mut Sdk,
     signed: &http::Request<bytes::Bytes>,
     (id, secret, token): (&str, &str, Option<&str>),
     region: &str,
@@ -274,7 +230,7 @@ fn every_header() -> Vec<u8> {
 
 #[test]
 fn messages_are_read_alike_and_damaged_ones_refused() {
-    let Some(mut botocore) = Botocore::start() else {
+    let Some(mut botocore) = Sdk::start("check_bedrock.py") else {
         return;
     };
     let mut ask = |bytes: &[u8]| {
@@ -339,7 +295,7 @@ fn messages_are_read_alike_and_damaged_ones_refused() {
 /// Every canonical request that Bedrock can be asked, whatever the model.
 #[test]
 fn requests_are_valid_and_what_botocore_would_send() {
-    let Some(mut botocore) = Botocore::start() else {
+    let Some(mut botocore) = Sdk::start("check_bedrock.py") else {
         return;
     };
     let wire = with_key();
@@ -441,7 +397,7 @@ fn requests_are_valid_and_what_botocore_would_send() {
 }
 
 fn same_request(
-    botocore: &mut Botocore,
+    botocore: &mut Sdk,
     operation: &str,
     model: &str,
     request: &http::Request<bytes::Bytes>,
@@ -463,7 +419,7 @@ fn same_request(
 
 #[test]
 fn answers_say_the_same_to_botocore() {
-    let Some(mut botocore) = Botocore::start() else {
+    let Some(mut botocore) = Sdk::start("check_bedrock.py") else {
         return;
     };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");

@@ -8,12 +8,12 @@
 mod ask;
 #[path = "conformance/fixture.rs"]
 mod fixture;
+#[path = "support/sdk.rs"]
+mod sdk;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::SystemTime;
 
 use ask::{Ask, ask};
@@ -22,62 +22,18 @@ use lapce_ai_providers::{
     ChatResponse, Content, Decoding, EmbeddingPurpose, ErrorKind, Feature, FinishReason, Profile,
     Settings, Usage, Wire,
 };
+use sdk::Sdk;
 use serde_json::{Value, json};
 use support::KEY;
 
 /// A key of ours that the SDK's server sees is one of the script's.
 const SDK_KEY: &str = "a-key-of-the-tests";
 
-/// The SDK in its own process. It ends when its input does.
-struct Sdk {
-    process: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-}
-
-impl Sdk {
-    fn start() -> Option<Self> {
-        let Some(python) = std::env::var_os("LAPCE_AI_TEST_SDKS_PYTHON") else {
-            // Past the capture of the test harness, so that it is seen.
-            let text = "skipped: LAPCE_AI_TEST_SDKS_PYTHON is not set; run ./test for the set-up\n";
-            std::io::stderr().write_all(text.as_bytes()).unwrap();
-            return None;
-        };
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ci/sdks/check_gemini.py");
-        let mut process = Command::new(python)
-            .arg(script)
-            // Proxies and credentials of whoever runs the test are none of its business.
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Some(Self {
-            input: process.stdin.take(),
-            output: BufReader::new(process.stdout.take().unwrap()),
-            process,
-        })
-    }
-
-    fn work(&mut self, job: &Value) -> Value {
-        let input = self.input.as_mut().unwrap();
-        input.write_all(format!("{job}\n").as_bytes()).unwrap();
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap_or_else(|_| panic!("the SDK has ended: {line}"))
-    }
-}
-
-impl Drop for Sdk {
-    fn drop(&mut self) {
-        self.input = None;
-        let _ = self.process.wait();
-    }
-}
-
 #[test]
 fn googles_own_sdk_agrees() {
-    let Some(mut sdk) = Sdk::start() else { return };
+    let Some(mut sdk) = Sdk::start("check_gemini.py") else {
+        return;
+    };
     let mut checked = BTreeMap::new();
     let mut wrong = Vec::new();
     for name in ["gemini", "vertex"] {
@@ -162,7 +118,7 @@ fn check(
     job["body"] = body.clone();
     job["answer"] =
         json!({"status": answer.status, "type": answer.media_type, "body": answer.body});
-    let result = sdk.work(&job);
+    let result = sdk.ask(&job);
     // What it sent.
     let sent = &result["sent"];
     if sent["method"].is_null() {

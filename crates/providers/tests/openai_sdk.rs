@@ -9,10 +9,10 @@
 mod ask;
 #[path = "conformance/fixture.rs"]
 mod fixture;
+#[path = "support/sdk.rs"]
+mod sdk;
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::SystemTime;
 
 use ask::{Ask, ask};
@@ -21,54 +21,8 @@ use lapce_ai_providers::{
     ChatResponse, Content, Decoding, Embeddings, ErrorKind, Event, Feature, FinishReason, Profile,
     ProviderError, Settings, Wire,
 };
+use sdk::Sdk;
 use serde_json::{Value, json};
-
-/// The SDK in its own process: jobs in, one line of JSON each, and as many answers out.
-struct Sdk {
-    child: Child,
-    jobs: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Sdk {
-    /// Its script, if the environment for it is there.
-    fn start() -> Option<Self> {
-        let Some(python) = std::env::var_os("LAPCE_AI_TEST_SDKS_PYTHON") else {
-            // Past the harness's capture: a test that did nothing must not look like one that passed.
-            let note = "skipped: LAPCE_AI_TEST_SDKS_PYTHON is not set; run ./test for the set-up\n";
-            std::io::stderr().write_all(note.as_bytes()).unwrap();
-            return None;
-        };
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ci/sdks/check_openai.py");
-        let mut child = Command::new(python)
-            .arg(script)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Some(Self {
-            jobs: child.stdin.take(),
-            answers: BufReader::new(child.stdout.take().unwrap()),
-            child,
-        })
-    }
-
-    fn ask(&mut self, job: &Value) -> Value {
-        let jobs = self.jobs.as_mut().unwrap();
-        jobs.write_all(format!("{job}\n").as_bytes()).unwrap();
-        let mut line = String::new();
-        self.answers.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap_or_else(|_| panic!("the SDK's script ended at {job}"))
-    }
-}
-
-impl Drop for Sdk {
-    fn drop(&mut self) {
-        // It ends when its input does.
-        self.jobs = None;
-        let _ = self.child.wait();
-    }
-}
 
 /// Fixtures that are the provider's own example in full, so that each document of the first answer must fit the SDK's types.
 const WHOLE: &[&str] = &[
@@ -80,7 +34,7 @@ const WHOLE: &[&str] = &[
 
 #[test]
 fn it_sends_and_understands_the_same() {
-    let Some(mut sdk) = Sdk::start() else {
+    let Some(mut sdk) = Sdk::start("check_openai.py") else {
         return;
     };
     let (mut checked, mut wrong) = ([0; 2], Vec::new());

@@ -9,11 +9,11 @@ mod ask;
 #[allow(dead_code, reason = "another test uses the rest")]
 #[path = "conformance/fixture.rs"]
 mod fixture;
+#[path = "support/sdk.rs"]
+mod sdk;
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -22,54 +22,9 @@ use fixture::{Answer, Exchange};
 use lapce_ai_providers::{
     ChatResponse, Decoding, Feature, FinishReason, Profile, ProviderError, Wire,
 };
+use sdk::Sdk;
 use serde_json::{Value, json};
 use support::wire_of;
-
-/// An SDK at work.
-struct Sdk {
-    process: Child,
-    asks: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Sdk {
-    /// Starts a script of `ci/sdks`; `None`, and said so, where the SDKs are not installed.
-    fn start(script: &str) -> Option<Self> {
-        let Some(python) = std::env::var_os("LAPCE_AI_TEST_SDKS_PYTHON") else {
-            // Past the capture of the test harness, so that it is seen.
-            let mut stderr = std::io::stderr();
-            writeln!(stderr, "skipped: no SDK for {script}; `./test` installs it").unwrap();
-            return None;
-        };
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ci/sdks");
-        let mut process = Command::new(python)
-            .arg(folder.join(script))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Some(Self {
-            asks: process.stdin.take().unwrap(),
-            answers: BufReader::new(process.stdout.take().unwrap()),
-            process,
-        })
-    }
-
-    fn talk(&mut self, exchange: &Value) -> Value {
-        writeln!(self.asks, "{exchange}").unwrap();
-        let mut line = String::new();
-        self.answers.read_line(&mut line).unwrap();
-        assert!(!line.is_empty(), "the SDK fell over {exchange}");
-        serde_json::from_str(&line).unwrap()
-    }
-}
-
-impl Drop for Sdk {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 /// What was compared.
 #[derive(Debug, Default, PartialEq)]
@@ -129,7 +84,7 @@ fn one(
         .as_ref()
         .and_then(|answer| read(wire, &ask, answer));
     let answer = exchange.answer.as_ref().filter(|_| expected.is_some());
-    let reply = sdk.talk(&json!({
+    let reply = sdk.ask(&json!({
         "kind": kind,
         "body": body,
         "answer": answer.map(|answer| json!({

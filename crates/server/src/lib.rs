@@ -25,6 +25,7 @@ mod mailbox;
 mod occupancy;
 mod options;
 mod pace;
+mod postbox;
 mod reactor;
 mod repeats;
 mod server;

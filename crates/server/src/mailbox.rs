@@ -1,8 +1,7 @@
 //! What others tell a reactor, and how they wake it.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use lapce_ai_transport::Connection;
@@ -10,6 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::line::Granted;
 use crate::occupancy::Place;
+use crate::postbox::{Bell, Postbox};
 use crate::succession::Order;
 
 /// One reactor, as everybody else sees it. Aligned so that two reactors write to no common cache line.
@@ -20,19 +20,7 @@ pub(crate) struct Mailbox {
     pub(crate) number: usize,
     /// Requests that its connections made. Only the reactor writes it.
     pub(crate) requests: AtomicU64,
-    inside: Mutex<Inside>,
-    /// There are letters, and the bell has been rung for them. Changed under the lock only; the reactor glances at it
-    /// between two batches.
-    rung: AtomicBool,
-    /// `None`: the system had none left, and the server will not start.
-    bell: Option<OwnedFd>,
-}
-
-#[derive(Debug, Default)]
-struct Inside {
-    letters: Letters,
-    /// The reactor is gone.
-    closed: bool,
+    postbox: Postbox<Letters, EventFd>,
 }
 
 /// What waits for a reactor.
@@ -84,81 +72,56 @@ impl Past {
 
 impl Mailbox {
     pub(crate) fn new(number: usize) -> Self {
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         Self {
             number,
             requests: AtomicU64::new(0),
-            inside: Mutex::default(),
-            rung: AtomicBool::new(false),
-            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok(),
+            postbox: Postbox::new(EventFd(bell.ok())),
         }
     }
 
-    /// Puts something in, and wakes the reactor unless that has been done.
+    /// Puts something in, and wakes the reactor unless that has been done. Once the reactor is gone nobody needs it any more:
+    /// a connection that was to be handed over ends.
     pub(crate) fn post(&self, write: impl FnOnce(&mut Letters)) {
-        self.change(|inside| write(&mut inside.letters));
-    }
-
-    /// Hands a connection over. If the reactor is gone, the connection ends.
-    pub(crate) fn hand_over(&self, newcomer: Newcomer) {
-        let mut newcomer = Some(newcomer);
-        self.change(|inside| {
-            if !inside.closed {
-                inside.letters.newcomers.extend(newcomer.take());
-            }
-        });
-    }
-
-    /// Tells the reactor what to do about the door. If it is gone, nobody does it.
-    pub(crate) fn order(&self, order: Order) {
-        let mut order = Some(order);
-        self.change(|inside| {
-            if !inside.closed {
-                inside.letters.orders.extend(order.take());
-            }
-        });
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Inside)) {
-        let mut inside = self.lock();
-        change(&mut inside);
-        let rung = self.rung.swap(true, Ordering::Relaxed);
-        drop(inside);
-        if !rung && let Some(bell) = &self.bell {
-            // A counter that is full wakes as well.
-            let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
-        }
+        let _ = self.postbox.post(write);
     }
 
     /// Whether there is something. What was posted in this moment may be missed: then the bell is about to ring.
     #[inline]
     pub(crate) fn has_letters(&self) -> bool {
-        self.rung.load(Ordering::Relaxed)
+        self.postbox.has_letters()
     }
 
     /// Swaps what has come with `letters`, which must be empty.
     pub(crate) fn take(&self, letters: &mut Letters) {
-        if let Some(bell) = &self.bell {
-            // Before the look: whoever posts after it rings again.
-            let _ = rustix::io::read(bell, &mut [0; 8]);
-        }
-        let mut inside = self.lock();
-        self.rung.store(false, Ordering::Relaxed);
-        std::mem::swap(&mut inside.letters, letters);
+        self.postbox.take(letters);
     }
 
     /// The reactor goes, with what has come by now. Nobody is sent to it any more.
     pub(crate) fn close(&self) -> Letters {
-        let mut inside = self.lock();
-        inside.closed = true;
-        std::mem::take(&mut inside.letters)
+        self.postbox.close()
     }
 
-    /// What wakes the reactor.
+    /// What wakes the reactor. `None`: the system had none left, and the server will not start.
     pub(crate) fn bell(&self) -> Option<&OwnedFd> {
-        self.bell.as_ref()
+        self.postbox.bell().0.as_ref()
+    }
+}
+
+#[derive(Debug)]
+struct EventFd(Option<OwnedFd>);
+
+impl Bell for EventFd {
+    fn ring(&self) {
+        if let Some(bell) = &self.0 {
+            // A counter that is full wakes as well.
+            let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    fn silence(&self) {
+        if let Some(bell) = &self.0 {
+            let _ = rustix::io::read(bell, &mut [0; 8]);
+        }
     }
 }

@@ -183,11 +183,26 @@ impl Shared {
     /// Gives a connection to the reactor where it has its place.
     pub(crate) fn hand_out(&self, mut newcomer: Newcomer) {
         let reactor = newcomer.place.settle();
-        self.mailboxes[reactor].hand_over(newcomer);
+        self.mailboxes[reactor].post(|letters| letters.newcomers.push(newcomer));
     }
 
     fn deliver(&self, granted: Granted) {
         self.mailboxes[granted.waiter.reactor].post(|letters| letters.granted.push(granted));
+    }
+
+    /// How many requests and connections there ever were.
+    pub(crate) fn done(&self) -> (u64, u64) {
+        let requests = self.mailboxes.iter();
+        let requests = requests.map(|mailbox| mailbox.requests.load(Ordering::Relaxed));
+        (requests.sum(), self.accepted.load(Ordering::Relaxed))
+    }
+
+    /// Whether any request is unanswered.
+    pub(crate) fn is_running(&self) -> bool {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions
+            .values()
+            .any(|session| session.live.load(Ordering::Relaxed) > 0)
     }
 
     /// When the server stops if nobody comes.

@@ -158,10 +158,12 @@ impl ServerHandle {
         let (report, reports) = mpsc::channel();
         for mailbox in &shared.mailboxes {
             let report = report.clone();
-            mailbox.order(Order::Retire {
-                drain,
-                keep,
-                report,
+            mailbox.post(|letters| {
+                letters.orders.push(Order::Retire {
+                    drain,
+                    keep,
+                    report,
+                });
             });
         }
         drop(report);
@@ -255,7 +257,7 @@ impl ServerHandle {
     /// Lets a server that was started [behind a closed door](crate::Server::start_closed) accept clients.
     pub fn open(&self) {
         for mailbox in &self.shared.mailboxes {
-            mailbox.order(Order::Open);
+            mailbox.post(|letters| letters.orders.push(Order::Open));
         }
     }
 }
@@ -321,7 +323,7 @@ impl Retiring {
     /// lock stay, since they are the other's.
     pub fn leave(mut self, drain: Duration) {
         for mailbox in &self.shared.mailboxes {
-            mailbox.order(Order::Leave { drain });
+            mailbox.post(|letters| letters.orders.push(Order::Leave { drain }));
         }
         self.followed = true;
     }
@@ -334,7 +336,7 @@ impl Drop for Retiring {
             return;
         }
         for mailbox in &self.shared.mailboxes {
-            mailbox.order(Order::Resume);
+            mailbox.post(|letters| letters.orders.push(Order::Resume));
         }
         for newcomer in self.resting.drain(..) {
             self.shared.hand_out(newcomer);

@@ -36,4 +36,6 @@ pub use service_manager::{ServiceManager, kept_descriptors};
 pub use succession::{Channel, ChannelError};
 
 pub use lapce_ai_shm::layout::LAYOUT_VERSION;
-pub use lapce_ai_shm::{MAX_FDS, PeerCredentials, ProducerPosition, Spin, append, usable_cpus};
+pub use lapce_ai_shm::{
+    MAX_FDS, PeerCredentials, ProducerPosition, Spin, append, trim_heap, usable_cpus,
+};

@@ -181,9 +181,10 @@ impl Daemon {
         let dir = runtime_dir()?;
         let socket = dir.path().join(RuntimeDir::SOCKET);
         let config = dir.path().join("config.toml");
-        let mut text =
-            "[discovery]\nenvironment = false\nloopback = false\n[log]\nlevel = \"error\"\n"
-                .to_owned();
+        // The user's own ledger is no place for what is measured here.
+        let mut text = "[discovery]\nenvironment = false\nloopback = false\n\
+             [log]\nlevel = \"error\"\n[spend]\nledger = \"spend.db\"\n"
+            .to_owned();
         for format in formats {
             let profile = format.profile;
             text.push_str(&format!(

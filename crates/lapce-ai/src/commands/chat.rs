@@ -131,6 +131,13 @@ impl<W: Write> Printer<W> {
                 joined.push_str(&arguments.unwrap_or_default());
             }
             StreamEvent::Citation(citation) => self.citations.push(citation),
+            StreamEvent::Continued {
+                provider, model, ..
+            } => {
+                note(&format!(
+                    "lapce-ai: the answer broke off; {provider}/{model} goes on with it"
+                ));
+            }
             StreamEvent::Finish { reason, .. } => self.finish(reason)?,
             StreamEvent::Start { .. }
             | StreamEvent::RedactedReasoning { .. }

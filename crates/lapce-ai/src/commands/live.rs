@@ -1,8 +1,8 @@
 //! `lapce-ai providers --live`: how the daemon's providers do now.
 
-use lapce_ai_proto::status::{Breaker, Health, LimitStatus, Status};
+use lapce_ai_proto::status::{Breaker, Health, LimitStatus, Probe, Status};
 
-use super::or_interrupted;
+use super::{or_interrupted, spend};
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::launch;
@@ -15,9 +15,12 @@ pub(crate) fn run(config: &Config, json: bool) -> Result<(), Failure> {
         client.close().await;
         let mut out = Output::stdout();
         if json {
-            out.json(&serde_json::json!({ "providers": status.providers }))?;
+            out.json(&serde_json::json!({
+                "providers": status.providers, "budgets": status.budgets,
+                "cache": status.cache, "ledger": status.ledger,
+            }))?;
         } else {
-            for line in lines(&status) {
+            for line in lines(&status).into_iter().chain(spend::live(&status)) {
                 out.line(&line)?;
             }
         }
@@ -37,6 +40,7 @@ fn lines(status: &Status) -> Vec<String> {
         "SHED",
         "FIRST TOKEN p50/p95/p99",
         "KEYS",
+        "PROBE",
         "BREAKER",
     ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
@@ -57,6 +61,7 @@ fn lines(status: &Status) -> Vec<String> {
         row.extend([
             first_token(&health),
             keys(&health),
+            health.probe.as_ref().map_or_else(|| "-".to_owned(), probe),
             breakers(&health.breakers),
         ]);
         rows.push(row);
@@ -135,6 +140,14 @@ fn keys(health: &Health) -> String {
     }
 }
 
+fn probe(probe: &Probe) -> String {
+    let ago = probe.ago_ms / 1000;
+    match &probe.why {
+        None => format!("{} ms, {ago} s ago", probe.took_ms),
+        Some(why) => format!("{}, {ago} s ago", why.replace('_', " ")),
+    }
+}
+
 fn breakers(breakers: &[Breaker]) -> String {
     if breakers.is_empty() {
         return "closed".to_owned();
@@ -208,6 +221,12 @@ mod tests {
                     ..LimitStatus::default()
                 },
             ],
+            probe: Some(Probe {
+                ok: true,
+                took_ms: 80,
+                ago_ms: 2900,
+                why: None,
+            }),
             ..Health::default()
         };
         let provider = |name: &str, health| ProviderStatus {
@@ -223,7 +242,7 @@ mod tests {
         let words: Vec<&str> = lines[1].split_whitespace().collect();
         assert_eq!(
             words.join(" "),
-            "openai 12 9 2 1 0 4 5 200/900/1200 ms 2, 1 resting for 30 s gpt-x open for 5 s, half open"
+            "openai 12 9 2 1 0 4 5 200/900/1200 ms 2, 1 resting for 30 s 80 ms, 2 s ago gpt-x open for 5 s, half open"
         );
         assert!(lines[2].ends_with("closed"), "{lines:?}");
         let limits = lines[5..].iter().map(|line| {

@@ -10,6 +10,7 @@ pub(crate) mod models;
 mod prompt;
 pub(crate) mod providers;
 pub(crate) mod restart;
+pub(crate) mod spend;
 pub(crate) mod status;
 pub(crate) mod stop;
 

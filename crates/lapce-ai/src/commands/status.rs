@@ -72,6 +72,11 @@ fn lines(status: &Status) -> Vec<String> {
         );
         facts.push(vec![text("overruns"), text_of]);
     }
+    let trouble = status.ledger.as_ref();
+    if let Some(trouble) = trouble.and_then(|ledger| ledger.trouble.as_ref()) {
+        let text_of = format!("counted in memory only, the ledger is not written: {trouble}");
+        facts.push(vec![text("spending"), text_of]);
+    }
     facts.extend(reactors(&status.reactors));
     facts.extend(budget(&status.pool));
     lines.extend(table(&facts));
@@ -209,7 +214,9 @@ fn span(secs: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use lapce_ai_proto::status::{ConnectionStatus, Counters, ProviderStatus, TierStatus};
+    use lapce_ai_proto::status::{
+        ConnectionStatus, Counters, LedgerStatus, ProviderStatus, TierStatus,
+    };
 
     use super::*;
 
@@ -267,6 +274,10 @@ mod tests {
                 fetched: 2,
                 ..Default::default()
             },
+            ledger: Some(LedgerStatus {
+                file: "/state/spend.db".into(),
+                trouble: Some("disk full".into()),
+            }),
             ..Status::default()
         };
         let text = lines(&status).join("\n");
@@ -276,6 +287,7 @@ mod tests {
             "after 5 min 0 s",
             "local     built in",
             "3           1        evil name",
+            "spending         counted in memory only, the ledger is not written: disk full",
             "reactors         2, with 7, 6 connections",
             "9 connections (4 of clients that came again, 0 refused, 0 cut)",
             "repeated         3 requests came again after a connection was lost, 2 of them while they ran",

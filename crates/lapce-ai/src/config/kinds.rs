@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lapce_ai_providers::HedgeAfter;
 use serde_json::Value;
 
 use super::key::{self, KeyProgram};
@@ -22,7 +23,7 @@ pub(super) struct Kind<T> {
 }
 
 impl<T> Kind<T> {
-    fn new(
+    pub(super) fn new(
         allowed: impl Into<String>,
         read: impl Fn(&Raw) -> Option<T> + 'static,
         show: fn(&T) -> Value,
@@ -99,6 +100,30 @@ pub(super) fn seconds(range: RangeInclusive<u32>) -> Kind<Duration> {
             .map(Duration::from_secs_f64)
     };
     Kind::new(allowed, read, |value| short_number(value.as_secs_f64()))
+}
+
+/// When a first token is late: a number of seconds, or a percentile such as `"p95"`.
+pub(super) fn hedge_after() -> Kind<HedgeAfter> {
+    let read = |raw: &Raw| {
+        if let Some(seconds) = real(raw) {
+            return (0.001..=3600.0)
+                .contains(&seconds)
+                .then(|| HedgeAfter::Fixed(Duration::from_secs_f64(seconds)));
+        }
+        let text = words(raw)?.to_lowercase();
+        let percent: u8 = text.strip_prefix('p')?.parse().ok()?;
+        (1..=99)
+            .contains(&percent)
+            .then_some(HedgeAfter::Percentile(percent))
+    };
+    Kind::new(
+        "a number of seconds from 0.001 to 3600, or a percentile from \"p1\" to \"p99\"",
+        read,
+        |after| match after {
+            HedgeAfter::Fixed(after) => short_number(after.as_secs_f64()),
+            HedgeAfter::Percentile(percent) => Value::from(format!("p{percent}")),
+        },
+    )
 }
 
 pub(super) fn text(allowed: &'static str) -> Kind<String> {
@@ -338,5 +363,19 @@ mod tests {
             Some(Duration::from_millis(250))
         );
         assert_eq!((seconds(0..=10).read)(&Raw::Float(f64::NAN)), None);
+        let second = HedgeAfter::Fixed(Duration::from_secs(1));
+        for (text, after) in [
+            ("p95", Some(HedgeAfter::Percentile(95))),
+            ("P50", Some(HedgeAfter::Percentile(50))),
+            ("1", Some(second)),
+            ("p100", None),
+            ("p", None),
+            ("95", Some(HedgeAfter::Fixed(Duration::from_secs(95)))),
+            ("0", None),
+        ] {
+            assert_eq!((hedge_after().read)(&untyped(text)), after, "{text}");
+        }
+        assert_eq!((hedge_after().read)(&Raw::Float(1.0)), Some(second));
+        assert_eq!((hedge_after().show)(&HedgeAfter::Percentile(9)), "p9");
     }
 }

@@ -4,6 +4,7 @@
 //! says, and what `lapce-ai config` prints.
 
 mod aliases;
+mod cache;
 mod key;
 mod kinds;
 mod layers;
@@ -12,6 +13,7 @@ mod pool;
 mod provider;
 mod section;
 mod show;
+mod spend;
 mod waits;
 
 use std::env;
@@ -22,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lapce_ai_proto::{Limits, OPEN_PREFIX_LEN};
-use lapce_ai_providers::PoolConfig;
+use lapce_ai_providers::{Budget, CacheConfig, PoolConfig};
 use lapce_ai_server::{Options, RepeatOptions};
 use lapce_ai_transport::{CONTROL_ROOM, PoolOptions, RuntimeDir, usable_cpus};
 use secrecy::zeroize::Zeroizing;
@@ -34,6 +36,7 @@ pub use layers::{Origin, Problem};
 pub use limits::ClientLimits;
 pub use pool::RouteSettings;
 pub use provider::{HttpSettings, LocalSettings, ProviderKind, ProviderSettings};
+pub use spend::SpendSettings;
 pub use waits::Waits;
 
 use kinds::written_size;
@@ -44,13 +47,16 @@ pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// What stands where a key stood.
 const REDACTED: &str = "[redacted]";
-const SECTIONS: [&str; 13] = [
+const SECTIONS: [&str; 16] = [
     "ipc",
     "requests",
     "retries",
     "breaker",
     "limits",
     "clients",
+    "spend",
+    "budgets",
+    "cache",
     "log",
     "metrics",
     "discovery",
@@ -125,6 +131,12 @@ pub struct Config {
     pub limits: lapce_ai_providers::Limits,
     /// How much each client may ask for.
     pub clients: ClientLimits,
+    /// What answers cost, and where that is kept.
+    pub spend: SpendSettings,
+    /// How much they may cost, in the file's order.
+    pub budgets: Vec<Budget>,
+    /// Answers that are given again, if any are.
+    pub cache: Option<CacheConfig>,
     /// The log.
     pub log: Log,
     /// Metrics.
@@ -342,17 +354,23 @@ impl Config {
         let pool = pool::read_pool(&mut tree, &mut findings);
         let limits = limits::read_usual(&mut tree, &mut findings);
         let clients = limits::read_clients(&mut tree, &mut findings);
+        let spend = spend::read_spend(&mut tree, file.as_deref(), &mut findings);
+        let cache = cache::read(&mut tree, &mut findings);
         let log = read_log(&mut tree, file.as_deref(), &mut findings);
         let metrics = read_metrics(&mut tree, &mut findings);
         let discovery = read_discovery(&mut tree, &mut findings);
         let network = read_network(&mut tree, sources, &mut findings);
         let providers = provider::read_all(
             tree.remove("providers"),
-            file.as_deref(),
-            requests.waits,
-            &limits,
+            provider::Usual {
+                file: file.as_deref(),
+                waits: requests.waits,
+                limits: &limits,
+                breaker: pool.breaker,
+            },
             &mut findings,
         );
+        let budgets = spend::read_budgets(tree.remove("budgets"), &mut findings);
         let aliases = aliases::read_all(tree.remove("aliases"), &providers, &mut findings);
         let routes = pool::read_routes(tree.remove("routes"), &providers, &aliases, &mut findings);
         for (name, entry) in tree {
@@ -377,6 +395,9 @@ impl Config {
             pool,
             limits,
             clients,
+            spend,
+            budgets,
+            cache,
             log,
             metrics,
             discovery,

@@ -1,6 +1,6 @@
 //! Sections `[retries]`, `[breaker]` and `[routes.<name>]`: what happens when a provider fails, and who may answer.
 
-use lapce_ai_providers::{Balance, BreakerConfig, PoolConfig, RetryConfig};
+use lapce_ai_providers::{Balance, BreakerConfig, HedgeConfig, PoolConfig, RetryConfig};
 use serde_json::Value;
 
 use super::layers::{Entry, Table};
@@ -8,6 +8,8 @@ use super::provider::ProviderSettings;
 use super::section::{Findings, Section, named_entries};
 use super::{DAY, kinds, name_of};
 
+/// The part of a route's requests that may be hedged, unless it says otherwise.
+const HEDGE_BUDGET: f64 = 0.1;
 /// The most targets of one route.
 const MOST_TARGETS: usize = 32;
 
@@ -16,10 +18,11 @@ const BALANCES: &[(&str, Balance)] = &[
     ("weighted", Balance::Weighted),
     ("least_in_flight", Balance::LeastInFlight),
     ("peak_ewma", Balance::PeakEwma),
+    ("cheapest", Balance::Cheapest),
 ];
 
 /// A name that leads to several models.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RouteSettings {
     /// The name, as requests give it for a model.
     pub name: String,
@@ -29,6 +32,10 @@ pub struct RouteSettings {
     pub weights: Vec<u32>,
     /// How requests are spread over them.
     pub balance: Balance,
+    /// Whether and when a second target is asked as well.
+    pub hedge: Option<HedgeConfig>,
+    /// Whether another target goes on with a streamed answer that breaks off.
+    pub continue_midstream: bool,
 }
 
 pub(super) fn read_pool(tree: &mut Table, findings: &mut Findings) -> PoolConfig {
@@ -51,8 +58,14 @@ fn read_retries(tree: &mut Table, findings: &mut Findings) -> RetryConfig {
 }
 
 fn read_breaker(tree: &mut Table, findings: &mut Findings) -> BreakerConfig {
-    let usual = BreakerConfig::default();
     let mut section = Section::take(tree, "breaker", findings);
+    let breaker = breaker_of(&mut section, BreakerConfig::default());
+    section.finish();
+    breaker
+}
+
+/// Reads the settings of `section`; what it leaves out is `usual`.
+pub(super) fn breaker_of(section: &mut Section<'_>, usual: BreakerConfig) -> BreakerConfig {
     let rate = || kinds::number(0.01..=1.0);
     let breaker = BreakerConfig {
         window: section.get("window_secs", usual.window, &kinds::seconds(1..=3600)),
@@ -64,12 +77,8 @@ fn read_breaker(tree: &mut Table, findings: &mut Findings) -> BreakerConfig {
         max_open: section.get("max_open_secs", usual.max_open, &kinds::seconds(0..=3600)),
         probes: section.get("probes", usual.probes, &kinds::integer(1..=100)),
     };
-    section.finish();
     if breaker.open > breaker.max_open {
-        findings.conflict(
-            &[("breaker", "open_secs"), ("breaker", "max_open_secs")],
-            "breaker.open_secs must not be more than breaker.max_open_secs",
-        );
+        section.must_not_exceed("open_secs", "max_open_secs");
     }
     breaker
 }
@@ -134,6 +143,9 @@ fn read_route(
         &kinds::one_of(BALANCES, |balance| Value::from(name_of(BALANCES, *balance))),
     );
     let weights = section.maybe("weights", &kinds::integers(1..=1000));
+    let hedge_after = section.maybe("hedge_after", &kinds::hedge_after());
+    let hedge_budget = section.maybe("hedge_budget", &kinds::number(0.0..=1.0));
+    let continue_midstream = section.get("continue_midstream", false, &kinds::switch());
     let Some(targets) = targets.filter(|targets| (1..=MOST_TARGETS).contains(&targets.len()))
     else {
         let origin = if given {
@@ -161,8 +173,21 @@ fn read_route(
             section.problem(origin, text);
         }
     }
+    if hedge_budget.is_some() && hedge_after.is_none() {
+        let origin = section.origin("hedge_budget");
+        section.problem(origin, "hedge_budget does nothing without hedge_after");
+    }
+    if hedge_after.is_some() && targets.len() < 2 {
+        let origin = section.origin("hedge_after");
+        section.problem(origin, "hedge_after needs a second target to ask");
+    }
     section.finish();
     Some(RouteSettings {
+        hedge: hedge_after.map(|after| HedgeConfig {
+            after,
+            budget: hedge_budget.unwrap_or(HEDGE_BUDGET),
+        }),
+        continue_midstream,
         weights: weights.unwrap_or_else(|| vec![1; targets.len()]),
         name,
         targets,

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use lapce_ai_providers::{
-    ErrorKind, FailureMode, Format, Limits, LocalConfig, LocalFailure, PROFILES, Phase, Profile,
-    SecretString,
+    BreakerConfig, ErrorKind, FailureMode, Format, Limits, LocalConfig, LocalFailure, PROFILES,
+    Phase, Profile, SecretString,
 };
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ use super::layers::{Entry, Origin};
 use super::limits;
 use super::section::{Findings, Section, named_entries};
 use super::waits::{self, Waits};
-use super::{kinds, name_of};
+use super::{DAY, kinds, name_of, pool};
 
 /// One configured provider.
 #[derive(Debug, Clone)]
@@ -28,6 +28,10 @@ pub struct ProviderSettings {
     pub limits: Limits,
     /// How it is spoken to.
     pub kind: ProviderKind,
+    /// When it is left alone, where that is not as for all.
+    pub breaker: Option<BreakerConfig>,
+    /// How often it is probed while nothing else tells how it does; `None` is never.
+    pub probe: Option<Duration>,
 }
 
 /// How a provider is spoken to.
@@ -108,27 +112,33 @@ const FAILURES: &[(&str, FailureMode)] = &[
     ),
 ];
 
+/// What counts for a provider that does not say otherwise.
+#[derive(Clone, Copy)]
+pub(super) struct Usual<'a> {
+    /// The file, beside which its files are.
+    pub(super) file: Option<&'a Path>,
+    pub(super) waits: Waits,
+    pub(super) limits: &'a Limits,
+    pub(super) breaker: BreakerConfig,
+}
+
 pub(super) fn read_all(
     entry: Option<Entry>,
-    file: Option<&Path>,
-    usual: Waits,
-    limits: &Limits,
+    usual: Usual<'_>,
     findings: &mut Findings,
 ) -> Vec<ProviderSettings> {
     let must = "providers must hold tables such as [providers.openai]";
     let entries = named_entries(entry, must, findings);
     entries
         .into_iter()
-        .filter_map(|(name, entry)| read(name, entry, file, usual, limits, findings))
+        .filter_map(|(name, entry)| read(name, entry, usual, findings))
         .collect()
 }
 
 fn read(
     name: String,
     entry: Entry,
-    file: Option<&Path>,
-    usual: Waits,
-    limits: &Limits,
+    usual: Usual<'_>,
     findings: &mut Findings,
 ) -> Option<ProviderSettings> {
     let place = entry.origin.clone();
@@ -162,20 +172,26 @@ fn read(
         }
     };
     let default_model = section.maybe("default_model", &kinds::text("a model's name"));
-    let limits = limits::read(&mut section, limits);
+    let limits = limits::read(&mut section, usual.limits);
     let kind = match Profile::named(ty) {
         Some(profile) => {
-            let http = read_http(&mut section, &place, profile, file, usual);
+            let http = read_http(&mut section, &place, profile, usual);
             ProviderKind::Http(Box::new(http))
         }
         None => ProviderKind::Local(read_local(&mut section)),
     };
+    let probe = section.get("probe_secs", Duration::ZERO, &kinds::seconds(0..=DAY));
+    let breaker = section.table("breaker", |section| {
+        pool::breaker_of(section, usual.breaker)
+    });
     section.finish();
     Some(ProviderSettings {
         name,
         default_model,
         limits,
         kind,
+        breaker,
+        probe: Some(probe).filter(|probe| !probe.is_zero()),
     })
 }
 
@@ -183,8 +199,7 @@ fn read_http(
     section: &mut Section<'_>,
     place: &Origin,
     profile: &'static Profile,
-    file: Option<&Path>,
-    usual: Waits,
+    usual: Usual<'_>,
 ) -> HttpSettings {
     let url_kind = kinds::text("an address such as \"http://127.0.0.1:8080/v1\"");
     let base_url = if profile.base_url.is_empty() {
@@ -218,13 +233,13 @@ fn read_http(
     } else {
         None
     };
-    let beside = |path| super::beside(file, path);
+    let beside = |path| super::beside(usual.file, path);
     let keys = key::read(section, beside);
     let headers = section
         .maybe("headers", &kinds::secret_map())
         .unwrap_or_default();
     let models = section.get("models", Vec::new(), &kinds::texts());
-    let waits = waits::read(section, usual);
+    let waits = waits::read(section, usual.waits);
     let extra_root_certs = section
         .maybe("extra_root_certs", &kinds::path())
         .map(beside);

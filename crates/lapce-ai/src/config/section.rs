@@ -181,6 +181,35 @@ impl<'a> Section<'a> {
         value
     }
 
+    /// Reads the table `key` as a section of its own, of which what is set is shown as one value.
+    pub(super) fn table<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&mut Section<'_>) -> T,
+    ) -> Option<T> {
+        self.known.push(key);
+        let Some(entry) = self.table.remove(key) else {
+            self.note(key, None, Origin::Default);
+            return None;
+        };
+        let origin = entry.origin.clone();
+        let mut findings = Findings::default();
+        let name = format!("{}.{key}", self.name);
+        let mut section = Section::new(name, Some(entry), &mut findings);
+        let value = read(&mut section);
+        section.finish();
+        let mut set = Map::new();
+        for setting in findings.settings {
+            if setting.origin != Origin::Default {
+                let key = setting.key.into_owned();
+                set.extend(setting.value.map(|value| (key, value)));
+            }
+        }
+        self.note(key, Some(Value::Object(set)), origin);
+        self.findings.problems.append(&mut findings.problems);
+        Some(value)
+    }
+
     /// Reads the list of tables `key`, each as a section of its own. What stands in them may be secret and is not noted.
     pub(super) fn tables<T>(
         &mut self,
@@ -261,6 +290,13 @@ impl<'a> Section<'a> {
     pub(super) fn problem(&mut self, origin: Origin, text: impl Into<String>) {
         self.findings
             .problem(origin, format!("{}: {}", self.name, text.into()));
+    }
+
+    /// Of two settings the first is more than the second, which it must not be.
+    pub(super) fn must_not_exceed(&mut self, less: &str, more: &str) {
+        let name = self.name.as_str();
+        let text = format!("{name}.{less} must not be more than {name}.{more}");
+        self.findings.conflict(&[(name, less), (name, more)], text);
     }
 
     /// Whatever was not asked for is unknown.

@@ -58,6 +58,8 @@ fn the_example_holds_every_setting_with_its_default() {
             "ipc.socket_path",
             "ipc.reactor_threads",
             "requests.default_model",
+            "spend.ledger",
+            "spend.prices",
             "log.file",
             "network.https_proxy",
             "network.no_proxy",
@@ -454,6 +456,30 @@ fn routes_and_lists_of_keys_are_checked_where_they_stand() {
             "unknown key `routes.x.target`: did you mean `targets`?",
         ),
         (
+            "[routes.x]\ntargets = ['m']\nhedge_after = 1\n",
+            "3:1: routes.x: hedge_after needs a second target to ask",
+        ),
+        (
+            "[routes.x]\ntargets = ['m', 'n']\nhedge_budget = 0.5\n",
+            "3:1: routes.x: hedge_budget does nothing without hedge_after",
+        ),
+        (
+            "[routes.x]\ntargets = ['m', 'n']\nhedge_after = 'p100'\n",
+            "hedge_after must be a number of seconds from 0.001 to 3600, or a percentile from \"p1\" to \"p99\"",
+        ),
+        (
+            "[providers.groq]\nbreaker = { open_secs = 500 }\n",
+            "providers.groq.breaker.open_secs must not be more than providers.groq.breaker.max_open_secs",
+        ),
+        (
+            "[providers.groq]\nbreaker = { opens = 5 }\n",
+            "unknown key `providers.groq.breaker.opens`",
+        ),
+        (
+            "[providers.groq]\nbreaker = 5\n",
+            "providers.groq.breaker must be a table",
+        ),
+        (
             "[breaker]\nopen_secs = 500\n",
             "2:1: breaker.open_secs must not be more than breaker.max_open_secs",
         ),
@@ -573,6 +599,35 @@ me = { requests_per_minute = 1 }",
         assert!(line.contains(sign), "{text}");
     }
     assert_eq!(lines.len(), 5, "{text}");
+}
+
+#[test]
+fn a_provider_s_breaker_says_only_what_differs() {
+    let text = "[breaker]\nmin_calls = 7\n[providers.groq]\nbreaker = { open_secs = 9 }\nprobe_secs = 30\n[providers.xai]\n";
+    let config = read(text).unwrap();
+    let own = config.providers[0].breaker.unwrap();
+    assert_eq!((own.min_calls, own.open.as_secs()), (7, 9));
+    assert_eq!(config.providers[0].probe, Some(Duration::from_secs(30)));
+    assert_eq!(
+        (config.providers[1].breaker, config.providers[1].probe),
+        (None, None)
+    );
+    let again = read(&config.to_toml()).unwrap();
+    assert_eq!(again.providers[0].breaker, Some(own));
+}
+
+#[test]
+fn a_route_hedges_and_goes_on_only_where_it_says_so() {
+    let text = "[routes.a]\ntargets = ['m', 'n']\n[routes.b]\ntargets = ['m', 'n']\nhedge_after = 'p95'\ncontinue_midstream = true\n";
+    let config = read(text).unwrap();
+    let [plain, both] = config.routes.as_slice() else {
+        panic!()
+    };
+    assert_eq!((plain.hedge, plain.continue_midstream), (None, false));
+    let hedge = both.hedge.unwrap();
+    assert_eq!(hedge.after, lapce_ai_providers::HedgeAfter::Percentile(95));
+    assert!(both.continue_midstream && (0.099..0.101).contains(&hedge.budget));
+    assert_eq!(read(&config.to_toml()).unwrap().routes, config.routes);
 }
 
 #[test]

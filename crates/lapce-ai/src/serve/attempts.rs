@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use lapce_ai_proto::status::{self, Breaker, Health};
+use lapce_ai_proto::status::{self, Breaker, Health, Probe};
 use lapce_ai_proto::{Attempt, ErrorBody};
 use lapce_ai_providers::{
-    BreakerState, LimitStatus, MemberStatus, NoAnswer, Outcome, ProviderError, Trail,
+    BreakerState, LimitStatus, MemberStatus, NoAnswer, Outcome, ProviderError, Purpose, Trail,
 };
 
 use super::wire;
@@ -15,19 +15,24 @@ pub(super) fn list(trail: &Trail) -> Vec<Attempt> {
     if trail.is_plain() {
         return Vec::new();
     }
-    let attempts = trail.attempts().iter().map(|attempt| {
+    let attempts = trail.attempts().into_iter().map(|attempt| {
         let (outcome, why) = match attempt.outcome {
             Outcome::Answered => ("answered", None),
             Outcome::Failed(kind) => ("failed", Some(kind.name().to_owned())),
             Outcome::Skipped(why) => ("skipped", Some(why.to_string())),
+            Outcome::Lost => ("lost", None),
+            Outcome::UnderWay | Outcome::Cancelled => ("cancelled", None),
         };
+        let purpose = (attempt.purpose != Purpose::Answer).then(|| attempt.purpose.name());
         Attempt {
             provider: attempt.provider.to_string(),
             model: attempt.model.to_string(),
             key: attempt.key.and_then(|key| u32::try_from(key).ok()),
+            purpose: purpose.map(str::to_owned),
             outcome: outcome.to_owned(),
             why,
             took_ms: milliseconds(attempt.took),
+            usage: attempt.usage.map(wire::usage),
         }
     });
     attempts.collect()
@@ -42,10 +47,9 @@ pub(super) fn no_answer(failed: &NoAnswer) -> ErrorBody {
 }
 
 /// An answer that had begun broke off.
-pub(super) fn broke_off(error: &ProviderError, mut trail: Trail) -> ErrorBody {
-    trail.broke_off(error.kind);
+pub(super) fn broke_off(error: &ProviderError, trail: &Trail) -> ErrorBody {
     ErrorBody {
-        attempts: list(&trail).into(),
+        attempts: list(trail).into(),
         ..wire::provider_error(error)
     }
 }
@@ -81,6 +85,12 @@ pub(super) fn health(status: &MemberStatus) -> Health {
         queued: status.counts.queued,
         shed: status.counts.shed,
         limits: status.limits.iter().map(limit).collect(),
+        probe: status.probe.map(|probe| Probe {
+            ok: probe.outcome.is_ok(),
+            why: probe.outcome.err().map(|kind| kind.name().to_owned()),
+            took_ms: milliseconds(probe.took),
+            ago_ms: milliseconds(probe.ago),
+        }),
     }
 }
 

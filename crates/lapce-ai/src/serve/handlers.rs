@@ -9,14 +9,19 @@ use lapce_ai_proto::ai::{
 };
 use lapce_ai_proto::status::Status;
 use lapce_ai_proto::{Class, ErrorBody, ErrorCode, MessageType};
-use lapce_ai_providers::{Answer, Caller, ErrorKind, Event, NoAnswer, Plan, Priority, Trail};
+use lapce_ai_providers::{
+    Answer, Bill, Caller, ErrorKind, Event, Gateway, NanoUsd, NoAnswer, Plan, Pool, Priority,
+    Receipt, Trail,
+};
 use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
+use super::cut::Cut;
 use super::providers::Providers;
-use super::{attempts, wire};
+use super::{attempts, spend, wire};
 use crate::config::Config;
+use crate::ledger::Keeper;
 
 /// Room for an item before it has to grow, in bytes.
 const ITEM_CAPACITY: usize = 512;
@@ -30,8 +35,17 @@ pub(super) struct App {
     config: Config,
     stops_when_idle: Option<Duration>,
     providers: Providers,
+    gateway: Gateway,
+    ledger: Option<Arc<Keeper>>,
     server: ServerHandle,
     begun: Instant,
+}
+
+/// What requests are answered by.
+impl AsRef<Pool> for App {
+    fn as_ref(&self) -> &Pool {
+        self.providers.pool()
+    }
 }
 
 impl App {
@@ -39,6 +53,7 @@ impl App {
         config: Config,
         stops_when_idle: Option<Duration>,
         providers: Providers,
+        (gateway, ledger): (Gateway, Option<Arc<Keeper>>),
         server: ServerHandle,
         begun: Instant,
     ) -> Self {
@@ -46,6 +61,8 @@ impl App {
             config,
             stops_when_idle,
             providers,
+            gateway,
+            ledger,
             server,
             begun,
         }
@@ -118,10 +135,13 @@ impl App {
             stops_when_idle_secs: self.stops_when_idle.map(|idle| idle.as_secs()),
             connections,
             reactors: self.server.reactors(),
-            providers: self.providers.status(),
+            providers: spend::providers(self.providers.status(), self.gateway.spend()),
             default_model: self.providers.default_model().map(str::to_owned),
             counters,
             pool: self.server.pool().into(),
+            budgets: spend::budgets(self.gateway.spend()),
+            cache: self.gateway.cache().map(spend::cache),
+            ledger: self.ledger.as_deref().map(spend::ledger),
         }
     }
 
@@ -231,15 +251,18 @@ impl App {
         let plan = self.plan(&parsed.model)?;
         let request = wire::embedding_request(parsed, String::new())?;
         let caller = caller(&held);
-        let answer = self.providers.pool().embed(&plan, request, caller).await;
+        let pool = self.providers.pool();
+        let answer = self.gateway.embed(pool, plan, request, caller).await;
+        let (answer, bill) = answer.map_err(|failed| no_answer(&failed))?;
         let Answer {
             given,
             provider,
             model,
             trail,
-        } = answer.map_err(|failed| no_answer(&failed))?;
+        } = answer;
         tell_detour(&trail);
-        Ok(wire::embeddings(given, &provider, &model))
+        tell_warnings(&bill);
+        Ok(wire::embeddings(given, &provider, &model, bill))
     }
 
     fn plan(&self, model: &str) -> Result<Plan, ErrorBody> {
@@ -266,7 +289,23 @@ impl App {
     /// `held` is the request as it came. It counts against the budget, and so stands for what was made of it, until the
     /// provider has it: an answer may take minutes.
     async fn answer(
-        &self,
+        self: &Arc<Self>,
+        request: AIRequest,
+        held: OwnedRequest,
+        responder: Responder,
+    ) -> Result<(), ErrorCode> {
+        let trail = Trail::default();
+        let mut cut = Cut::new(&trail, held.deadline.map(Into::into));
+        let outcome = self.answer_on(&trail, request, held, responder).await;
+        if outcome != Err(ErrorCode::Cancelled) {
+            cut.ended();
+        }
+        outcome
+    }
+
+    async fn answer_on(
+        self: &Arc<Self>,
+        trail: &Trail,
         request: AIRequest,
         held: OwnedRequest,
         responder: Responder,
@@ -276,6 +315,7 @@ impl App {
             responder.fail(error);
             Err(code)
         };
+        let (caller, cache) = (caller(&held), request.cache);
         let asked = self.plan(&request.model);
         let asked = asked.and_then(|plan| Ok((plan, wire::chat_request(request, String::new())?)));
         let (plan, chat) = match asked {
@@ -283,23 +323,33 @@ impl App {
             Err(error) => return failed(responder, error),
         };
         let streamed = chat.stream;
-        let caller = caller(&held);
+        let continues = plan.continues;
+        let answer = self
+            .gateway
+            .chat(self, plan, chat, caller, cache, trail)
+            .await;
+        let (answer, receipt) = match answer {
+            Ok(answer) => answer,
+            Err(error) => return failed(responder, no_answer(&error)),
+        };
         let Answer {
             given: mut stream,
             provider,
             model,
-            trail,
-        } = match self.providers.pool().chat(&plan, chat, caller).await {
-            Ok(answer) => answer,
-            Err(error) => return failed(responder, no_answer(&error)),
-        };
-        drop(held);
-        tell_detour(&trail);
+            ..
+        } = answer;
+        // What may be gone on with keeps the request to its end.
+        let _held = continues.then_some(held);
+        tell_detour(trail);
         if !streamed {
             return match stream.collect().await {
                 Ok(answer) => {
+                    let bill = billed(&receipt);
                     let answer = AIResponse {
-                        attempts: attempts::list(&trail),
+                        attempts: attempts::list(trail),
+                        cost_nano_usd: bill.cost.map(NanoUsd::get),
+                        cached: bill.cached,
+                        warnings: bill.warnings,
                         ..wire::response(answer, &provider, &model)
                     };
                     answer_json(responder, &answer).await;
@@ -321,8 +371,12 @@ impl App {
                 None => return failed(responder, wire::without_finish(&provider)),
             };
             if let Event::Finish(reason) = event {
-                wire::write_finish(&mut item, reason, &attempts::list(&trail));
+                wire::write_finish(&mut item, reason, &attempts::list(trail), &billed(&receipt));
                 break;
+            }
+            if let Event::Continued { .. } = event {
+                let trail = trail.to_string();
+                tracing::info!(?trail, "another goes on with an answer");
             }
             wire::write_item(&mut item, event, &provider, &model);
             // Nobody wants the answer any more: dropping the stream ends the provider's work, too.
@@ -352,6 +406,20 @@ fn caller(request: &OwnedRequest) -> Caller {
             Class::Normal | Class::ByType => Priority::Normal,
         },
         uid: Some(request.peer().credentials.uid),
+    }
+}
+
+/// What a complete answer cost. What is new about it is logged.
+fn billed(receipt: &Receipt) -> Bill {
+    // A complete answer has one.
+    let bill = receipt.bill().unwrap_or_default();
+    tell_warnings(&bill);
+    bill
+}
+
+fn tell_warnings(bill: &Bill) {
+    for warning in &bill.new_warnings {
+        tracing::warn!("{warning}");
     }
 }
 

@@ -1,11 +1,13 @@
 //! `lapce-ai serve`: the daemon.
 
 mod attempts;
+mod cut;
 mod handlers;
 mod keys;
 mod log;
 pub(crate) mod providers;
 mod service;
+pub(crate) mod spend;
 mod succession;
 mod wire;
 
@@ -124,9 +126,14 @@ fn serve(
             "provider"
         );
     }
+    for (member, every) in providers.probed() {
+        // It ends with the runtime.
+        runtime.spawn(Arc::clone(member).keep_probing(every));
+    }
     if config.metrics.enable {
         tracing::warn!("metrics.enable has no effect yet: this version exports no metrics");
     }
+    let (gateway, ledger) = spend::gateway(&config)?;
     let drain = config.ipc.drain_timeout;
     let restart_timeout = config.ipc.restart_timeout;
     let socket = config.ipc.socket_path.clone();
@@ -140,6 +147,7 @@ fn serve(
         config,
         args.exit_when_idle,
         providers,
+        (gateway, ledger.clone()),
         handle.clone(),
         begun,
     ));
@@ -152,6 +160,9 @@ fn serve(
     }
     runtime.spawn(signals.stop(handle, service, drain));
     running.join();
+    if let Some(ledger) = ledger {
+        ledger.close();
+    }
     tracing::info!("stopped");
     Ok(())
 }

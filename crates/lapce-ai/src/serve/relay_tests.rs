@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use super::handlers::{self, App};
 use super::providers::Providers;
+use super::spend;
 use crate::config::{Config, Sources};
 
 /// Tokens in one piece of the body.
@@ -102,7 +103,7 @@ fn a_relayed_token_allocates_nothing() {
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
     let file = dir.path().join("config.toml");
     let text = format!(
-        "[discovery]\nenvironment = false\nloopback = false\n[providers.office]\ntype = 'openai'\nbase_url = 'http://{address}/v1'\n"
+        "[discovery]\nenvironment = false\nloopback = false\n[spend]\nkeep = false\n[providers.office]\ntype = 'openai'\nbase_url = 'http://{address}/v1'\n"
     );
     fs::write(&file, text).unwrap();
     let config = Config::load(&Sources {
@@ -116,12 +117,14 @@ fn a_relayed_token_allocates_nothing() {
         .build()
         .unwrap();
     let providers = runtime.block_on(Providers::gather(&config, |_| None));
+    let gateway = spend::gateway(&config).unwrap();
     let mut server = Server::new(Options::default());
     let handle = server.handle_ref();
     let app = Arc::new(App::new(
         config,
         None,
         providers,
+        gateway,
         handle.clone(),
         Instant::now(),
     ));

@@ -38,6 +38,20 @@ pub struct AIResponse {
     /// Who was asked, in order. Empty where the first one answered at once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
+    /// What the answer cost, in billionths of a US dollar. Absent where the model's price is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_nano_usd: Option<u64>,
+    /// Whether it came from the daemon's cache, or from a request under way that was the same.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub cached: bool,
+    /// What there is to say about it: soft budgets that are exceeded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A source of an answer. At least one of its fields is there.
@@ -144,15 +158,38 @@ pub enum StreamEvent {
     },
     /// A source.
     Citation(Citation),
+    /// The answer broke off, and another goes on with it from here: what follows belongs right behind what came so far.
+    #[serde(rename_all = "camelCase")]
+    Continued {
+        /// The provider that goes on.
+        provider: String,
+        /// The model that goes on.
+        model: String,
+        /// That provider's id of its part.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
+        /// The bytes of text, in UTF-8, that came before.
+        text_bytes: u64,
+    },
     /// What it took so far.
     Usage(Usage),
     /// Last, once.
+    #[serde(rename_all = "camelCase")]
     Finish {
         /// Why.
         reason: FinishReason,
         /// Who was asked, in order. Empty where the first one answered at once.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         attempts: Vec<Attempt>,
+        /// What the answer cost, in billionths of a US dollar. Absent where the model's price is not known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cost_nano_usd: Option<u64>,
+        /// Whether it came from the daemon's cache, or from a request under way that was the same.
+        #[serde(default, skip_serializing_if = "is_false")]
+        cached: bool,
+        /// What there is to say about it: soft budgets that are exceeded.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        warnings: Vec<String>,
     },
     /// An event that this version does not know.
     #[serde(other)]

@@ -43,6 +43,12 @@ pub struct EmbeddingsResponse {
     /// What it took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// As in [`AIResponse`](super::AIResponse).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_nano_usd: Option<u64>,
+    /// As in [`AIResponse`](super::AIResponse).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Which models to list.

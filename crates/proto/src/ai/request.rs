@@ -58,6 +58,9 @@ pub struct AIRequest {
     /// A stable name of the end user, for the provider's abuse detection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Whether the answer may come from the daemon's cache, if it has one. Unless it is said, the daemon's configuration decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<bool>,
 }
 
 impl AIRequest {

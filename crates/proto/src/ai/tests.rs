@@ -47,6 +47,9 @@ fn events_start_with_their_type() {
         StreamEvent::Finish {
             reason: FinishReason::Other,
             attempts: Vec::new(),
+            cost_nano_usd: None,
+            cached: false,
+            warnings: Vec::new(),
         }
     );
 }

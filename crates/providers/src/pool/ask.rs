@@ -3,10 +3,13 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::member::Call;
 use super::needs;
 use super::rate::Cost;
 use super::stream::{self, Bound};
+use super::trail::Step;
 use crate::chat::ChatRequest;
 use crate::embeddings::{EmbeddingRequest, Embeddings};
 use crate::error::ProviderError;
@@ -14,7 +17,7 @@ use crate::profile::{Feature, Features};
 use crate::provider::{BoxFuture, ChatStream};
 
 /// Something that targets are asked for, one after the other, until one gives it.
-pub(super) trait Ask: Send + Sync {
+pub(super) trait Ask: Clone + Send + Sync {
     /// What it is that they give.
     type Given: Send;
 
@@ -24,13 +27,19 @@ pub(super) trait Ask: Send + Sync {
     /// The model to be asked, by the name that the provider uses.
     fn model(&mut self) -> &mut String;
 
+    /// Whether it comes token by token.
+    fn is_streamed(&self) -> bool {
+        false
+    }
+
     /// What it will probably cost, in tokens.
     fn cost(&self) -> Cost;
 
-    /// Asks with the key of `call`, and tells it how that went.
+    /// Asks with the key of `call`, and tells it and `step` how that went.
     fn open(
         &self,
         call: Call,
+        step: Step,
         bound: Option<Bound>,
     ) -> impl Future<Output = Result<Self::Given, ProviderError>> + Send;
 }
@@ -46,12 +55,21 @@ impl Ask for ChatRequest {
         &mut self.model
     }
 
+    fn is_streamed(&self) -> bool {
+        self.stream
+    }
+
     fn cost(&self) -> Cost {
         Cost::of(self)
     }
 
-    async fn open(&self, call: Call, bound: Option<Bound>) -> Result<ChatStream, ProviderError> {
-        stream::open(call, self, bound).await
+    async fn open(
+        &self,
+        call: Call,
+        step: Step,
+        bound: Option<Bound>,
+    ) -> Result<ChatStream, ProviderError> {
+        stream::open(call, step, self, bound).await
     }
 }
 
@@ -70,14 +88,20 @@ impl Ask for EmbeddingRequest {
         Cost::of_texts(&self.input)
     }
 
-    async fn open(&self, call: Call, bound: Option<Bound>) -> Result<Embeddings, ProviderError> {
+    async fn open(
+        &self,
+        call: Call,
+        step: Step,
+        bound: Option<Bound>,
+    ) -> Result<Embeddings, ProviderError> {
         let member = Arc::clone(call.member());
         let asked = member.account(call.key).embed(self);
-        whole(call, bound, asked, |given| given.input_tokens).await
+        whole(call, step, bound, asked, |given| given.input_tokens).await
     }
 }
 
 /// How many tokens a chat has.
+#[derive(Clone)]
 pub(super) struct Count(pub(super) ChatRequest);
 
 impl Ask for Count {
@@ -102,24 +126,36 @@ impl Ask for Count {
         Cost::default()
     }
 
-    async fn open(&self, call: Call, bound: Option<Bound>) -> Result<u64, ProviderError> {
+    async fn open(
+        &self,
+        call: Call,
+        step: Step,
+        bound: Option<Bound>,
+    ) -> Result<u64, ProviderError> {
         let member = Arc::clone(call.member());
         let asked = member.account(call.key).count_tokens(&self.0);
-        whole(call, bound, asked, |_| None).await
+        whole(call, step, bound, asked, |_| None).await
     }
 }
 
 /// What comes whole or not at all. `tokens` says what the provider counted, if it says so.
 async fn whole<T>(
     mut call: Call,
+    step: Step,
     bound: Option<Bound>,
     asked: BoxFuture<'_, Result<T, ProviderError>>,
     tokens: impl Fn(&T) -> Option<u64>,
 ) -> Result<T, ProviderError> {
     let given = stream::within(bound, call.member().clone().name(), asked).await;
     match &given {
-        Ok(given) => call.gave(tokens(given)),
-        Err(error) => call.failed(error),
+        Ok(given) => {
+            call.gave(tokens(given));
+            step.answered(Instant::now());
+        }
+        Err(error) => {
+            call.failed(error);
+            step.failed(error.kind, Instant::now());
+        }
     }
     given
 }

@@ -48,7 +48,8 @@ pub(super) fn chance() -> f64 {
     chance
 }
 
-/// Retries that are left: requests earn a part of one each, so that in an outage retries stay that part of the load.
+/// Retries, or hedges, that are left: requests earn a part of one each, so that in an outage they stay that part of the
+/// load.
 #[derive(Debug)]
 pub(super) struct RetryBudget {
     each: f64,

@@ -17,6 +17,9 @@ pub enum Balance {
     /// The one that will be quickest, by a moving average of the time to the first token that jumps to peaks, times the
     /// requests under way.
     PeakEwma,
+    /// The one that costs least for the request. [`Spend::admit`](crate::Spend::admit), which knows the prices, puts the plan's
+    /// targets into that order; here they are taken as they stand.
+    Cheapest,
 }
 
 impl Balance {
@@ -37,7 +40,7 @@ impl Balance {
             order.sort_by(|a, b| costs[*a].total_cmp(&costs[*b]));
         };
         match self {
-            Self::Ordered => {}
+            Self::Ordered | Self::Cheapest => {}
             // The smallest of exponential times is drawn as often as its rate says (Efraimidis and Spirakis, 2006).
             Self::Weighted => {
                 by(&|target| -(1.0 - chance()).ln() / f64::from(target.weight.max(1)));

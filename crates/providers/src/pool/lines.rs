@@ -23,10 +23,13 @@ enum Place {
 }
 
 impl<'a> Lines<'a> {
-    /// Gets a place in the line of each of `busy`.
-    pub(super) fn join(busy: Vec<&'a Target>, demand: &Demand, is_retry: bool) -> Self {
+    /// Gets a place in the line of each of `busy`, with whether asking it is a retry.
+    pub(super) fn join(
+        busy: impl IntoIterator<Item = (&'a Target, bool)>,
+        demand: &Demand,
+    ) -> Self {
         let now = Instant::now();
-        let place = |target: &'a Target| {
+        let place = |(target, is_retry): (&'a Target, bool)| {
             let place = target.member.wait(&target.model, is_retry, demand, now);
             (
                 target,
@@ -46,7 +49,7 @@ impl<'a> Lines<'a> {
     /// their turn.
     pub(super) async fn next(
         &mut self,
-        trail: &mut Trail,
+        trail: &Trail,
     ) -> Option<(&'a Target, Result<Call, Refused>)> {
         if self.places.is_empty() {
             return None;

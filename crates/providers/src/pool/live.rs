@@ -4,17 +4,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many of the last latencies are kept: 1 KiB for each provider.
-const KEPT: usize = 256;
+use super::recent::Recent;
+
 /// What was measured so long ago counts for a third.
 const MEMORY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 pub(super) struct Live {
     pub(super) counts: Counts,
-    /// The last times to the first token, in milliseconds, in a ring.
-    recent: Vec<u32>,
-    next: usize,
+    /// The last times to the first token.
+    recent: Recent,
     /// The moving average of the same, in seconds, which jumps to peaks, and when it was last moved.
     average: Option<(f64, Instant)>,
 }
@@ -40,13 +39,7 @@ pub struct Counts {
 
 impl Live {
     pub(super) fn first_token(&mut self, took: Duration, now: Instant) {
-        let millis = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
-        if self.recent.len() < KEPT {
-            self.recent.push(millis);
-        } else {
-            self.recent[self.next] = millis;
-        }
-        self.next = (self.next + 1) % KEPT;
+        self.recent.add(took);
         let sample = took.as_secs_f64();
         let average = match self.average {
             // Worse is believed at once, better bit by bit.
@@ -77,12 +70,7 @@ impl Live {
     }
 
     pub(super) fn percentile(&self, percent: usize) -> Option<Duration> {
-        let mut sorted = self.recent.clone();
-        sorted.sort_unstable();
-        let at = (sorted.len() * percent).div_ceil(100).max(1) - 1;
-        sorted
-            .get(at)
-            .map(|millis| Duration::from_millis((*millis).into()))
+        self.recent.percentile(percent)
     }
 }
 
@@ -93,20 +81,6 @@ fn weight(passed: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percentiles_are_of_the_last_ones() {
-        let now = Instant::now();
-        let mut live = Live::default();
-        assert_eq!(live.percentile(50), None);
-        for millis in (1..=1000).chain(1..=100).map(Duration::from_millis) {
-            live.first_token(millis, now);
-        }
-        // 1 to 100, and 845 to 1,000.
-        assert_eq!(live.percentile(50), Some(Duration::from_millis(872)));
-        assert_eq!(live.percentile(99), Some(Duration::from_millis(998)));
-        assert_eq!(live.percentile(1), Some(Duration::from_millis(3)));
-    }
 
     #[test]
     fn peaks_are_believed_at_once_and_fade() {

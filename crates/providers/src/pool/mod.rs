@@ -3,17 +3,24 @@
 //! A [`Plan`] lists the targets that may answer a request. [`Pool::chat`] asks them one after the other until the first
 //! token comes, [`Pool::embed`] and [`Pool::count_tokens`] until all has come, and says in a [`Trail`] whom it asked and why it went on. What each provider and model did lately decides
 //! whether it is asked at all ([`BreakerConfig`]), with which of its keys, and in which order ([`Balance`]).
-//! When all have failed it waits and begins anew ([`RetryConfig`]), as long as the deadline allows.
+//! When all have failed it waits and begins anew ([`RetryConfig`]), as long as the deadline allows. Where nobody has room
+//! within its limits it waits for its turn ([`Limits`]). Where the plan says so, a second target is asked when the first
+//! one's token is late ([`Hedge`]).
 //!
-//! Once the first token is out, the answer is that target's to the end: nothing is repeated, nothing lost.
+//! Once the first token is out, the answer is that target's to the end: nothing is repeated, nothing lost. Unless the plan
+//! says that another may go on with an answer that breaks off, which the events then say too
+//! ([`Event::Continued`](crate::Event::Continued)).
 //! Dropping the future or the stream drops the HTTP request and gives everything back.
 
 mod ask;
+mod asking;
 mod backoff;
 mod balance;
 mod breaker;
 mod caller;
+mod continuation;
 mod gate;
+mod hedge;
 mod keys;
 mod limits;
 mod lines;
@@ -22,6 +29,8 @@ mod member;
 mod needs;
 mod queue;
 mod rate;
+mod recent;
+mod seam;
 mod stream;
 mod trail;
 
@@ -32,24 +41,25 @@ use tokio::time::{Instant, sleep};
 
 use crate::chat::ChatRequest;
 use crate::embeddings::{EmbeddingRequest, Embeddings};
-use crate::error::{ErrorKind, Phase, ProviderError};
+use crate::error::{ErrorKind, ProviderError};
 use crate::profile::Features;
 use crate::provider::{ChatStream, Provider};
 pub use backoff::RetryConfig;
 pub use balance::Balance;
 pub use breaker::{BreakerConfig, BreakerState};
 pub use caller::Caller;
+pub use hedge::{Hedge, HedgeAfter, HedgeConfig};
 pub use limits::{Limit, LimitStatus, Limits, Measure, ModelLimits, Priority, Rate, Scope};
 pub use live::Counts;
-pub use member::{Member, MemberStatus};
-pub use trail::{Attempt, Outcome, Skip, Trail};
+pub use member::{Member, MemberStatus, ProbeStatus};
+pub use trail::{Attempt, Outcome, Purpose, Skip, Trail};
 
 use ask::{Ask, Count};
+use asking::{Asking, Failure, Failures, Raced, ask, error_of, skipped};
 use lines::Lines;
-use member::{Call, Demand, Refused};
+use member::Demand;
 use rate::Busy;
 use rate::client::Clients;
-use stream::Bound;
 
 /// How a pool deals with failures.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -86,6 +96,18 @@ pub struct Plan {
     pub targets: Vec<Target>,
     /// How requests are spread over them.
     pub balance: Balance,
+    /// Whether and when a second one is asked as well; shared by all requests of a route.
+    pub hedge: Option<Arc<Hedge>>,
+    /// Whether another one may go on with a streamed answer that breaks off.
+    pub continues: bool,
+}
+
+impl Target {
+    fn names_model_of(&self, request: &mut impl Ask) {
+        let named = request.model();
+        named.clear();
+        named.push_str(&self.model);
+    }
 }
 
 /// An answer: a chat's that has begun, or the whole of what else was asked for.
@@ -97,7 +119,7 @@ pub struct Answer<T = ChatStream> {
     pub provider: Arc<str>,
     /// The model that was asked.
     pub model: Arc<str>,
-    /// Whom else was asked before.
+    /// Who was asked. It grows where another goes on with the answer.
     pub trail: Trail,
 }
 
@@ -135,7 +157,23 @@ impl Pool {
         features: Features,
         whole: Option<Duration>,
     ) -> Arc<Member> {
-        let member = Arc::new(Member::new(name, accounts, features, whole, self.config));
+        self.add_with_breaker(name, accounts, features, whole, self.config.breaker)
+    }
+
+    /// The same for a provider whose breakers differ from the pool's.
+    pub fn add_with_breaker(
+        &mut self,
+        name: &str,
+        accounts: Vec<Arc<dyn Provider>>,
+        features: Features,
+        whole: Option<Duration>,
+        breaker: BreakerConfig,
+    ) -> Arc<Member> {
+        let config = PoolConfig {
+            breaker,
+            ..self.config
+        };
+        let member = Arc::new(Member::new(name, accounts, features, whole, config));
         self.members.push(Arc::clone(&member));
         member
     }
@@ -157,11 +195,37 @@ impl Pool {
         request: ChatRequest,
         caller: impl Into<Caller>,
     ) -> Result<Answer, NoAnswer> {
-        self.ask(plan, request, caller.into()).await
+        let trail = Trail::default();
+        self.chat_traced(plan, request, caller, &trail).await
     }
 
-    /// Has vectors made by one of the plan's targets, as [`chat`](Self::chat) has a chat answered. Those of one model do
-    /// not compare with another's, so a plan for vectors should have one model, wherever it runs.
+    /// The same, on a trail that the caller has: who keeps it can tell what was tried even when this future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`NoAnswer`], by the deadline at the latest.
+    pub async fn chat_traced(
+        &self,
+        plan: &Plan,
+        mut request: ChatRequest,
+        caller: impl Into<Caller>,
+        trail: &Trail,
+    ) -> Result<Answer, NoAnswer> {
+        let hedge = plan.hedge.as_deref();
+        let found = self.find(plan, &mut request, hedge, caller.into(), trail);
+        let mut found = found.await?;
+        if plan.continues && continuation::is_possible(&request) {
+            let able = &found.able;
+            let order = found.order.iter().filter_map(|at| able.get(*at));
+            let (stream, order) = (found.given, order.cloned().collect());
+            let demand = found.demand.clone();
+            found.given = continuation::over(stream, &found.target, order, request, demand, trail);
+        }
+        Ok(found.answer(trail))
+    }
+
+    /// Has vectors made by one of the plan's targets, as [`chat`](Self::chat) has a chat answered; never hedged. Those of
+    /// one model do not compare with another's, so a plan for vectors should have one model, wherever it runs.
     ///
     /// # Errors
     ///
@@ -169,10 +233,24 @@ impl Pool {
     pub async fn embed(
         &self,
         plan: &Plan,
-        request: EmbeddingRequest,
+        mut request: EmbeddingRequest,
         caller: impl Into<Caller>,
     ) -> Result<Answer<Embeddings>, NoAnswer> {
-        self.ask(plan, request, caller.into()).await
+        let trail = Trail::default();
+        self.embed_traced(plan, &mut request, caller.into(), &trail)
+            .await
+    }
+
+    /// The same, on a trail that the caller has.
+    pub(crate) async fn embed_traced(
+        &self,
+        plan: &Plan,
+        request: &mut EmbeddingRequest,
+        caller: Caller,
+        trail: &Trail,
+    ) -> Result<Answer<Embeddings>, NoAnswer> {
+        let found = self.find(plan, request, None, caller, trail);
+        Ok(found.await?.answer(trail))
     }
 
     /// Has the tokens of `request` counted by the plan's first target: another's tokens are other tokens.
@@ -189,72 +267,62 @@ impl Pool {
     ) -> Result<Answer<u64>, NoAnswer> {
         let first = Plan {
             targets: plan.targets.iter().take(1).cloned().collect(),
-            balance: Balance::Ordered,
+            ..Plan::default()
         };
-        self.ask(&first, Count(request), caller.into()).await
+        let trail = Trail::default();
+        let mut request = Count(request);
+        let found = self.find(&first, &mut request, None, caller.into(), &trail);
+        Ok(found.await?.answer(&trail))
     }
 
-    async fn ask<A: Ask>(
+    /// Asks the plan's targets, round by round, until one gives what is asked for.
+    async fn find<A: Ask>(
         &self,
         plan: &Plan,
-        mut request: A,
+        request: &mut A,
+        mut hedge: Option<&Hedge>,
         caller: Caller,
-    ) -> Result<Answer<A::Given>, NoAnswer> {
-        let deadline = caller.deadline;
-        let mut trail = Trail::default();
+        trail: &Trail,
+    ) -> Result<Found<A::Given>, NoAnswer> {
         let mut failures = Failures::default();
-        let able = able(plan, &request, &mut trail, &mut failures);
+        let able = able(plan, request, trail, &mut failures);
         if able.is_empty() {
             return Err(failures.no_answer(trail));
         }
-        let demand = match self.demand(&caller, &request) {
+        let demand = match self.demand(&caller, request) {
             Ok(demand) => demand,
             Err(busy) => return Err(client_busy(&able, busy, trail)),
         };
         for target in &able {
             target.member.earn();
         }
+        if let Some(hedge) = hedge {
+            hedge.earn();
+        }
         for round in 0..self.config.retries.attempts.max(1) {
             failures.free_at = None;
             let order = plan.balance.order(&able, Instant::now(), backoff::chance);
-            let mut busy = Vec::new();
-            for target in order.into_iter().filter_map(|at| able.get(at)) {
-                let asking = Asking {
-                    is_retry: round > 0,
-                    demand: &demand,
-                    turn: None,
-                };
-                match ask(target, &mut request, asking, &mut trail).await {
-                    Ok(given) => return Ok(answer(target, given, trail)),
-                    Err(failure) => {
-                        if failure.busy {
-                            busy.push(target);
-                        }
-                        if failures.note(failure) {
-                            return Err(failures.no_answer(trail));
-                        }
-                    }
+            let asking = Asking {
+                is_retry: round > 0,
+                demand: &demand,
+                trail,
+            };
+            let targets = order.iter().filter_map(|at| able.get(*at));
+            match ask_round(targets, request, &mut hedge, asking, &mut failures).await {
+                Raced::Answered(target, given) => {
+                    let target = target.clone();
+                    return Ok(Found {
+                        given,
+                        target,
+                        able,
+                        order,
+                        demand,
+                    });
                 }
+                Raced::Failed { is_final: true } => return Err(failures.no_answer(trail)),
+                Raced::Failed { is_final: false } => {}
             }
-            // Nobody who had room has answered: now it may wait.
-            let mut lines = Lines::join(busy, &demand, round > 0);
-            while let Some((target, turn)) = lines.next(&mut trail).await {
-                let asking = Asking {
-                    is_retry: round > 0,
-                    demand: &demand,
-                    turn: Some(turn),
-                };
-                match ask(target, &mut request, asking, &mut trail).await {
-                    Ok(given) => return Ok(answer(target, given, trail)),
-                    Err(failure) => {
-                        if failures.note(failure) {
-                            return Err(failures.no_answer(trail));
-                        }
-                    }
-                }
-            }
-            drop(lines);
-            match self.next_round(round, &able, failures.free_at, deadline) {
+            match self.next_round(round, &able, failures.free_at, caller.deadline) {
                 Some(wait) => sleep(wait).await,
                 None => break,
             }
@@ -308,213 +376,109 @@ impl Pool {
 }
 
 /// The targets that can do what the request needs.
-fn able(
-    plan: &Plan,
+fn able<'a>(
+    plan: &'a Plan,
     request: &impl Ask,
-    trail: &mut Trail,
-    failures: &mut Failures,
+    trail: &Trail,
+    failures: &mut Failures<'a>,
 ) -> Vec<Target> {
-    let is_able = |target: &&Target| {
+    let is_able = |target: &&'a Target| {
         let Some(feature) = request.lacking(target.member.features()) else {
             return true;
         };
-        skipped(target, Skip::Lacks(feature), trail);
+        skipped(target, Purpose::Answer, Skip::Lacks(feature), trail);
         let message = format!("it cannot do what the request needs: {}", feature.name());
-        failures.note(Failure {
-            error: error_of(target, ErrorKind::Unsupported, &message),
-            asked: false,
-            busy: false,
-            free_at: None,
-        });
+        failures.note(
+            target,
+            Failure {
+                error: error_of(target, ErrorKind::Unsupported, &message),
+                asked: false,
+                busy: false,
+                free_at: None,
+            },
+        );
         false
     };
     plan.targets.iter().filter(is_able).cloned().collect()
 }
 
-/// Why a target gave no answer.
-struct Failure {
-    error: ProviderError,
-    /// Whether it was asked at all.
-    asked: bool,
-    /// Whether it is a limit that has no room.
-    busy: bool,
-    /// When it may be asked again, if that can help.
-    free_at: Option<Instant>,
+/// Who gave what was asked for.
+struct Found<T> {
+    given: T,
+    target: Target,
+    /// Those that could have, and the order in which they were asked.
+    able: Vec<Target>,
+    order: Vec<usize>,
+    demand: Demand,
 }
 
-/// Why nobody has answered so far.
-#[derive(Default)]
-struct Failures {
-    last: Option<Failure>,
-    /// When the first of this round's may be asked again.
-    free_at: Option<Instant>,
-}
-
-impl Failures {
-    /// Adds one, and says whether it is of no use to ask anybody else.
-    fn note(&mut self, failure: Failure) -> bool {
-        self.free_at = self.free_at.into_iter().chain(failure.free_at).min();
-        let is_final = failure.asked && !goes_on(failure.error.kind);
-        // What somebody said who was asked tells more than why somebody was not.
-        if failure.asked || !self.last.as_ref().is_some_and(|last| last.asked) {
-            self.last = Some(failure);
+impl<T> Found<T> {
+    fn answer(self, trail: &Trail) -> Answer<T> {
+        Answer {
+            given: self.given,
+            provider: Arc::clone(self.target.member.name()),
+            model: self.target.model,
+            trail: trail.clone(),
         }
-        is_final
-    }
-
-    fn no_answer(self, trail: Trail) -> NoAnswer {
-        let error = self.last.map_or_else(
-            || ProviderError::new(ErrorKind::Configuration, "the route leads to no provider"),
-            |last| last.error,
-        );
-        NoAnswer { error, trail }
     }
 }
 
-fn answer<T>(target: &Target, given: T, trail: Trail) -> Answer<T> {
-    Answer {
-        given,
-        provider: Arc::clone(target.member.name()),
-        model: Arc::clone(&target.model),
-        trail,
-    }
-}
-
-/// How a target is asked.
-struct Asking<'a> {
-    is_retry: bool,
-    demand: &'a Demand,
-    /// What came of waiting for it, if it was waited for.
-    turn: Option<Result<Call, Refused>>,
-}
-
-/// Asks one target, with one key after the other while it is the keys that are refused.
-async fn ask<A: Ask>(
-    target: &Target,
+/// Asks each of `targets` once: those that have room in this order, and where none of them answers, whoever of the others has
+/// room first. `hedge` is taken away once it was used.
+async fn ask_round<'a, A: Ask>(
+    mut targets: impl Iterator<Item = &'a Target>,
     request: &mut A,
-    mut asking: Asking<'_>,
-    trail: &mut Trail,
-) -> Result<A::Given, Failure> {
-    let Target { member, model, .. } = target;
-    let named = request.model();
-    named.clear();
-    named.push_str(model);
-    let mut failed = None;
-    for _ in 0..member.keys() {
-        let begun = Instant::now();
-        let turn = asking.turn.take();
-        let had_turn = turn.is_some();
-        let admitted =
-            turn.unwrap_or_else(|| member.admit(model, asking.is_retry, asking.demand, begun));
-        let call = match admitted {
-            Ok(call) => call,
-            Err(refusal) => {
-                // That a limit is reached was said when it was its turn.
-                if !(had_turn && refusal.is_busy()) {
-                    skipped(target, refusal.why, trail);
+    hedge: &mut Option<&Hedge>,
+    asking: Asking<'_>,
+    failures: &mut Failures<'a>,
+) -> Raced<'a, A::Given> {
+    while let Some(target) = targets.next() {
+        target.names_model_of(request);
+        let raced = match *hedge {
+            None => {
+                let outcome = ask(target, request, asking, Purpose::Answer, None).await;
+                failures.conclude(target, outcome)
+            }
+            Some(of_route) => {
+                let mut used = false;
+                let asked = hedge::ask_with_hedge(
+                    of_route,
+                    target,
+                    &mut targets,
+                    request,
+                    asking,
+                    failures,
+                    &mut used,
+                );
+                let raced = asked.await;
+                if used {
+                    *hedge = None;
                 }
-                // The keys that are left rest: what the one just tried was told counts.
-                return Err(failed.unwrap_or_else(|| refused(target, &refusal, begun)));
+                raced
             }
         };
-        let key = call.key;
-        let bound = Bound::of(begun, member.whole, asking.demand.deadline);
-        let outcome = request.open(call, bound).await;
-        trail.add(Attempt {
-            provider: Arc::clone(member.name()),
-            model: Arc::clone(model),
-            key: (member.keys() > 1).then_some(key + 1),
-            outcome: match &outcome {
-                Ok(_) => Outcome::Answered,
-                Err(error) => Outcome::Failed(error.kind),
-            },
-            took: begun.elapsed(),
-        });
-        let error = match outcome {
-            Ok(given) => return Ok(given),
-            Err(error) => error,
-        };
-        let of_key = member::is_of_key(error.kind);
-        let may_retry = error.is_retryable();
-        failed = Some(Failure {
-            error,
-            asked: true,
-            busy: false,
-            free_at: may_retry.then(|| member.free_at(model)),
-        });
-        if !of_key {
-            break;
+        if !matches!(raced, Raced::Failed { is_final: false }) {
+            return raced;
         }
     }
-    Err(failed.unwrap_or_else(|| Failure {
-        error: error_of(target, ErrorKind::Configuration, "it has no account"),
-        asked: false,
-        busy: false,
-        free_at: None,
-    }))
-}
-
-/// Whether another provider may do better.
-fn goes_on(kind: ErrorKind) -> bool {
-    !matches!(
-        kind,
-        ErrorKind::InvalidRequest
-            | ErrorKind::ContentFiltered
-            | ErrorKind::TimedOut(Phase::Deadline)
-    )
-}
-
-fn skipped(target: &Target, why: Skip, trail: &mut Trail) {
-    trail.add(Attempt {
-        provider: Arc::clone(target.member.name()),
-        model: Arc::clone(&target.model),
-        key: None,
-        outcome: Outcome::Skipped(why),
-        took: Duration::ZERO,
-    });
-}
-
-fn refused(target: &Target, refusal: &Refused, now: Instant) -> Failure {
-    let Refused { why, until } = *refusal;
-    let (kind, message) = match why {
-        Skip::KeysResting(kind) => (kind, "each of its keys rests after it was refused"),
-        Skip::RetryBudget => (ErrorKind::CircuitOpen, "there were too many retries lately"),
-        Skip::BreakerOpen | Skip::Lacks(_) => (
-            ErrorKind::CircuitOpen,
-            "it failed too often just now, and is left alone for a while",
-        ),
-        Skip::Limited(Limit {
-            measure: Measure::InFlight,
-            ..
-        }) => (ErrorKind::Shed, "as many requests are under way as may be"),
-        Skip::Limited(_) => (
-            ErrorKind::RateLimited,
-            "as much was asked for in the last minute as may be; it was not asked",
-        ),
-        Skip::QueueFull => (ErrorKind::Shed, "too many requests wait for it already"),
-        Skip::Displaced => (ErrorKind::Shed, "more urgent requests wait for it"),
-        Skip::QueueTimeout => (ErrorKind::Shed, "the request waited for its turn too long"),
-        Skip::QueueDeadline => (
-            ErrorKind::Shed,
-            "the request's turn would come too late for its deadline",
-        ),
-    };
-    let mut error = error_of(target, kind, message);
-    error.retry_after = until.map(|until| until.saturating_duration_since(now));
-    let waits_elsewhere = matches!(why, Skip::BreakerOpen | Skip::KeysResting(_));
-    Failure {
-        error,
-        asked: false,
-        busy: refusal.is_busy(),
-        // What the limits have no room for had its turn: it does not come back by another way.
-        free_at: until.filter(|_| waits_elsewhere),
+    // Nobody who had room has answered: now it may wait. Nobody is asked beside the one whose turn it is then.
+    let busy = std::mem::take(&mut failures.busy).into_iter();
+    let mut lines = Lines::join(busy.map(|target| (target, asking.is_retry)), asking.demand);
+    while let Some((target, turn)) = lines.next(asking.trail).await {
+        target.names_model_of(request);
+        let outcome = ask(target, request, asking, Purpose::Answer, Some(turn)).await;
+        let raced = failures.conclude(target, outcome);
+        if !matches!(raced, Raced::Failed { is_final: false }) {
+            return raced;
+        }
     }
+    Raced::Failed { is_final: false }
 }
 
 /// The client has asked for as much as it may.
-fn client_busy(able: &[Target], busy: Busy, mut trail: Trail) -> NoAnswer {
+fn client_busy(able: &[Target], busy: Busy, trail: &Trail) -> NoAnswer {
     if let Some(first) = able.first() {
-        skipped(first, Skip::Limited(busy.limit), &mut trail);
+        skipped(first, Purpose::Answer, Skip::Limited(busy.limit), trail);
     }
     let message = match busy.limit.measure {
         Measure::Requests => "this client made as many requests in the last minute as it may",
@@ -523,13 +487,8 @@ fn client_busy(able: &[Target], busy: Busy, mut trail: Trail) -> NoAnswer {
     let mut error = ProviderError::new(ErrorKind::RateLimited, message);
     let until = busy.until;
     error.retry_after = until.map(|until| until.saturating_duration_since(Instant::now()));
+    let trail = trail.clone();
     NoAnswer { error, trail }
-}
-
-fn error_of(target: &Target, kind: ErrorKind, message: &str) -> ProviderError {
-    let mut error = ProviderError::new(kind, message);
-    error.provider = (**target.member.name()).into();
-    error
 }
 
 #[cfg(test)]

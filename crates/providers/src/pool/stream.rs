@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::member::Call;
+use super::trail::Step;
 use crate::chat::ChatRequest;
 use crate::error::{ErrorKind, Phase, ProviderError};
 use crate::event::{Event, EventQueue};
@@ -62,6 +63,7 @@ impl Bound {
 /// instead, since nobody has seen anything.
 pub(super) async fn open(
     mut call: Call,
+    step: Step,
     request: &ChatRequest,
     bound: Option<Bound>,
 ) -> Result<ChatStream, ProviderError> {
@@ -89,16 +91,20 @@ pub(super) async fn open(
     match within(bound, member.name(), reading).await {
         Ok((inner, queue)) => {
             call.began(request.stream);
+            step.answered(Instant::now());
             Ok(ChatStream::new(Pooled {
                 queue,
                 inner: Some(inner),
                 call,
+                step,
                 timer: bound.map(|bound| (bound, Box::pin(sleep_until(bound.at)))),
                 out_of_time: None,
+                over: false,
             }))
         }
         Err(error) => {
             call.failed(&error);
+            step.failed(error.kind, Instant::now());
             Err(error)
         }
     }
@@ -119,7 +125,8 @@ pub(super) async fn within<T>(
     }
 }
 
-fn ended_early(name: &str) -> ProviderError {
+/// Without its end mark nobody knows what is missing.
+pub(super) fn ended_early(name: &str) -> ProviderError {
     let mut error = ProviderError::new(
         ErrorKind::StreamCut,
         "the answer ended without its end mark",
@@ -133,8 +140,11 @@ struct Pooled {
     /// `None` when the time is over: that drops the request.
     inner: Option<ChatStream>,
     call: Call,
+    step: Step,
     timer: Option<(Bound, Pin<Box<Sleep>>)>,
     out_of_time: Option<Bound>,
+    /// It was given whole.
+    over: bool,
 }
 
 impl EventStream for Pooled {
@@ -161,33 +171,42 @@ impl EventStream for Pooled {
             queue,
             inner,
             call,
+            step,
             timer,
             out_of_time,
+            over,
         } = self;
-        if let Some(bound) = out_of_time {
-            let error = bound.error(call.member().name());
-            call.failed(&error);
-            return Some(Err(error));
-        }
-        let event = if queue.is_empty() {
-            let event = inner.as_mut()?.take();
-            if let Some(Ok(event)) = &event {
-                call.saw(event);
+        let event = match out_of_time {
+            Some(bound) => Some(Err(bound.error(call.member().name()))),
+            None if queue.is_empty() => {
+                let event = inner.as_mut()?.take();
+                if let Some(Ok(event)) = &event {
+                    call.saw(event);
+                }
+                event
             }
-            event
-        } else {
-            queue.pop().map(Ok)
+            // These were seen when they were put there.
+            None => queue.pop().map(Ok),
+        };
+        let failed = |call: &mut Call, error: &ProviderError| {
+            call.failed(error);
+            step.failed(error.kind, Instant::now());
         };
         match &event {
+            Some(Ok(Event::Usage(usage))) => step.used(*usage),
             Some(Ok(Event::Finish(_))) => {
+                *over = true;
                 call.finished();
                 // What is left is the end of the body, which has a limit of its own.
                 *timer = None;
             }
             Some(Ok(_)) => {}
-            Some(Err(error)) => call.failed(error),
-            // After `Finish` this changes nothing.
-            None => call.failed(&ended_early(call.member().clone().name())),
+            Some(Err(error)) => failed(call, error),
+            None if *over => {}
+            None => {
+                let error = ended_early(call.member().name());
+                failed(call, &error);
+            }
         }
         event
     }

@@ -1,5 +1,10 @@
 //! The policies together, with scripted providers on paused time.
 
+mod continuing;
+mod hedging;
+mod probing;
+mod speaker;
+
 use std::collections::VecDeque;
 use std::future::pending;
 use std::sync::Mutex;
@@ -9,6 +14,7 @@ mod limits;
 
 use super::*;
 use crate::chat::{Message, ModelInfo, ResponseFormat, Tool};
+use crate::error::Phase;
 use crate::event::{Event, FinishReason};
 use crate::profile::Feature;
 use crate::provider::{BoxFuture, EventStream};
@@ -150,7 +156,7 @@ fn target(pool: &mut Pool, name: &str, accounts: &[&Arc<Scripted>]) -> Target {
 fn plan(targets: impl IntoIterator<Item = Target>) -> Plan {
     Plan {
         targets: targets.into_iter().collect(),
-        balance: Balance::Ordered,
+        ..Plan::default()
     }
 }
 

@@ -82,6 +82,7 @@ impl Rendering {
             }
             Event::Start { id, model } => Line::new("start").some("id", id).some("model", model),
             Event::RedactedReasoning(data) => Line::new("redacted").string(data),
+            Event::Continued { .. } => unreachable!("a decoder knows of no other: {event:?}"),
             Event::Citation(citation) => Line::new("cite")
                 .some("url", citation.url)
                 .some("title", citation.title)

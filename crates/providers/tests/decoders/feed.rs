@@ -208,6 +208,7 @@ impl Seen {
                 }
                 Event::Start { id, model } => len(id) + len(model),
                 Event::Usage(_) | Event::Finish(_) => 0,
+                Event::Continued { .. } => unreachable!("a decoder knows of no other: {event:?}"),
             };
             self.usages += usize::from(matches!(event, Event::Usage(_)));
             self.finishes += usize::from(matches!(event, Event::Finish(_)));

@@ -27,13 +27,15 @@ impl Reactor {
         } else {
             self.tick_at(now)
         };
+        self.note_heap(now);
         // Whoever closes the last connection sees this afterwards, and so somebody does.
         let exit = if self.may_leave_idle() {
             self.shared.exit_at()
         } else {
             None
         };
-        [tick, self.next_idle_look, self.next_trim, exit]
+        let heap = self.heap.next_look;
+        [tick, self.next_idle_look, self.next_trim, heap, exit]
             .into_iter()
             .flatten()
             .min()
@@ -91,6 +93,9 @@ impl Reactor {
         }
         if self.next_trim.is_some_and(|at| at <= now) {
             self.trim_quiet(now);
+        }
+        if self.heap.next_look.is_some_and(|at| at <= now) {
+            self.look_at_heap(now);
         }
     }
 

@@ -304,7 +304,7 @@ impl Reactor {
         if reactor == self.mailbox.number {
             self.admit(newcomer);
         } else {
-            self.shared.mailboxes[reactor].hand_over(newcomer);
+            self.shared.mailboxes[reactor].post(move |letters| letters.newcomers.push(newcomer));
         }
     }
 

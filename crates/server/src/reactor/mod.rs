@@ -13,6 +13,7 @@ mod clock;
 mod connection;
 mod connections;
 mod door;
+mod heap;
 mod overrun;
 mod retire;
 mod schedule;
@@ -39,6 +40,7 @@ use crate::session::{Session, Tx};
 use connection::{Connection, Progress};
 use connections::Connections;
 pub(crate) use door::Door;
+use heap::Heap;
 use overrun::Overruns;
 use retire::Succession;
 use schedule::Schedule;
@@ -80,6 +82,7 @@ pub(crate) struct Reactor {
     next_tick: Option<Instant>,
     next_idle_look: Option<Instant>,
     next_trim: Option<Instant>,
+    heap: Heap,
     draining: Option<Instant>,
     /// It was told to stop.
     stopping: bool,
@@ -166,6 +169,7 @@ impl Reactor {
             next_tick: None,
             next_idle_look: None,
             next_trim: None,
+            heap: Heap::default(),
             draining: None,
             stopping: false,
             succession: Succession::None,

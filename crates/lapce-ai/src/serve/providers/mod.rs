@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use lapce_ai_proto::status::ProviderStatus;
 use lapce_ai_providers::{
-    Balance, BoxFuture, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream, Discovered,
-    Feature, Features, HttpClient, HttpConfig, Local, LoopbackServer, Member, ModelInfo, Plan,
-    Pool, Profile, Provider, ProviderError, Settings, Target, from_environment, probe,
+    BoxFuture, BreakerConfig, Catalog, CatalogEntry, CatalogError, ChatRequest, ChatStream,
+    Discovered, Feature, Features, Hedge, HttpClient, HttpConfig, Local, LoopbackServer, Member,
+    ModelInfo, Plan, Pool, Profile, Provider, ProviderError, Settings, Target, from_environment,
+    probe,
 };
 
 use super::attempts;
@@ -36,6 +37,11 @@ pub(crate) struct Providers {
     /// Those that lead to a model, in order of preference.
     real: Vec<String>,
     problems: Vec<String>,
+    /// The breakers of those that have their own; the others have this one.
+    breakers: HashMap<String, BreakerConfig>,
+    breaker: BreakerConfig,
+    /// Who is probed, and how often.
+    probed: Vec<(String, Duration)>,
 }
 
 impl Providers {
@@ -80,6 +86,7 @@ impl Providers {
 
     /// Only what the configuration names; nothing is contacted.
     pub(crate) fn configured(config: &Config, lookup: impl Fn(&str) -> Option<String>) -> Self {
+        let of_each = config.providers.iter();
         let mut providers = Self {
             catalog: Catalog::default(),
             pool: Pool::new(config.pool),
@@ -88,6 +95,14 @@ impl Providers {
             default_model: None,
             real: Vec::new(),
             problems: Vec::new(),
+            breakers: of_each
+                .clone()
+                .filter_map(|own| Some((own.name.clone(), own.breaker?)))
+                .collect(),
+            probed: of_each
+                .filter_map(|own| Some((own.name.clone(), own.probe?)))
+                .collect(),
+            breaker: config.pool.breaker,
         };
         let mut clients = HashMap::new();
         for settings in &config.providers {
@@ -117,6 +132,12 @@ impl Providers {
         self.about.iter().map(with_health).collect()
     }
 
+    /// The providers that are to be probed, and how often.
+    pub(crate) fn probed(&self) -> impl Iterator<Item = (&Arc<Member>, Duration)> {
+        let probed = self.probed.iter();
+        probed.filter_map(|(name, every)| Some((self.member(name)?, *every)))
+    }
+
     /// What has requests answered.
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
@@ -137,7 +158,7 @@ impl Providers {
         }
         Ok(Plan {
             targets: vec![self.target(name, 1)?],
-            balance: Balance::Ordered,
+            ..Plan::default()
         })
     }
 
@@ -184,6 +205,8 @@ impl Providers {
             let plan = Plan {
                 targets,
                 balance: route.balance,
+                hedge: route.hedge.map(|config| Arc::new(Hedge::new(config))),
+                continues: route.continue_midstream,
             };
             self.routes.push((route.name.clone(), plan));
         }
@@ -242,7 +265,10 @@ impl Providers {
                 whole: None,
             }
         });
-        let provider = self.pool.add(name, each, features, whole);
+        let breaker = self.breakers.get(name).copied().unwrap_or(self.breaker);
+        let provider = self
+            .pool
+            .add_with_breaker(name, each, features, whole, breaker);
         let shown = ProviderStatus {
             name: name.to_owned(),
             default_model: default_model.clone(),

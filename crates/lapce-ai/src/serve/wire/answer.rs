@@ -47,11 +47,26 @@ enum Item<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         quote: Option<&'a str>,
     },
+    #[serde(rename_all = "camelCase")]
+    Continued {
+        provider: &'a str,
+        model: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a str>,
+        text_bytes: u64,
+    },
     Usage(ai::Usage),
+    #[serde(rename_all = "camelCase")]
     Finish {
         reason: ai::FinishReason,
         #[serde(skip_serializing_if = "<[_]>::is_empty")]
         attempts: &'a [Attempt],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cost_nano_usd: Option<u64>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        cached: bool,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        warnings: &'a [String],
     },
 }
 
@@ -87,23 +102,44 @@ pub(in crate::serve) fn write_item(
             Item::Citation { url, title, quote }
         }
         Event::RedactedReasoning(data) => Item::RedactedReasoning { data },
+        Event::Continued {
+            provider,
+            model,
+            id,
+            text_bytes,
+        } => Item::Continued {
+            provider,
+            model,
+            id,
+            text_bytes,
+        },
         Event::Usage(tokens) => Item::Usage(usage(tokens)),
         Event::Finish(reason) => Item::Finish {
             reason: finish_reason(reason),
             attempts: &[],
+            cost_nano_usd: None,
+            cached: false,
+            warnings: &[],
         },
     };
     write(item, &json);
 }
 
-/// Writes the last event of a stream, and who was asked for it.
+/// Writes the last event of a stream: who was asked for it, and what it cost.
 pub(in crate::serve) fn write_finish(
     item: &mut Vec<u8>,
     reason: domain::FinishReason,
     attempts: &[Attempt],
+    bill: &domain::Bill,
 ) {
-    let reason = finish_reason(reason);
-    write(item, &Item::Finish { reason, attempts });
+    let finish = Item::Finish {
+        reason: finish_reason(reason),
+        attempts,
+        cost_nano_usd: bill.cost.map(domain::NanoUsd::get),
+        cached: bill.cached,
+        warnings: &bill.warnings,
+    };
+    write(item, &finish);
 }
 
 fn write(item: &mut Vec<u8>, json: &Item<'_>) {
@@ -145,6 +181,9 @@ pub(in crate::serve) fn response(answer: ChatResponse, provider: &str, asked: &s
         usage: answer.usage.map(usage),
         finish_reason: answer.finish.map_or(ai::FinishReason::Other, finish_reason),
         attempts: Vec::new(),
+        cost_nano_usd: None,
+        cached: false,
+        warnings: Vec::new(),
     }
 }
 
@@ -157,7 +196,7 @@ fn thought(thought: Content) -> Option<Part> {
     }
 }
 
-pub(super) fn usage(usage: domain::Usage) -> ai::Usage {
+pub(in crate::serve) fn usage(usage: domain::Usage) -> ai::Usage {
     ai::Usage {
         input_tokens: usage.input_tokens,
         output_tokens: usage.output_tokens,
@@ -252,6 +291,20 @@ mod tests {
                 }),
             ),
             (
+                Event::Continued {
+                    provider: "q",
+                    model: "m",
+                    id: None,
+                    text_bytes: 9,
+                },
+                StreamEvent::Continued {
+                    provider: "q".into(),
+                    model: "m".into(),
+                    id: None,
+                    text_bytes: 9,
+                },
+            ),
+            (
                 Event::Usage(tokens),
                 StreamEvent::Usage(ai::Usage {
                     input_tokens: 1,
@@ -266,6 +319,9 @@ mod tests {
                 StreamEvent::Finish {
                     reason: ai::FinishReason::Refusal,
                     attempts: Vec::new(),
+                    cost_nano_usd: None,
+                    cached: false,
+                    warnings: Vec::new(),
                 },
             ),
         ];

@@ -13,6 +13,7 @@ pub(in crate::serve) fn provider_error(error: &ProviderError) -> ErrorBody {
         ErrorKind::ContextLengthExceeded => ErrorCode::ContextTooLong,
         ErrorKind::RateLimited => ErrorCode::RateLimited,
         ErrorKind::QuotaExhausted => ErrorCode::QuotaExhausted,
+        ErrorKind::BudgetSpent => ErrorCode::BudgetSpent,
         ErrorKind::Overloaded => ErrorCode::ProviderOverloaded,
         ErrorKind::Shed => ErrorCode::Overloaded,
         ErrorKind::ContentFiltered => ErrorCode::ContentFiltered,

@@ -7,7 +7,7 @@ mod estimate;
 mod other;
 mod request;
 
-pub(super) use answer::{response, write_finish, write_item};
+pub(super) use answer::{response, usage, write_finish, write_item};
 pub(super) use editing::{autocomplete, file_analysis};
 pub(super) use error::{catalog_error, provider_error, without_finish};
 pub(super) use estimate::estimated_tokens;

@@ -3,7 +3,7 @@
 use lapce_ai_proto::ErrorBody;
 use lapce_ai_proto::ai::{self, EmbeddingsRequest, EmbeddingsResponse};
 use lapce_ai_providers as domain;
-use lapce_ai_providers::{EmbeddingRequest, Embeddings};
+use lapce_ai_providers::{Bill, EmbeddingRequest, Embeddings, NanoUsd};
 
 use super::request::invalid;
 
@@ -49,6 +49,7 @@ pub(in crate::serve) fn embeddings(
     embeddings: Embeddings,
     provider: &str,
     asked: &str,
+    bill: Bill,
 ) -> EmbeddingsResponse {
     EmbeddingsResponse {
         model: embeddings.model.unwrap_or_else(|| asked.to_owned()),
@@ -58,6 +59,8 @@ pub(in crate::serve) fn embeddings(
             input_tokens: tokens,
             ..ai::Usage::default()
         }),
+        cost_nano_usd: bill.cost.map(NanoUsd::get),
+        warnings: bill.warnings,
     }
 }
 
@@ -102,10 +105,20 @@ mod tests {
             vectors: vec![vec![0.5, -1.0]],
             input_tokens: Some(3),
         };
-        let answer = embeddings(made, "p", "asked");
+        let plain = embeddings(made.clone(), "p", "asked", Bill::default());
         assert_eq!(
-            serde_json::to_string(&answer).unwrap(),
+            serde_json::to_string(&plain).unwrap(),
             r#"{"model":"asked","provider":"p","embeddings":[[0.5,-1.0]],"usage":{"inputTokens":3,"outputTokens":0}}"#
+        );
+        let bill = Bill {
+            cost: Some(NanoUsd::new(60)),
+            warnings: vec!["over".to_owned()],
+            ..Bill::default()
+        };
+        let billed = embeddings(made, "p", "asked", bill);
+        assert_eq!(
+            (billed.cost_nano_usd, billed.warnings),
+            (Some(60), vec!["over".to_owned()])
         );
     }
 }

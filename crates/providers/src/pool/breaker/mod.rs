@@ -196,6 +196,13 @@ impl Breaker {
         }
     }
 
+    /// There are signs of life: if it is open, the next call is let through as a probe.
+    pub(super) fn try_again(&mut self, now: Instant) {
+        if let State::Open { until } = &mut self.state {
+            *until = (*until).min(now);
+        }
+    }
+
     /// Its state, and when it lets a call through again if that is not now.
     pub(super) fn state(&self, now: Instant) -> (BreakerState, Option<Instant>) {
         match self.state {

@@ -125,6 +125,23 @@ fn what_was_asked_before_it_opened_is_no_probe() {
     assert_eq!(breaker.state(later).0, BreakerState::Open, "too slow");
 }
 
+#[test]
+fn a_sign_of_life_lets_a_probe_through_at_once() {
+    let now = Instant::now();
+    let mut breaker = opened(now);
+    breaker.try_again(now);
+    assert_eq!(breaker.state(now).0, BreakerState::HalfOpen);
+    fail(&mut breaker, now);
+    assert_eq!(
+        breaker.state(now).1,
+        Some(now + 2 * SECOND),
+        "as after any other"
+    );
+    let mut closed = Breaker::new(config(), now);
+    closed.try_again(now);
+    assert_eq!(closed.state(now).0, BreakerState::Closed);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Admit,
@@ -133,6 +150,7 @@ enum Step {
     Failure(prop::sample::Index, Option<u64>),
     Ignore(prop::sample::Index),
     Fault,
+    TryAgain,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -144,6 +162,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (index(), prop::option::of(0..10_000u64)).prop_map(|(at, asked)| Step::Failure(at, asked)),
         1 => index().prop_map(Step::Ignore),
         1 => Just(Step::Fault),
+        1 => Just(Step::TryAgain),
     ]
 }
 
@@ -172,6 +191,7 @@ proptest! {
                     breaker.ignore(&held.swap_remove(at));
                 },
                 Step::Fault => breaker.fault(now, None),
+                Step::TryAgain => breaker.try_again(now),
             }
             if let State::HalfOpen { under_way, well } = breaker.state {
                 let probing = held.iter().filter(|ticket| ticket.epoch == breaker.epoch).count();

@@ -73,6 +73,11 @@ pub(in crate::pool) fn is_of_key(kind: ErrorKind) -> bool {
     Blame::of(kind) == Blame::Key
 }
 
+/// Whether it is the way to the provider that failed.
+pub(super) fn is_of_way(kind: ErrorKind) -> bool {
+    Blame::of(kind) == Blame::Way
+}
+
 /// The consent of both breakers.
 #[derive(Debug)]
 pub(super) struct Tickets {

@@ -6,6 +6,7 @@
 
 mod call;
 mod line;
+mod probe;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,6 +30,8 @@ use crate::provider::{BoxFuture, ChatStream, Provider};
 pub(super) use call::{Call, Refused, is_of_key};
 use line::Line;
 pub(super) use line::{Demand, Waiting};
+use probe::LastProbe;
+pub use probe::ProbeStatus;
 
 /// The most models that have a breaker of their own at once: clients may name any.
 const MODELS: usize = 256;
@@ -53,6 +56,7 @@ struct State {
     live: Live,
     gate: Gate,
     line: Line,
+    probe: Option<LastProbe>,
 }
 
 /// What a [`Member`] is like now, for `status`.
@@ -76,6 +80,8 @@ pub struct MemberStatus {
     pub waiting: (usize, usize),
     /// What is left of its limits, of those that it told of, too.
     pub limits: Vec<LimitStatus>,
+    /// What the last probe told, where there was one.
+    pub probe: Option<ProbeStatus>,
 }
 
 impl Member {
@@ -95,6 +101,7 @@ impl Member {
             live: Live::default(),
             gate: Gate::new(Limits::default(), accounts.len(), Instant::now()),
             line: Line::new(),
+            probe: None,
         };
         Self {
             name: name.into(),
@@ -151,6 +158,7 @@ impl Member {
             resting: (resting, left(first)),
             waiting: (state.line.len(), state.gate.limits().queue),
             limits: state.gate.status(now),
+            probe: state.probe.map(|probe| probe.status(now)),
         }
     }
 

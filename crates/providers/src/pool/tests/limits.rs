@@ -177,10 +177,11 @@ async fn nobody_waits_longer_than_configured_or_than_the_deadline_allows() {
         let failed = pool.chat(&route, request(), deadline).await.unwrap_err();
         assert_eq!(begun.elapsed().as_secs(), seconds);
         assert_eq!(failed.error.kind, ErrorKind::Shed, "{failed}");
-        let last = failed.trail.attempts().last().unwrap();
+        let attempts = failed.trail.attempts();
+        let last = attempts.last().unwrap();
         assert_eq!(last.outcome.to_string(), format!("skipped: {why}"));
         assert_eq!(last.took.as_secs(), 0);
-        assert_eq!(failed.trail.attempts()[0].took.as_secs(), seconds);
+        assert_eq!(attempts[0].took.as_secs(), seconds);
     }
     drop(held);
 }

@@ -1,5 +1,6 @@
-//! `stream` is a program of its own, `lapce-ai-bench-stream` beside this one: it has the daemon in it, and whatever is linked
-//! in here would count as memory of the server that `memory` and `connections` weigh.
+//! `stream` and `pool` are programs of their own, `lapce-ai-bench-stream` and `lapce-ai-bench-pool` beside this one: they have
+//! the daemon and its providers in them, and whatever is linked in here would count as memory of the server that `memory`
+//! and `connections` weigh.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -8,20 +9,33 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-const PROGRAM: &str = "lapce-ai-bench-stream";
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Program {
+    Stream,
+    Pool,
+}
 
-/// Measure the reading of providers' streams, and their whole path to a client
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "lapce-ai-bench-stream",
+            Self::Pool => "lapce-ai-bench-pool",
+        }
+    }
+}
+
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Arguments {
-    /// What `lapce-ai-bench-stream` takes; `--help` says it
+    /// What that program takes; `--help` says it
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<OsString>,
 }
 
 /// Hands over to it.
-pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
-    let program = std::env::current_exe()?.with_file_name(PROGRAM);
+pub(crate) fn run(program: Program, arguments: &Arguments) -> Result<bool> {
+    let program = std::env::current_exe()?.with_file_name(program.name());
     if !program.exists() {
         build(&program)?;
     }
@@ -41,6 +55,10 @@ fn build(program: &Path) -> Result<()> {
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
-    ensure!(command.status()?.success(), "{PROGRAM} was not built");
+    ensure!(
+        command.status()?.success(),
+        "{} was not built",
+        program.display()
+    );
     Ok(())
 }
