@@ -148,7 +148,6 @@ impl Session {
         state: ServerState,
         writer: Writer,
         options: &Options,
-        past: &Past,
     ) -> Self {
         let tx = Tx {
             state,
@@ -168,13 +167,22 @@ impl Session {
         Self {
             id,
             peer,
-            since: past.since,
-            requests: AtomicU64::new(past.requests),
+            since: Instant::now(),
+            requests: AtomicU64::new(0),
             live: AtomicU64::new(0),
             attention: AtomicBool::new(false),
             mailbox,
             token,
             tx: Mutex::new(tx),
+        }
+    }
+
+    /// The same of a connection that was served elsewhere before.
+    pub(crate) fn after(self, past: &Past) -> Self {
+        Self {
+            since: past.since,
+            requests: AtomicU64::new(past.requests),
+            ..self
         }
     }
 

@@ -397,7 +397,7 @@ impl Reactor {
         let options = &self.shared.options;
         let (index, token) = self.connections.next();
         let pid = connection.peer.credentials.pid;
-        let session = Arc::new(Session::new(
+        let session = Session::new(
             id,
             token,
             Arc::clone(&self.mailbox),
@@ -405,8 +405,8 @@ impl Reactor {
             ServerState::resume(options.limits, window, past.last_id),
             connection.writer,
             options,
-            &past,
-        ));
+        );
+        let session = Arc::new(session.after(&past));
         let reader = connection.reader;
         let data = epoll::EventData::new_u64(token);
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
