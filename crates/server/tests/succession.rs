@@ -45,6 +45,11 @@ impl Runs {
         self.count.load(Ordering::SeqCst)
     }
 
+    /// ACCEPTED is said a moment before the handler is called.
+    fn await_count(&self, count: u64) {
+        support::eventually("it runs", || self.count() == count);
+    }
+
     fn handlers(&self) -> impl FnOnce(&mut Server) + use<> {
         let Self { count, gate } = self.clone();
         move |server| {
@@ -126,6 +131,7 @@ fn what_runs_ends_at_the_first_and_is_not_run_at_the_second() {
         assert_eq!(old.answer(answered), b"1");
         let running = old.open(GATED, b"");
         assert_eq!(old.next_of(running).kind, Kind::Accepted);
+        runs.await_count(2);
         let second = first.followed(options(), runs.handlers());
         let said = goaway(&mut old);
         assert_eq!(
@@ -193,6 +199,7 @@ fn a_server_that_nobody_follows_goes_on() {
         let mut old = Client::again(&daemon, carrier, ME, 0);
         let running = old.open(GATED, b"");
         assert_eq!(old.next_of(running).kind, Kind::Accepted);
+        runs.await_count(1);
         for _ in 0..3 {
             let drain = Duration::from_secs(1 << 20);
             let (legacy, retiring) = daemon.handle.retire(drain, false, soon()).unwrap();
@@ -409,6 +416,7 @@ fn connections_with_work_and_those_over_sockets_are_sent_away() {
     let mut busy = Client::again(&first, Carrier::SHARED_MEMORY, 1, 0);
     let running = busy.open(GATED, b"");
     assert_eq!(busy.next_of(running).kind, Kind::Accepted);
+    runs.await_count(1);
     let mut sending = Client::again(&first, Carrier::SHARED_MEMORY, 2, 0);
     let upload = sending.begin(support::ASYNC_ECHO, 9000, &[]);
     assert_eq!(sending.await_credit(upload), 9000);
