@@ -121,6 +121,20 @@ impl ServerState {
         }
     }
 
+    /// A connection that another process has served so far, on which nothing runs; `last_id` is the highest that it took.
+    pub fn resume(limits: Limits, window: u32, last_id: u64) -> Self {
+        Self {
+            last_id,
+            ..Self::new(limits, window)
+        }
+    }
+
+    /// Whether nothing is known of the connection but its [`last_id`](Self::last_id): nothing runs or is to be said, and it
+    /// does not go away.
+    pub fn is_at_rest(&self) -> bool {
+        self.streams.is_empty() && !self.has_control() && self.goaway.is_none()
+    }
+
     /// Response bytes that a stream opened with `prefix` may send before the first CREDIT.
     #[inline]
     pub fn window(&self, prefix: &OpenPrefix) -> u32 {

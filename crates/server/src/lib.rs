@@ -36,4 +36,4 @@ pub use handler::{Body, Gone, OwnedRequest, Reply, Request, Responder};
 pub use options::Options;
 pub use repeats::{Remembered, RepeatOptions};
 pub use server::{Running, Server, ServerHandle, StartError};
-pub use succession::{Legacy, RetireError, Retiring};
+pub use succession::{AdoptError, Adopted, Legacy, Resting, RetireError, Retiring, SegmentTerms};

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapce_ai_transport::Connection;
 use rustix::event::{EventfdFlags, eventfd};
@@ -46,6 +46,28 @@ pub(crate) struct Newcomer {
     /// Response bytes per stream before the first CREDIT.
     pub(crate) window: u32,
     pub(crate) place: Place,
+    pub(crate) past: Past,
+}
+
+/// What there was of a connection before its reactor got it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Past {
+    pub(crate) since: Instant,
+    /// The highest id that was taken.
+    pub(crate) last_id: u64,
+    /// Requests taken.
+    pub(crate) requests: u64,
+}
+
+impl Past {
+    /// Of one that is new.
+    pub(crate) fn none() -> Self {
+        Self {
+            since: Instant::now(),
+            last_id: 0,
+            requests: 0,
+        }
+    }
 }
 
 impl Mailbox {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lapce_ai_proto::Limits;
 use lapce_ai_transport::{PoolOptions, ServerTerms, usable_cpus};
+use rustix::process::geteuid;
 
 use crate::{RepeatOptions, StartError};
 
@@ -46,6 +47,9 @@ pub struct Options {
     pub pool: PoolOptions,
     /// A CRC on every frame of every connection.
     pub require_crc: bool,
+    /// Whether the descriptors of segments are kept, one more for each connection. So connections at rest can be handed to
+    /// the [next server](crate::ServerHandle::retire), and their clients notice nothing.
+    pub keep_segments: bool,
     /// Whether segments are offered.
     pub shared_memory: bool,
     /// What is remembered of connections that were lost.
@@ -100,6 +104,11 @@ impl Options {
         Ok(())
     }
 
+    /// Whether a user's clients are served.
+    pub(crate) fn serves(&self, uid: u32) -> bool {
+        uid == 0 || uid == geteuid().as_raw() || self.allowed_uids.contains(&uid)
+    }
+
     /// What clients are offered.
     pub(crate) fn terms(&self, instance: u128) -> ServerTerms {
         ServerTerms {
@@ -110,6 +119,7 @@ impl Options {
             response_capacity: self.response_capacity,
             shared_memory: self.shared_memory,
             require_crc: self.require_crc,
+            keep_segments: self.keep_segments,
         }
     }
 }
@@ -146,6 +156,7 @@ impl Default for Options {
             reactors: Self::reactors_for(usable_cpus()),
             pool: PoolOptions::default(),
             require_crc: false,
+            keep_segments: false,
             shared_memory: true,
             repeats: RepeatOptions::default(),
             exit_when_idle: None,

@@ -178,6 +178,21 @@ impl Repeats {
         past.is_some_and(|past| connection < past.present)
     }
 
+    /// A client's connection that has taken so much is on its way from one reactor or daemon to another, where nobody sees
+    /// it: a request that comes again meanwhile must not be taken for one that never came.
+    pub(crate) fn on_its_way(&self, whose: Whose, through: u64) {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        // Whoever is not remembered is refused anyway.
+        if let Some(past) = inner.clients.get_mut(&whose) {
+            inner.ids -= past.ids();
+            past.through = past.through.max(through);
+            let through = past.through;
+            past.since.retain(|id| *id > through);
+            inner.ids += past.ids();
+        }
+    }
+
     /// A connection takes nothing more: so much was taken, and what may yet come of it is not known elsewhere.
     pub(crate) fn taken(&self, whose: Whose, through: u64, now: Instant) {
         let left = Left {
@@ -358,6 +373,19 @@ mod tests {
             }
         }
         assert!(runs(&repeats, whose(1), 8, now));
+    }
+
+    #[test]
+    fn what_a_connection_on_its_way_has_taken_is_not_run() {
+        let (repeats, now) = (Repeats::new(RepeatOptions::default()), Instant::now());
+        repeats.lost(whose(1), left(10, &[8]), now);
+        assert!(runs(&repeats, whose(1), 15, now));
+        repeats.on_its_way(whose(1), 20);
+        repeats.on_its_way(whose(2), 20);
+        assert_eq!(repeats.sizes(), (1, 1, 0));
+        assert!(!runs(&repeats, whose(1), 15, now) && !runs(&repeats, whose(1), 20, now));
+        assert!(runs(&repeats, whose(1), 21, now) && runs(&repeats, whose(1), 8, now));
+        assert!(!runs(&repeats, whose(2), 21, now));
     }
 
     #[test]

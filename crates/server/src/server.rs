@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 
 use crate::handler::{Handler, OwnedRequest, Reply, Request, Responder, Router};
 use crate::line::{Granted, Line, Waiter};
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Mailbox, Newcomer};
 use crate::occupancy::Occupancy;
 use crate::options::{Options, instance};
 use crate::reactor::{Door, Reactor};
@@ -178,6 +178,12 @@ impl Shared {
     fn released(&self) {
         self.line
             .advance(&self.pool, |granted| self.deliver(granted));
+    }
+
+    /// Gives a connection to the reactor where it has its place.
+    pub(crate) fn hand_out(&self, mut newcomer: Newcomer) {
+        let reactor = newcomer.place.settle();
+        self.mailboxes[reactor].post(|letters| letters.newcomers.push(newcomer));
     }
 
     fn deliver(&self, granted: Granted) {

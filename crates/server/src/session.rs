@@ -13,7 +13,7 @@ use lapce_ai_transport::{Buffer, PIECE, Peer, TransportError, Writer};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Mailbox, Past};
 use crate::options::Options;
 use crate::pace::Pace;
 use crate::repeats::{Left, Running, Whose};
@@ -175,6 +175,21 @@ impl Session {
             token,
             tx: Mutex::new(tx),
         }
+    }
+
+    /// The same of a connection that was served elsewhere before.
+    pub(crate) fn after(self, past: &Past) -> Self {
+        Self {
+            since: past.since,
+            requests: AtomicU64::new(past.requests),
+            ..self
+        }
+    }
+
+    /// What another session can be made of.
+    pub(crate) fn into_parts(self) -> (ServerState, Writer) {
+        let tx = self.tx.into_inner().unwrap_or_else(PoisonError::into_inner);
+        (tx.state, tx.writer)
     }
 
     /// A handler that panics does so outside of the copies, so what the lock guards stays whole.
@@ -742,6 +757,16 @@ impl Tx {
     /// Whether anything waits to be written or to be answered.
     pub(crate) fn is_quiet(&self) -> bool {
         self.state.live() == 0 && !self.state.has_control() && !self.writer.wants_writable()
+    }
+
+    /// Whether nothing runs, waits or is held: nothing is known here but ids.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        !self.closed
+            && self.state.is_at_rest()
+            && self.replies.is_empty()
+            && self.parked == 0
+            && self.blocked_since.is_none()
+            && self.fault.is_none()
     }
 
     /// Ends every stream for good, as the server stops or as it cuts the client: none is found when the client comes again.

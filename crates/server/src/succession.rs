@@ -5,14 +5,17 @@
 //! other cannot take over, and otherwise [leaves](Retiring::leave): then it finishes what runs, and never accepts again.
 //! The next server [inherits](crate::Server::inherit) that knowledge before it takes its first client.
 
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use lapce_ai_transport::Listener;
+use lapce_ai_proto::Limits;
+use lapce_ai_transport::{AtRest, ClientWords, Connection, LAYOUT_VERSION, Listener, ResumeError};
 
-use crate::repeats::Remembered;
+use crate::mailbox::{Newcomer, Past};
+use crate::repeats::{Remembered, Whose};
 use crate::server::{ServerHandle, Shared};
 
 /// What the next daemon has to know, so that it is the same life to its clients.
@@ -46,7 +49,9 @@ pub(crate) enum Order {
     /// Take nothing new; what runs has so long. The listener is sent there once that is so.
     Retire {
         drain: Duration,
-        report: mpsc::Sender<Arc<Listener>>,
+        /// Connections at rest are not sent away, but given to whoever asks.
+        keep: bool,
+        report: mpsc::Sender<Report>,
     },
     /// Nobody took over: go on.
     Resume,
@@ -56,19 +61,80 @@ pub(crate) enum Order {
     Open,
 }
 
+/// What a reactor has when it takes nothing new.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) listener: Arc<Listener>,
+    /// Connections that it does not serve any more.
+    pub(crate) resting: Vec<Newcomer>,
+}
+
+/// A connection at rest, as the next server needs to know it. Its socket and its segment's descriptor go with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resting {
+    /// Its number.
+    pub id: u64,
+    /// Response bytes per stream before the first CREDIT.
+    pub window: u32,
+    /// The highest id that was taken.
+    pub last_id: u64,
+    /// Requests taken.
+    pub requests: u64,
+    /// How long it has been there.
+    pub age: Duration,
+    /// What its client said of itself.
+    pub said: ClientWords,
+    /// Where its rings stand.
+    pub at_rest: AtRest,
+}
+
+/// What connections of a server have been told. Another one can go on with them if it says the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentTerms {
+    /// The version of the segments' layout.
+    pub layout: u32,
+    /// What a connection may do.
+    pub limits: Limits,
+    /// Bytes of each request ring.
+    pub request_capacity: u32,
+    /// Bytes of each response ring.
+    pub response_capacity: u32,
+}
+
+/// A connection that cannot be gone on with.
+#[derive(Debug, thiserror::Error)]
+#[error("connection {id}: {source}")]
+pub struct AdoptError {
+    /// Its number.
+    pub id: u64,
+    /// Why.
+    pub source: ResumeError,
+}
+
+/// Connections of another server, which this one is about to serve. Dropping it closes them here, and nothing else.
+#[derive(Debug)]
+pub struct Adopted {
+    shared: Arc<Shared>,
+    newcomers: Vec<Newcomer>,
+}
+
 /// A server that takes nothing new, and is about to be followed by another one. Dropping it lets the server go on.
 #[derive(Debug)]
 pub struct Retiring {
     shared: Arc<Shared>,
     /// Kept, so that no reactor that ends meanwhile removes its names.
     listener: Option<Arc<Listener>>,
+    /// Connections that nobody serves for the moment.
+    resting: Vec<Newcomer>,
     /// Another server follows.
     followed: bool,
 }
 
 impl ServerHandle {
     /// Has the server take nothing new until it is decided whether another one follows: newcomers wait in the listener's
-    /// backlog, clients hear GOAWAY, and what runs has `drain`. Blocks for as long as the reactors take to do so, until
+    /// backlog, clients hear GOAWAY, and what runs has `drain`. With `keep`, clients on whose connections nothing runs hear
+    /// nothing: those [can be given](Retiring::resting) to the other one, if their segments were
+    /// [kept](crate::Options::keep_segments). Blocks for as long as the reactors take to do so, until
     /// `deadline` at most.
     ///
     /// # Errors
@@ -76,6 +142,7 @@ impl ServerHandle {
     pub fn retire(
         &self,
         drain: Duration,
+        keep: bool,
         deadline: Instant,
     ) -> Result<(Legacy, Retiring), RetireError> {
         let shared = &self.shared;
@@ -85,21 +152,29 @@ impl ServerHandle {
         let mut retiring = Retiring {
             shared: Arc::clone(shared),
             listener: None,
+            resting: Vec::new(),
             followed: false,
         };
         let (report, reports) = mpsc::channel();
         for mailbox in &shared.mailboxes {
             let report = report.clone();
-            mailbox.post(|letters| letters.orders.push(Order::Retire { drain, report }));
+            mailbox.post(|letters| {
+                letters.orders.push(Order::Retire {
+                    drain,
+                    keep,
+                    report,
+                });
+            });
         }
         drop(report);
         for _ in &shared.mailboxes {
             let left = deadline.saturating_duration_since(Instant::now());
-            let listener = reports.recv_timeout(left).map_err(|error| match error {
+            let report = reports.recv_timeout(left).map_err(|error| match error {
                 RecvTimeoutError::Timeout => RetireError::TooSlow,
                 RecvTimeoutError::Disconnected => RetireError::Stopping,
             })?;
-            retiring.listener = Some(listener);
+            retiring.listener = Some(report.listener);
+            retiring.resting.extend(report.resting);
         }
         if retiring.is_stopping() {
             return Err(RetireError::Stopping);
@@ -112,6 +187,73 @@ impl ServerHandle {
         Ok((legacy, retiring))
     }
 
+    /// What connections here have been told.
+    pub fn segment_terms(&self) -> SegmentTerms {
+        let options = &self.shared.options;
+        SegmentTerms {
+            layout: LAYOUT_VERSION,
+            limits: options.limits,
+            request_capacity: options.request_capacity,
+            response_capacity: options.response_capacity,
+        }
+    }
+
+    /// Takes over connections of another server of the same [terms](Self::segment_terms), which serves them no more; each with its socket and its segment. They are
+    /// checked here, and touched only by [`Adopted::serve`]. Those of users who may not use this server are left out.
+    ///
+    /// # Errors
+    /// The first one that cannot be gone on with; none is taken then.
+    pub fn adopt(
+        &self,
+        resting: impl IntoIterator<Item = (Resting, [OwnedFd; 2])>,
+    ) -> Result<Adopted, AdoptError> {
+        let shared = &self.shared;
+        let terms = shared.options.terms(shared.instance());
+        let mut adopted = Adopted {
+            shared: Arc::clone(shared),
+            newcomers: Vec::new(),
+        };
+        for (resting, [socket, segment]) in resting {
+            let Resting {
+                id,
+                window,
+                last_id,
+                requests,
+                age,
+                said,
+                at_rest,
+            } = resting;
+            let connection = Connection::resume(socket, segment, &terms, &at_rest, said)
+                .map_err(|source| AdoptError { id, source })?;
+            if !shared.options.serves(connection.peer.credentials.uid) {
+                continue;
+            }
+            let whose = Whose {
+                uid: connection.peer.credentials.uid,
+                instance: connection.peer.instance,
+            };
+            shared.repeats.on_its_way(whose, last_id);
+            // However many there may be: they are there.
+            let Ok(mut place) = shared.occupancy.enter(usize::MAX) else {
+                continue;
+            };
+            place.settle();
+            let now = Instant::now();
+            adopted.newcomers.push(Newcomer {
+                id,
+                connection,
+                window: window.clamp(1, i32::MAX as u32),
+                place,
+                past: Past {
+                    since: now.checked_sub(age).unwrap_or(now),
+                    last_id,
+                    requests,
+                },
+            });
+        }
+        Ok(adopted)
+    }
+
     /// Lets a server that was started [behind a closed door](crate::Server::start_closed) accept clients.
     pub fn open(&self) {
         for mailbox in &self.shared.mailboxes {
@@ -120,7 +262,53 @@ impl ServerHandle {
     }
 }
 
+impl Adopted {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.newcomers.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.newcomers.is_empty()
+    }
+
+    /// Serves them from now on.
+    pub fn serve(self) {
+        for newcomer in self.newcomers {
+            self.shared.hand_out(newcomer);
+        }
+    }
+}
+
 impl Retiring {
+    /// The connections at rest, each with its socket and its segment. While this is there nobody serves them.
+    pub fn resting(&self) -> impl Iterator<Item = (Resting, [BorrowedFd<'_>; 2])> {
+        self.resting.iter().filter_map(|newcomer| {
+            let Newcomer {
+                id,
+                connection,
+                window,
+                past,
+                ..
+            } = newcomer;
+            let resting = Resting {
+                id: *id,
+                window: *window,
+                last_id: past.last_id,
+                requests: past.requests,
+                age: past.since.elapsed(),
+                said: ClientWords {
+                    name: connection.peer.name.clone(),
+                    instance: connection.peer.instance,
+                    earlier: connection.peer.earlier,
+                },
+                at_rest: connection.at_rest()?,
+            };
+            Some((resting, connection.descriptors()?))
+        })
+    }
+
     /// Where newcomers wait.
     pub fn listener(&self) -> Option<&Listener> {
         self.listener.as_deref()
@@ -149,6 +337,9 @@ impl Drop for Retiring {
         }
         for mailbox in &self.shared.mailboxes {
             mailbox.post(|letters| letters.orders.push(Order::Resume));
+        }
+        for newcomer in self.resting.drain(..) {
+            self.shared.hand_out(newcomer);
         }
         // Told to stop meanwhile, all reactors may be gone.
         if let Some(listener) = self.listener.take().and_then(Arc::into_inner)

@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use lapce_ai_client::{BlockingClient, RequestOptions};
 use lapce_ai_proto::{ErrorCode, FIN, GoAway, Kind, MessageType, OpenPrefix};
-use lapce_ai_server::{Options, RepeatOptions, Responder, RetireError, Server};
+use lapce_ai_server::{Options, RepeatOptions, Responder, Resting, RetireError, Server};
 use support::{Carrier, Client, Daemon, PATIENCE, options, prefix};
 use tokio::sync::Semaphore;
 
@@ -42,6 +43,11 @@ impl Runs {
 
     fn count(&self) -> u64 {
         self.count.load(Ordering::SeqCst)
+    }
+
+    /// ACCEPTED is said a moment before the handler is called.
+    fn await_count(&self, count: u64) {
+        support::eventually("it runs", || self.count() == count);
     }
 
     fn handlers(&self) -> impl FnOnce(&mut Server) + use<> {
@@ -125,6 +131,7 @@ fn what_runs_ends_at_the_first_and_is_not_run_at_the_second() {
         assert_eq!(old.answer(answered), b"1");
         let running = old.open(GATED, b"");
         assert_eq!(old.next_of(running).kind, Kind::Accepted);
+        runs.await_count(2);
         let second = first.followed(options(), runs.handlers());
         let said = goaway(&mut old);
         assert_eq!(
@@ -192,11 +199,12 @@ fn a_server_that_nobody_follows_goes_on() {
         let mut old = Client::again(&daemon, carrier, ME, 0);
         let running = old.open(GATED, b"");
         assert_eq!(old.next_of(running).kind, Kind::Accepted);
+        runs.await_count(1);
         for _ in 0..3 {
             let drain = Duration::from_secs(1 << 20);
-            let (legacy, retiring) = daemon.handle.retire(drain, soon()).unwrap();
+            let (legacy, retiring) = daemon.handle.retire(drain, false, soon()).unwrap();
             assert_eq!(legacy.instance, old.welcome.instance);
-            let busy = daemon.handle.retire(drain, soon()).unwrap_err();
+            let busy = daemon.handle.retire(drain, false, soon()).unwrap_err();
             assert_eq!(busy, RetireError::Busy);
             let mut waits = UnixStream::connect(&daemon.path).unwrap();
             waits
@@ -228,7 +236,7 @@ fn a_server_that_is_stopped_while_it_retires_leaves_nothing_behind() {
     let daemon = Daemon::start(options());
     let (_, retiring) = daemon
         .handle
-        .retire(Duration::from_secs(1 << 20), soon())
+        .retire(Duration::from_secs(1 << 20), false, soon())
         .unwrap();
     assert!(!retiring.is_stopping());
     daemon.handle.shutdown(Duration::ZERO);
@@ -236,7 +244,10 @@ fn a_server_that_is_stopped_while_it_retires_leaves_nothing_behind() {
     drop(retiring);
     daemon.await_stop();
     assert!(!daemon.path.exists());
-    let late = daemon.handle.retire(Duration::ZERO, soon()).unwrap_err();
+    let late = daemon
+        .handle
+        .retire(Duration::ZERO, false, soon())
+        .unwrap_err();
     assert_eq!(late, RetireError::Stopping);
 }
 
@@ -277,6 +288,7 @@ fn noting(bodies: &Bodies) -> impl FnOnce(&mut Server) + use<> {
 fn calls_and_streams_through_many_daemons_are_run_once_and_none_fails() {
     let bodies = Bodies::default();
     let several = || Options {
+        keep_segments: true,
         reactors: 2,
         // Nobody's request is in doubt, so nothing need be remembered.
         repeats: RepeatOptions {
@@ -289,10 +301,12 @@ fn calls_and_streams_through_many_daemons_are_run_once_and_none_fails() {
     let path = daemon.path.clone();
     let (stop, asked) = (AtomicBool::new(false), AtomicU64::new(0));
     let connect = |number: u64| {
-        let options = lapce_ai_client::Options {
+        let mut options = lapce_ai_client::Options {
             shared_memory: number.is_multiple_of(2),
             ..lapce_ai_client::Options::new(&path)
         };
+        // On a busy machine one request may be sent back by more daemons in a row than a person ever starts.
+        options.reconnect.max_resends = 1000;
         BlockingClient::connect(options).unwrap()
     };
     let ask = |client: &BlockingClient, number: u64| {
@@ -331,7 +345,7 @@ fn calls_and_streams_through_many_daemons_are_run_once_and_none_fails() {
             if round % 4 == 3 {
                 let drain = Duration::from_secs(1 << 20);
                 // Nobody follows.
-                drop(daemon.handle.retire(drain, soon()).unwrap());
+                drop(daemon.handle.retire(drain, false, soon()).unwrap());
             } else {
                 let next = daemon.followed(several(), noting(&bodies));
                 daemon.await_stop();
@@ -343,6 +357,178 @@ fn calls_and_streams_through_many_daemons_are_run_once_and_none_fails() {
         assert_eq!(idle.counters().new_daemons, 0);
     });
     assert_eq!(daemon.handle.counters().faults, 0);
+}
+
+fn keeping() -> Options {
+    Options {
+        keep_segments: true,
+        ..options()
+    }
+}
+
+#[test]
+fn clients_of_connections_at_rest_notice_nothing() {
+    for crc in [false, true] {
+        let carrier = Carrier {
+            shared_memory: true,
+            crc,
+        };
+        let runs = Runs::new();
+        let mut daemon = Daemon::with(keeping(), runs.handlers());
+        let mut client = Client::again(&daemon, carrier, ME, 0);
+        let (mut ids, mut answers) = (0, 0);
+        // Through all of its ring, and more than once around it.
+        for round in 0..40_usize {
+            let body = support::pattern(round as u64, 37 * round % 3000);
+            let id = client.open(support::ECHO, &body);
+            assert_eq!(client.answer(id), body);
+            if round % 3 == 0 {
+                // Asked while nobody serves it, and before.
+                let early = client.open(COUNT, b"");
+                answers += 1;
+                let next = daemon.followed(keeping(), runs.handlers());
+                daemon.await_stop();
+                daemon = next;
+                assert_eq!(client.answer(early), answers.to_string().as_bytes());
+            }
+            ids = id;
+        }
+        // The last one may not have been asked anything yet.
+        support::eventually("it has come", || daemon.handle.connections().len() == 1);
+        let connections = daemon.handle.connections();
+        assert_eq!((connections[0].id, connections[0].earlier), (1, 0));
+        assert_eq!(connections[0].requests, 40 + answers);
+        assert_eq!(
+            daemon.handle.counters().connections,
+            0,
+            "none was made here"
+        );
+        // It is known here what was taken over there.
+        drop(client);
+        let mut client = Client::again(&daemon, carrier, ME, ids + 10);
+        assert_unknown(&mut client, ids);
+        let run = client.open_with(COUNT, &again(ids + 10), b"");
+        assert_eq!(client.answer(run), (answers + 1).to_string().as_bytes());
+    }
+}
+
+#[test]
+fn connections_with_work_and_those_over_sockets_are_sent_away() {
+    let runs = Runs::new();
+    let first = Daemon::with(keeping(), runs.handlers());
+    let mut busy = Client::again(&first, Carrier::SHARED_MEMORY, 1, 0);
+    let running = busy.open(GATED, b"");
+    assert_eq!(busy.next_of(running).kind, Kind::Accepted);
+    runs.await_count(1);
+    let mut sending = Client::again(&first, Carrier::SHARED_MEMORY, 2, 0);
+    let upload = sending.begin(support::ASYNC_ECHO, 9000, &[]);
+    assert_eq!(sending.await_credit(upload), 9000);
+    let mut over_socket = Client::again(&first, Carrier::SOCKET, 3, 0);
+    let mut at_rest = Client::again(&first, Carrier::SHARED_MEMORY, 4, 0);
+    let second = first.followed(keeping(), runs.handlers());
+    assert_eq!(goaway(&mut busy).last_id, running);
+    assert_eq!(goaway(&mut sending).last_id, upload);
+    assert_eq!(goaway(&mut over_socket).last_id, 0);
+    let id = at_rest.open(COUNT, b"");
+    assert_eq!(at_rest.answer(id), b"2");
+    assert_eq!(second.handle.connections().len(), 1);
+    runs.gate.add_permits(1);
+    assert_eq!(busy.answer(running), b"1");
+    let body = support::pattern(1, 9000);
+    sending.send_rest(upload, &body, 0);
+    assert_eq!(sending.answer(upload), body);
+    first.await_stop();
+    // One that hangs up is seen to by the second.
+    drop(at_rest);
+    second.await_quiet(0);
+}
+
+#[test]
+fn connections_at_rest_come_back_if_nobody_follows() {
+    let runs = Runs::new();
+    let daemon = Daemon::with(keeping(), runs.handlers());
+    let mut client = Client::again(&daemon, Carrier::SHARED_MEMORY, ME, 0);
+    for number in 1..6_u64 {
+        let (_, retiring) = daemon
+            .handle
+            .retire(Duration::from_secs(1 << 20), true, soon())
+            .unwrap();
+        assert_eq!(retiring.resting().count(), 1);
+        let id = client.open(COUNT, b"");
+        thread::sleep(Duration::from_millis(5));
+        assert_eq!(runs.count(), number - 1, "nobody reads");
+        drop(retiring);
+        assert_eq!(client.answer(id), number.to_string().as_bytes());
+    }
+    assert_eq!(daemon.handle.connections()[0].requests, 5);
+    assert_eq!(daemon.handle.counters().connections, 1);
+    // Stopped meanwhile, they are told.
+    let (_, retiring) = daemon
+        .handle
+        .retire(Duration::from_secs(1 << 20), true, soon())
+        .unwrap();
+    daemon.handle.shutdown(Duration::ZERO);
+    drop(retiring);
+    daemon.await_stop();
+    while client.next().is_some() {}
+}
+
+#[test]
+fn what_cannot_be_gone_on_with_is_refused_and_stays_where_it_is() {
+    let runs = Runs::new();
+    let first = Daemon::with(keeping(), runs.handlers());
+    let other = Daemon::with(keeping(), runs.handlers());
+    let mut client = Client::again(&first, Carrier::SHARED_MEMORY, ME, 0);
+    let id = client.open(COUNT, b"");
+    assert_eq!(client.answer(id), b"1");
+    let (_, retiring) = first
+        .handle
+        .retire(Duration::from_secs(1 << 20), true, soon())
+        .unwrap();
+    let copy = || {
+        let (resting, parts) = retiring.resting().next().unwrap();
+        (
+            resting,
+            parts.map(|part| part.try_clone_to_owned().unwrap()),
+        )
+    };
+    let refused = |change: &dyn Fn(&mut Resting, &mut [OwnedFd; 2])| {
+        let (mut resting, mut parts) = copy();
+        change(&mut resting, &mut parts);
+        other
+            .handle
+            .adopt([(resting, parts)])
+            .unwrap_err()
+            .to_string()
+    };
+    let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    let socket = || OwnedFd::from(UnixStream::pair().unwrap().0);
+    refused(&|_, parts| parts[0] = null());
+    refused(&|_, parts| parts[1] = null());
+    refused(&|_, parts| parts[1] = socket());
+    refused(&|_, parts| parts.swap(0, 1));
+    refused(&|resting, _| resting.at_rest.consumed = u64::MAX);
+    let produced: [fn(&mut Resting); 6] = [
+        |resting| resting.at_rest.produced.tail = u64::MAX,
+        |resting| resting.at_rest.produced.seen_head = u64::MAX,
+        |resting| resting.at_rest.produced.restart = 1,
+        |resting| resting.at_rest.produced.tail += 1 << 20,
+        |resting| resting.at_rest.produced.touched = 0,
+        |resting| resting.at_rest.produced.touched = 1 << 40,
+    ];
+    for change in produced {
+        refused(&|resting, _| change(resting));
+    }
+    // Positions that are possible and wrong end that connection, and no other.
+    let (mut resting, parts) = copy();
+    resting.at_rest.consumed += 1 << 30;
+    let adopted = other.handle.adopt([(resting, parts)]).unwrap();
+    assert_eq!((adopted.len(), adopted.is_empty()), (1, false));
+    drop(adopted);
+    drop(retiring);
+    let id = client.open(COUNT, b"");
+    assert_eq!(client.answer(id), b"2", "nothing has happened to it");
+    assert!(other.handle.connections().is_empty());
 }
 
 #[test]

@@ -56,8 +56,8 @@ pub use mapping::{Mapping, ShmError};
 #[cfg(not(ring_loom))]
 pub use ring::MappedRing;
 pub use ring::{
-    Consumer, ConsumerLine, DataLine, HeapStorage, Producer, ProducerLine, RingControl, RingFault,
-    SpaceLine, Storage, publish_and_release,
+    Consumer, ConsumerLine, DataLine, HeapStorage, PositionError, Producer, ProducerLine,
+    ProducerPosition, RingControl, RingFault, SpaceLine, Storage, publish_and_release,
 };
 #[cfg(not(ring_loom))]
 pub use segment::Segment;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use crate::layout;
 use crate::mapping::{Mapping, ShmError};
-use crate::ring::{Consumer, MappedRing, Producer};
+use crate::ring::{Consumer, MappedRing, PositionError, Producer, ProducerPosition};
 
 /// A mapped segment whose header is complete and checked.
 #[derive(Debug)]
@@ -18,7 +18,8 @@ pub struct Segment {
 
 impl Segment {
     /// Makes a segment, on the server, and returns it with the descriptor to pass to the client.
-    /// Close the descriptor once it is passed: the mapping does not need it.
+    /// Close the descriptor once it is passed, unless another process is to take the segment over: the mapping does not
+    /// need it.
     ///
     /// # Errors
     /// [`ShmError::InvalidCapacity`], or the system's refusal.
@@ -80,6 +81,21 @@ impl Segment {
             Consumer::new(self.request_ring()),
             Producer::new(self.response_ring()),
         )
+    }
+
+    /// The server's ends of a segment that another process has served so far, up to these positions.
+    ///
+    /// # Errors
+    /// Positions that the rings cannot have.
+    pub fn resume_server_ends(
+        self,
+        consumed: u64,
+        produced: &ProducerPosition,
+    ) -> Result<(Consumer<MappedRing>, Producer<MappedRing>), PositionError> {
+        Ok((
+            Consumer::resume(self.request_ring(), consumed)?,
+            Producer::resume(self.response_ring(), produced)?,
+        ))
     }
 
     /// The client's ends: it writes requests and reads responses.

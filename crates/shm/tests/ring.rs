@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::mem::discriminant;
 use std::sync::atomic::Ordering::Relaxed;
 
-use lapce_ai_shm::{Consumer, HeapStorage, Producer, RingFault, Storage};
+use lapce_ai_shm::{Consumer, HeapStorage, Producer, ProducerPosition, RingFault, Storage};
 use proptest::prelude::*;
 
 /// Bytes of a script without a scribble: whatever operation would be one becomes a publish.
@@ -37,6 +37,132 @@ proptest! {
         script::run(HeapStorage::<4>::new(16), &script);
         script::run(HeapStorage::<8>::new(128), &script);
     }
+}
+
+/// What happens to a ring whose ends change hands.
+#[derive(Debug, Clone)]
+enum Step {
+    Push(usize),
+    Take(usize),
+    Trim,
+    NextProducer,
+    NextConsumer,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (1..20_usize).prop_map(Step::Push),
+        4 => (1..40_usize).prop_map(Step::Take),
+        1 => Just(Step::Trim),
+        2 => Just(Step::NextProducer),
+        2 => Just(Step::NextConsumer),
+    ];
+    prop::collection::vec(step, 0..120)
+}
+
+/// Positions near those that a ring may have, and any others.
+fn positions() -> impl Strategy<Value = ProducerPosition> {
+    let word = || prop_oneof![0..200_u64, (0..8_u64).prop_map(|at| at * 32), any::<u64>()];
+    (word(), word(), word(), word()).prop_map(|(tail, seen_head, restart, touched)| {
+        ProducerPosition {
+            tail,
+            seen_head,
+            restart,
+            touched,
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn another_goes_on_where_one_has_stopped(steps in steps()) {
+        let (mut producer, mut consumer, storage) = ends();
+        let (mut sent, mut taken) = (0_u64, 0_u64);
+        for step in steps {
+            match step {
+                Step::Push(len) => {
+                    let bytes: Vec<u8> = (sent..).take(len).map(|at| at as u8).collect();
+                    if producer.push(&[&bytes]).unwrap() {
+                        sent += len as u64;
+                        let _ = producer.publish();
+                    }
+                }
+                Step::Take(most) => {
+                    let readable = consumer.readable().unwrap();
+                    prop_assert_eq!(readable as u64, sent - taken);
+                    let mut bytes = vec![0; most.min(readable)];
+                    consumer.peek(0, &mut bytes);
+                    consumer.consume(bytes.len());
+                    for byte in bytes {
+                        prop_assert_eq!(byte, taken as u8);
+                        taken += 1;
+                    }
+                    let _ = consumer.release();
+                }
+                Step::Trim => drop(producer.trim().unwrap()),
+                Step::NextProducer => {
+                    let position = producer.position().unwrap();
+                    producer = Producer::resume(storage.clone(), &position).unwrap();
+                    prop_assert_eq!(producer.position(), Some(position));
+                }
+                Step::NextConsumer => {
+                    let position = consumer.position().unwrap();
+                    consumer = Consumer::resume(storage.clone(), position).unwrap();
+                }
+            }
+        }
+        prop_assert_eq!(consumer.readable().unwrap() as u64, sent - taken);
+    }
+
+    #[test]
+    fn a_wrong_position_is_an_error_or_a_fault(
+        position in positions(),
+        consumed in prop_oneof![0..200_u64, any::<u64>()],
+        words in (0..200_u64, 0..200_u64, 0..200_u64),
+    ) {
+        let (_, _, storage) = ends();
+        let control = storage.control();
+        control.producer.tail.store(words.0, Relaxed);
+        control.producer.restart.store(words.1, Relaxed);
+        control.consumer.head.store(words.2, Relaxed);
+        if let Ok(mut producer) = Producer::resume(storage.clone(), &position) {
+            for len in [1, 7, 32, 3] {
+                if producer.push(&[&[0; 32][..len]]).is_err() {
+                    break;
+                }
+                let _ = producer.publish();
+            }
+            let _ = producer.trim();
+            let _ = producer.wait_for_space(32);
+        }
+        if let Ok(mut consumer) = Consumer::resume(storage, consumed)
+            && let Ok(readable) = consumer.readable()
+        {
+            prop_assert!(readable <= 32);
+            let mut bytes = vec![0; readable];
+            prop_assert_eq!(consumer.peek(0, &mut bytes), readable);
+            consumer.consume(readable);
+            let _ = consumer.release();
+        }
+    }
+}
+
+#[test]
+fn what_is_under_way_is_no_position() {
+    let (mut producer, mut consumer, _) = ends();
+    assert!(producer.push(&[b"abc"]).unwrap());
+    assert_eq!(producer.position(), None);
+    let _ = producer.publish();
+    assert_eq!(producer.position().unwrap().tail, 3);
+    assert_eq!(consumer.readable().unwrap(), 3);
+    // What is there and not consumed is left to the next one.
+    assert_eq!(consumer.position(), Some(0));
+    consumer.consume(2);
+    assert_eq!(consumer.position(), None);
+    let _ = consumer.release();
+    assert_eq!(consumer.position(), Some(2));
 }
 
 /// The scripts really reach what they are for.

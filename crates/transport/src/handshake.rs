@@ -29,6 +29,8 @@ pub struct ServerTerms {
     pub shared_memory: bool,
     /// Whether a CRC is used even where the client does not ask for it.
     pub require_crc: bool,
+    /// Whether the descriptors of segments are kept, one more for each connection, so that another process can go on.
+    pub keep_segments: bool,
 }
 
 /// A client that has connected and not finished its handshake.
@@ -172,8 +174,13 @@ impl Handshake {
             shared_memory: features.shared_memory,
         };
         Ok(match segment {
-            Some((segment, _)) => {
-                Connection::over_rings(self.socket, segment.into_server_ends(), codec, peer)
+            Some((segment, descriptor)) => {
+                let ends = segment.into_server_ends();
+                let connection = Connection::over_rings(self.socket, ends, codec, peer);
+                Connection {
+                    segment: Some(descriptor).filter(|_| terms.keep_segments),
+                    ..connection
+                }
             }
             None => Connection::over_socket(self.socket, self.received, codec, peer),
         })

@@ -23,7 +23,10 @@ mod service_manager;
 mod succession;
 
 pub use connect::{Attempt, ConnectError, ConnectOptions, Connecting, connect};
-pub use connection::{Batch, CONTROL_ROOM, Connection, PIECE, Peer, Reader, Rest, Writer, flush};
+pub use connection::{
+    AtRest, Batch, CONTROL_ROOM, ClientWords, Connection, PIECE, Peer, Reader, Rest, ResumeError,
+    Writer, flush,
+};
 pub use error::TransportError;
 pub use handshake::{Handshake, Progress, ServerTerms};
 pub use listener::{BindError, Listener};
@@ -32,4 +35,7 @@ pub use runtime_dir::{RuntimeDir, RuntimeDirError};
 pub use service_manager::{ServiceManager, kept_descriptors};
 pub use succession::{Channel, ChannelError};
 
-pub use lapce_ai_shm::{PeerCredentials, Spin, append, trim_heap, usable_cpus};
+pub use lapce_ai_shm::layout::LAYOUT_VERSION;
+pub use lapce_ai_shm::{
+    MAX_FDS, PeerCredentials, ProducerPosition, Spin, append, trim_heap, usable_cpus,
+};

@@ -797,6 +797,7 @@ fn nobody_listens(carrier: Carrier) {
 fn required_crc(carrier: Carrier) {
     let terms = lapce_ai_transport::ServerTerms {
         require_crc: true,
+        keep_segments: false,
         ..terms()
     };
     let mut pair = Pair::with(carrier, &terms);

@@ -127,6 +127,7 @@ impl Daemon {
             response_capacity: self.ring,
             shared_memory: true,
             require_crc: false,
+            keep_segments: false,
         };
         let log = Arc::clone(&self.log);
         log.stop.store(false, Ordering::SeqCst);

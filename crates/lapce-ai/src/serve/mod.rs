@@ -87,9 +87,11 @@ fn start(
             }),
         },
     };
-    if let Err(why) = make_room_for_descriptors(config.ipc.max_connections) {
+    let keep_segments = make_room_for_descriptors(config.ipc.max_connections);
+    let keep_segments = keep_segments.unwrap_or_else(|why| {
         tracing::warn!("{why}");
-    }
+        false
+    });
     let workers = usable_cpus().clamp(1, MOST_WORKERS);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
@@ -97,7 +99,7 @@ fn start(
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?;
-    let ended = serve(&runtime, origin, service, config, args);
+    let ended = serve(&runtime, origin, service, keep_segments, config, args);
     runtime.shutdown_timeout(RUNTIME_GRACE);
     ended
 }
@@ -106,6 +108,7 @@ fn serve(
     runtime: &Runtime,
     origin: Origin<'_>,
     service: Option<Arc<Service>>,
+    keep_segments: bool,
     config: Config,
     args: &ServeArgs,
 ) -> Result<(), Failure> {
@@ -134,7 +137,10 @@ fn serve(
     let drain = config.ipc.drain_timeout;
     let restart_timeout = config.ipc.restart_timeout;
     let socket = config.ipc.socket_path.clone();
-    let options = options(&config, args);
+    let options = Options {
+        keep_segments,
+        ..options(&config, args)
+    };
     let mut server = Server::new(options);
     let handle = server.handle_ref();
     let app = Arc::new(App::new(
@@ -187,13 +193,17 @@ fn open(
             server.start(listener, runtime.handle()).map_err(failed)
         }
         Origin::TakenOver(directory, predecessor) => {
-            let estate = predecessor.ready()?;
-            let listener = Listener::adopt(&directory, estate.socket, estate.lock)?;
-            server.inherit(estate.legacy);
+            let given = predecessor.ready(server.handle_ref().segment_terms())?;
+            let listener = Listener::adopt(&directory, given.socket, given.lock)?;
+            server.inherit(given.legacy);
             let running = server
                 .start_closed(listener, runtime.handle())
                 .map_err(failed)?;
+            let adopted = running.handle().adopt(given.resting);
+            let adopted = adopted.map_err(|error| Failure::Failed(error.to_string()))?;
             predecessor.taken()?;
+            tracing::info!(connections = adopted.len(), "taken over");
+            adopted.serve();
             running.handle().open();
             Ok(running)
         }
@@ -278,24 +288,27 @@ impl Signals {
 }
 
 /// The usual soft limit of 1,024 descriptors is too few for the connections allowed; most systems have a higher hard one.
-fn make_room_for_descriptors(max_connections: u32) -> Result<(), String> {
+/// True: there is room for two of each connection.
+fn make_room_for_descriptors(max_connections: u32) -> Result<bool, String> {
     let wanted = u64::from(max_connections) + OTHER_DESCRIPTORS;
+    let two_each = wanted + u64::from(max_connections);
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let (Some(soft), hard) = (current, maximum.unwrap_or(u64::MAX)) else {
-        return Ok(());
+        return Ok(true);
     };
-    if soft >= wanted {
-        return Ok(());
+    if soft >= two_each {
+        return Ok(true);
     }
     let raised = Rlimit {
-        current: Some(wanted.min(hard)),
+        current: Some(two_each.min(hard).max(soft)),
         maximum,
     };
-    let outcome = setrlimit(Resource::Nofile, raised);
-    if outcome.is_ok() && wanted <= hard {
-        return Ok(());
+    // If that is refused, the limit is as it was.
+    let _ = setrlimit(Resource::Nofile, raised);
+    let now = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if now >= wanted {
+        return Ok(now >= two_each);
     }
-    let now = getrlimit(Resource::Nofile).current.unwrap_or(soft);
     Err(format!(
         "ipc.max_connections = {max_connections} needs {wanted} file descriptors, and {now} are allowed: raise the limit (ulimit -n, LimitNOFILE)"
     ))

@@ -109,7 +109,7 @@ impl Service {
         if !self.0.keeps() {
             return false;
         }
-        let retired = server.retire(drain, Instant::now() + PATIENCE);
+        let retired = server.retire(drain, false, Instant::now() + PATIENCE);
         let (legacy, retiring) = match retired {
             Ok(retired) => retired,
             Err(error) => {

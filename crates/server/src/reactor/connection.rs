@@ -1,6 +1,7 @@
 //! One connection, as the reactor sees it: what its frames make happen.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +15,7 @@ use tokio::runtime::Handle;
 use super::{Tools, fault_body, is_over};
 use crate::handler::{Body, Handler, OwnedRequest, Reply, Request, Responder, take_fault};
 use crate::line::{Granted, Waiter};
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Mailbox, Newcomer, Past};
 use crate::occupancy::Place;
 use crate::pace::Pace;
 use crate::repeats::Verdict;
@@ -26,6 +27,8 @@ pub(super) struct Connection {
     pub(super) session: Arc<Session>,
     /// Its place among all connections; `None` once it is given up.
     pub(super) place: Option<Place>,
+    /// The segment's descriptor, if it is kept.
+    segment: Option<OwnedFd>,
     /// Requests that are arriving in pieces.
     uploads: HashMap<u64, Upload>,
     /// Requests whose first piece was the whole of them, before they got their memory.
@@ -78,11 +81,17 @@ impl Upload {
 }
 
 impl Connection {
-    pub(super) fn new(reader: Reader, session: Arc<Session>, place: Place) -> Self {
+    pub(super) fn new(
+        reader: Reader,
+        session: Arc<Session>,
+        place: Place,
+        segment: Option<OwnedFd>,
+    ) -> Self {
         Self {
             reader,
             session,
             place: Some(place),
+            segment,
             uploads: HashMap::new(),
             ended_early: Vec::new(),
             latest: None,
@@ -379,6 +388,47 @@ impl Connection {
         self.session.note_live(&tx);
         self.watch_for_writable(&tx);
         Ok(())
+    }
+
+    /// Whether nothing is under way on it, and another process could go on: what the client has sent and nobody has read
+    /// stays where it is.
+    pub(super) fn is_at_rest(&mut self) -> Result<bool, TransportError> {
+        if self.segment.is_none() || !self.uploads.is_empty() || !self.ended_early.is_empty() {
+            return Ok(false);
+        }
+        let mut tx = self.session.lock();
+        if !tx.is_at_rest() {
+            return Ok(false);
+        }
+        flush(&mut self.reader, &mut tx.writer)?;
+        Ok(true)
+    }
+
+    /// Takes a connection at rest apart that nobody else holds. `None`: somebody does.
+    pub(super) fn into_newcomer(self) -> Option<Newcomer> {
+        let session = Arc::into_inner(self.session)?;
+        let past = Past {
+            since: session.since,
+            last_id: 0,
+            requests: session.requests.load(Ordering::Relaxed),
+        };
+        let (id, peer) = (session.id, session.peer.clone());
+        let (state, writer) = session.into_parts();
+        Some(Newcomer {
+            id,
+            window: state.window(&OpenPrefix::default()),
+            past: Past {
+                last_id: state.last_id(),
+                ..past
+            },
+            connection: lapce_ai_transport::Connection {
+                reader: self.reader,
+                writer,
+                peer,
+                segment: self.segment,
+            },
+            place: self.place?,
+        })
     }
 
     /// Tells the client why the connection ends.

@@ -10,11 +10,10 @@ use lapce_ai_proto::{ErrorBody, ErrorCode, Hello};
 use lapce_ai_transport::{Handshake, Listener, Progress, ServerTerms};
 use rustix::event::epoll;
 use rustix::io::{self, Errno};
-use rustix::process::geteuid;
 
 use super::seldom::Seldom;
 use super::{LISTENER, Reactor};
-use crate::mailbox::Newcomer;
+use crate::mailbox::{Newcomer, Past};
 use crate::occupancy::Place;
 
 /// Handshakes that may be under way at once, at all reactors together; later clients wait in the listener's backlog.
@@ -193,7 +192,7 @@ impl Reactor {
         }
         let options = &self.shared.options;
         let uid = handshake.credentials().uid;
-        if uid != 0 && uid != geteuid().as_raw() && !options.allowed_uids.contains(&uid) {
+        if !options.serves(uid) {
             let message = format!("uid {uid} may not use this daemon");
             self.refuse(&handshake, ErrorCode::PermissionDenied, &message);
             return;
@@ -300,6 +299,7 @@ impl Reactor {
             connection,
             window,
             place,
+            past: Past::none(),
         };
         if reactor == self.mailbox.number {
             self.admit(newcomer);

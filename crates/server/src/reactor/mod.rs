@@ -370,14 +370,14 @@ impl Reactor {
                 Err(error) => self.close(index, &error),
             }
         }
+        for order in letters.orders.drain(..) {
+            self.obey(order);
+        }
         for newcomer in letters.newcomers.drain(..) {
             self.admit(newcomer);
         }
         for granted in letters.granted.drain(..) {
             self.give(granted);
-        }
-        for order in letters.orders.drain(..) {
-            self.obey(order);
         }
         if let Some(drain) = letters.stop.take() {
             self.drain(drain);
@@ -392,19 +392,21 @@ impl Reactor {
             connection,
             window,
             place,
+            past,
         } = newcomer;
         let options = &self.shared.options;
         let (index, token) = self.connections.next();
         let pid = connection.peer.credentials.pid;
-        let session = Arc::new(Session::new(
+        let session = Session::new(
             id,
             token,
             Arc::clone(&self.mailbox),
             connection.peer,
-            ServerState::new(options.limits, window),
+            ServerState::resume(options.limits, window, past.last_id),
             connection.writer,
             options,
-        ));
+        );
+        let session = Arc::new(session.after(&past));
         let reader = connection.reader;
         let data = epoll::EventData::new_u64(token);
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
@@ -432,8 +434,12 @@ impl Reactor {
             // While it was on its way from another reactor, its client came again: what it has sent here it sends there.
             session.lock().closed = true;
         }
-        self.connections
-            .insert(Box::new(Connection::new(reader, session, place)));
+        self.connections.insert(Box::new(Connection::new(
+            reader,
+            session,
+            place,
+            connection.segment,
+        )));
         self.note_idle_deadline();
         self.heat(index);
         if let Some(until) = self.draining {
@@ -484,10 +490,9 @@ impl Reactor {
         }
     }
 
-    fn close(&mut self, index: u32, error: &TransportError) {
-        let Some(mut connection) = self.connections.remove(index) else {
-            return;
-        };
+    /// Takes a connection off all lists.
+    fn take_off(&mut self, index: u32) -> Option<Box<Connection>> {
+        let connection = self.connections.remove(index)?;
         if connection.hot {
             self.hot.remove(index);
         }
@@ -495,11 +500,18 @@ impl Reactor {
         if connection.quieting {
             self.quieting.retain(|quieting| *quieting != index);
         }
+        // The socket lives as long as a task that still holds the session, and must not wake anybody.
+        let _ = epoll::delete(&self.epoll, connection.reader.socket());
+        Some(connection)
+    }
+
+    fn close(&mut self, index: u32, error: &TransportError) {
+        let Some(mut connection) = self.take_off(index) else {
+            return;
+        };
         // Before the client hears of the end: it may come again at once.
         drop(connection.place.take());
         self.shared.forget(connection.session.id, None);
-        // The socket lives as long as a task that still holds the session, and must not wake anybody.
-        let _ = epoll::delete(&self.epoll, connection.reader.socket());
         connection.close(error, &self.shared, &self.runtime);
         self.shared
             .sessions

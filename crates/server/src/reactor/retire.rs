@@ -1,10 +1,12 @@
 //! What a reactor does when another daemon follows, or may follow.
 
-use std::sync::Arc;
+use std::sync::mpsc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Reactor;
-use crate::succession::Order;
+use crate::mailbox::Newcomer;
+use crate::succession::{Order, Report};
 
 /// Whether another daemon follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,18 +22,33 @@ pub(super) enum Succession {
 impl Reactor {
     pub(super) fn obey(&mut self, order: Order) {
         match order {
-            Order::Retire { drain, report } => {
+            Order::Retire {
+                drain,
+                keep,
+                report,
+            } => {
                 self.door.open = false;
                 self.mind_the_door();
                 self.succession = Succession::Undecided;
                 self.shorten_drain(drain);
+                let mut resting = Vec::new();
                 for index in self.connections.indices() {
-                    self.send_away(index, drain);
-                    self.note_taken(index);
+                    let rests = if keep { self.put_to_rest(index) } else { None };
+                    if rests.is_none() {
+                        self.send_away(index, drain);
+                        self.note_taken(index);
+                    }
+                    resting.extend(rests);
                 }
                 if let Some(listener) = self.door.listener() {
-                    // Whoever has given up waiting needs no report.
-                    let _ = report.send(Arc::clone(listener));
+                    let listener = Arc::clone(listener);
+                    // To one that has given up waiting nothing comes: what rests is served here again.
+                    if let Err(mpsc::SendError(unheard)) = report.send(Report { listener, resting })
+                    {
+                        for newcomer in unheard.resting {
+                            self.admit(newcomer);
+                        }
+                    }
                 }
             }
             Order::Resume => {
@@ -50,6 +67,33 @@ impl Reactor {
             }
             Order::Open => self.door.open = true,
         }
+    }
+
+    /// Takes a connection out that another daemon can go on with. `None`: this one has to end what is under way, or it ended
+    /// here and now.
+    fn put_to_rest(&mut self, index: u32) -> Option<Newcomer> {
+        match self.connections.get(index)?.is_at_rest() {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(error) => {
+                self.close(index, &error);
+                return None;
+            }
+        }
+        let session = &self.connections.get(index)?.session;
+        {
+            let sessions = self.shared.sessions.lock();
+            let mut sessions = sessions.unwrap_or_else(PoisonError::into_inner);
+            // That list's and the connection's: a task that has answered may hold it still, and another reactor may be about
+            // to close it. Nobody gets it from the list now.
+            if Arc::strong_count(session) > 2 {
+                return None;
+            }
+            sessions.remove(&session.id);
+        }
+        let through = session.lock().state.last_taken();
+        self.shared.repeats.on_its_way(session.whose(), through);
+        self.take_off(index)?.into_newcomer()
     }
 
     /// What a connection has taken is final: it is remembered as if the connection had been lost by now, so that the next

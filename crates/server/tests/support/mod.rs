@@ -112,19 +112,27 @@ impl Daemon {
         })
     }
 
-    /// Another one, which takes over from this one; whatever runs here has time without end.
+    /// Another one, which takes over from this one; whatever runs here has time without end. Connections at rest are handed
+    /// over where segments are kept.
     pub fn followed(&self, options: Options, own: impl FnOnce(&mut Server)) -> Self {
         let for_ever = Duration::from_secs(1 << 20);
         let until = Instant::now() + PATIENCE;
-        let (legacy, retiring) = self.handle.retire(for_ever, until).unwrap();
+        let (legacy, retiring) = self.handle.retire(for_ever, true, until).unwrap();
         let copies = retiring.listener().unwrap().parts();
         let [socket, lock] = copies.map(|part| part.try_clone_to_owned().unwrap());
+        let copy = |part: std::os::fd::BorrowedFd<'_>| part.try_clone_to_owned().unwrap();
+        let resting: Vec<_> = retiring
+            .resting()
+            .map(|(resting, parts)| (resting, parts.map(copy)))
+            .collect();
         let base = Arc::clone(&self.base);
         Self::launch(base, options, own, |mut server, dir, runtime| {
             server.inherit(legacy);
             let listener = Listener::adopt(dir, socket, lock).unwrap();
             let running = server.start_closed(listener, runtime).unwrap();
+            let adopted = running.handle().adopt(resting).unwrap();
             retiring.leave(for_ever);
+            adopted.serve();
             running.handle().open();
             running
         })

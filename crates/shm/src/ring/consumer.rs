@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{RingFault, Storage, take};
+use super::{LAST_POSITION, PositionError, RingFault, Storage, take};
 use crate::sync::{Ordering, fence};
 
 /// The reading end of a ring: copies bytes out, releases them, waits for more.
@@ -34,6 +34,31 @@ impl<S: Storage> Consumer<S> {
             released: 0,
             capacity: capacity as u64,
         }
+    }
+
+    /// The reading end of a ring whose consumer has stopped at this [`position`](Self::position). There must be only one.
+    /// Any position is safe: a wrong one makes a fault of the producer's next bytes.
+    ///
+    /// # Errors
+    /// A position that no ring reaches.
+    ///
+    /// # Panics
+    /// If the capacity is no power of two.
+    pub fn resume(storage: S, position: u64) -> Result<Self, PositionError> {
+        if position > LAST_POSITION {
+            return Err(PositionError);
+        }
+        Ok(Self {
+            head: position,
+            tail: position,
+            released: position,
+            ..Self::new(storage)
+        })
+    }
+
+    /// Where it stands; `None` while the producer does not know that. What is readable behind it stays so.
+    pub fn position(&self) -> Option<u64> {
+        (self.head == self.released).then_some(self.head)
     }
 
     /// The capacity of the ring in bytes.

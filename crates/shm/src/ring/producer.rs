@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{RingFault, Storage, take};
+use super::{LAST_POSITION, PositionError, RingFault, Storage, take};
 use crate::sync::{Ordering, fence};
 
 /// The writing end of a ring: pushes bytes, publishes them, waits for space.
@@ -29,6 +29,19 @@ pub struct Producer<S: Storage> {
     touched: usize,
 }
 
+/// Where a producer has stopped, for one in another process that goes on there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProducerPosition {
+    /// Bytes ever pushed, counting those that jumps skipped.
+    pub tail: u64,
+    /// The last valid head of the consumer.
+    pub seen_head: u64,
+    /// Where the last jump went.
+    pub restart: u64,
+    /// End of the part of the ring that may have memory, in whole pages.
+    pub touched: u64,
+}
+
 impl<S: Storage> Producer<S> {
     const PAGE: u64 = S::PAGE as u64;
 
@@ -50,6 +63,55 @@ impl<S: Storage> Producer<S> {
             capacity: capacity as u64,
             touched: S::PAGE,
         }
+    }
+
+    /// The writing end of a ring whose producer has stopped at this [`position`](Self::position). There must be only one.
+    ///
+    /// # Errors
+    /// A position that such a ring cannot have.
+    ///
+    /// # Panics
+    /// If the capacity is no power of two of at least one page.
+    pub fn resume(storage: S, position: &ProducerPosition) -> Result<Self, PositionError> {
+        let fresh = Self::new(storage);
+        let &ProducerPosition {
+            tail,
+            seen_head,
+            restart,
+            touched,
+        } = position;
+        let head = seen_head.max(restart);
+        let touched = usize::try_from(touched).map_err(|_| PositionError)?;
+        let fits = tail <= LAST_POSITION
+            && head <= tail
+            && tail - head <= fresh.capacity
+            && restart.is_multiple_of(fresh.capacity)
+            && (S::PAGE..=fresh.capacity()).contains(&touched)
+            && touched.is_multiple_of(S::PAGE);
+        if !fits {
+            return Err(PositionError);
+        }
+        Ok(Self {
+            tail,
+            // The next push looks at the consumer.
+            limit: tail,
+            published: tail,
+            head,
+            seen_head,
+            restart,
+            touched,
+            ..fresh
+        })
+    }
+
+    /// Where it stands; `None` while something is pushed and not published.
+    pub fn position(&self) -> Option<ProducerPosition> {
+        (self.tail == self.published).then_some(ProducerPosition {
+            tail: self.tail,
+            seen_head: self.seen_head,
+            restart: self.restart,
+            touched: self.touched as u64,
+        })
     }
 
     /// The capacity of the ring in bytes.

@@ -3,17 +3,20 @@
 mod reader;
 mod writer;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use lapce_ai_proto::Codec;
-use lapce_ai_shm::{Bell, Consumer, MappedRing, PeerCredentials, Producer, publish_and_release};
+use lapce_ai_shm::{
+    Bell, Consumer, MappedRing, PeerCredentials, PositionError, Producer, ProducerPosition,
+    Segment, ShmError, peer_credentials, publish_and_release,
+};
 
 use self::reader::Source;
 pub use self::reader::{Batch, Reader, Rest};
 pub use self::writer::Writer;
 use self::writer::{Sink, unstage};
-use crate::TransportError;
+use crate::{ServerTerms, TransportError};
 
 /// Bytes of each ring, and of each socket's buffer, that OPEN, DATA and END leave free, so that CREDIT, CANCEL,
 /// ERROR and their like always find room.
@@ -35,6 +38,8 @@ pub struct Connection {
     pub writer: Writer,
     /// Who is at the other end.
     pub peer: Peer,
+    /// On the daemon's side the segment's descriptor, if the terms have it kept: so another process can map it.
+    pub segment: Option<OwnedFd>,
 }
 
 /// Who is at the other end of a connection.
@@ -77,6 +82,7 @@ impl Connection {
             reader,
             writer,
             peer,
+            segment: None,
         }
     }
 
@@ -112,8 +118,107 @@ impl Connection {
             reader,
             writer,
             peer,
+            segment: None,
         }
     }
+}
+
+/// How far a connection over shared memory is, for another process that goes on there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AtRest {
+    /// Bytes of the request ring that were consumed.
+    pub consumed: u64,
+    /// Where the response ring's producer stands.
+    pub produced: ProducerPosition,
+    /// Whether frames have a CRC.
+    pub crc: bool,
+}
+
+/// Why a connection cannot be gone on with.
+#[derive(Debug, thiserror::Error)]
+pub enum ResumeError {
+    /// The kernel does not say who the client is.
+    #[error("cannot tell whose connection it is: {0}")]
+    Credentials(std::io::Error),
+    /// What came is no segment of this layout and size.
+    #[error(transparent)]
+    Segment(#[from] ShmError),
+    /// A ring cannot stand where it is said to.
+    #[error(transparent)]
+    Position(#[from] PositionError),
+}
+
+impl Connection {
+    /// How far it is; `None` if it goes over the socket, or something is written and not flushed, read and not released.
+    pub fn at_rest(&self) -> Option<AtRest> {
+        let (Sink::Ring(producer), Source::Ring(consumer)) =
+            (&self.writer.sink, &self.reader.source)
+        else {
+            return None;
+        };
+        if !self.writer.staged.is_empty() {
+            return None;
+        }
+        Some(AtRest {
+            consumed: consumer.position()?,
+            produced: producer.position()?,
+            crc: self.writer.codec.crc,
+        })
+    }
+
+    /// The connection's socket and its segment's descriptor, if that is kept.
+    pub fn descriptors(&self) -> Option<[BorrowedFd<'_>; 2]> {
+        Some([self.writer.socket.as_fd(), self.segment.as_ref()?.as_fd()])
+    }
+
+    /// Goes on with a connection that another process has served on these terms, and serves no more. Nothing is believed:
+    /// the kernel says whose it is, and the segment is checked like one from a stranger. `said` is what the client said of
+    /// itself.
+    ///
+    /// # Errors
+    /// See [`ResumeError`].
+    pub fn resume(
+        socket: OwnedFd,
+        segment: OwnedFd,
+        terms: &ServerTerms,
+        at_rest: &AtRest,
+        said: ClientWords,
+    ) -> Result<Self, ResumeError> {
+        let credentials = peer_credentials(&socket).map_err(ResumeError::Credentials)?;
+        let kept = segment.try_clone().map_err(|source| ShmError::System {
+            call: "fcntl(F_DUPFD_CLOEXEC)",
+            source,
+        })?;
+        let mapped = Segment::open(segment, terms.request_capacity, terms.response_capacity)?;
+        let ends = mapped.resume_server_ends(at_rest.consumed, &at_rest.produced)?;
+        let codec = Codec {
+            crc: at_rest.crc,
+            max_payload: terms.limits.max_frame_payload,
+        };
+        let peer = Peer {
+            credentials,
+            name: said.name,
+            instance: said.instance,
+            earlier: said.earlier,
+            shared_memory: true,
+        };
+        let connection = Self::over_rings(Arc::new(socket), ends, codec, peer);
+        Ok(Self {
+            segment: Some(kept),
+            ..connection
+        })
+    }
+}
+
+/// What a client said of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientWords {
+    /// Its name.
+    pub name: String,
+    /// Its random instance.
+    pub instance: u128,
+    /// How many connections it had before this one.
+    pub earlier: u16,
 }
 
 /// [`Writer::flush`] and [`Reader::release`] together, for the price of one.

@@ -57,6 +57,7 @@ pub fn terms() -> ServerTerms {
         response_capacity: CAPACITY,
         shared_memory: true,
         require_crc: false,
+        keep_segments: false,
     }
 }
 

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
 use lapce_ai_server::{OwnedRequest, Responder, RetireError, Server, ServerHandle};
-use lapce_ai_transport::{Channel, ChannelError, Listener};
+use lapce_ai_transport::{Channel, ChannelError, Listener, MAX_FDS};
 use rustix::process::geteuid;
 
 use super::super::service::Service;
-use super::message::{Message, TalkError, VERSION};
+use super::message::{Message, TalkError, Terms, VERSION};
 
 /// The flag of the next daemon.
 const TAKE_OVER: &str = "--take-over";
@@ -34,6 +34,14 @@ pub(crate) struct Successors {
     arguments: Vec<OsString>,
     /// How long it may take until it is ready.
     timeout: Duration,
+}
+
+/// The next daemon, which is ready.
+struct Next<'a> {
+    channel: &'a Channel,
+    pid: u32,
+    /// What connections are told by it.
+    terms: Terms,
 }
 
 /// Why nobody follows.
@@ -177,7 +185,7 @@ impl Successors {
         let mut channel = None;
         let outcome = self
             .start(attempt, &mut channel)
-            .and_then(|(channel, pid)| self.give(channel, pid, attempt).map(|()| pid));
+            .and_then(|next| self.give(&next, attempt).map(|()| next.pid));
         match outcome {
             Ok(pid) => {
                 let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -209,12 +217,32 @@ impl Successors {
 
     /// Closes the door, gives the next daemon everything, and lets it open the door. After an error this one opens it again;
     /// the other does not by itself as long as the channel is open.
-    fn give(&self, channel: &Channel, pid: u32, attempt: &Attempt) -> Result<(), HandOverError> {
+    fn give(&self, next: &Next<'_>, attempt: &Attempt) -> Result<(), HandOverError> {
+        let Next {
+            channel,
+            pid,
+            terms,
+        } = *next;
         let deadline = Instant::now() + DECISION;
-        let (legacy, retiring) = self.server.retire(FOR_EVER, deadline)?;
+        // Connections that have been told something else make themselves anew.
+        let keep = terms == self.server.segment_terms().into();
+        let (legacy, retiring) = self.server.retire(FOR_EVER, keep, deadline)?;
         let parts = retiring.listener().map(Listener::parts);
         let parts = parts.as_ref().map_or(&[][..], |parts| &parts[..]);
-        Message::Estate(legacy.into()).send(channel, parts, deadline)?;
+        let resting: Vec<_> = retiring.resting().collect();
+        let estate = Message::Estate {
+            estate: legacy.into(),
+            connections: resting.len(),
+        };
+        estate.send(channel, parts, deadline)?;
+        for some in resting.chunks(MAX_FDS / 2) {
+            let descriptors: Vec<_> = some.iter().flat_map(|(_, parts)| *parts).collect();
+            let connections = some.iter().map(|(resting, _)| resting.clone().into());
+            let connections = Message::Connections(connections.collect());
+            connections.send(channel, &descriptors, deadline)?;
+        }
+        let handed_over = resting.len();
+        drop(resting);
         let (message, _) = Message::receive(channel, Some(deadline))?;
         let Message::Taken = message else {
             return Err(message.unexpected().into());
@@ -239,6 +267,7 @@ impl Successors {
             return Err(error.into());
         }
         retiring.leave(FOR_EVER);
+        tracing::info!(connections = handed_over, "handed over");
         Ok(())
     }
 
@@ -247,7 +276,7 @@ impl Successors {
         &self,
         attempt: &Attempt,
         channel: &'a mut Option<Channel>,
-    ) -> Result<(&'a Channel, u32), HandOverError> {
+    ) -> Result<Next<'a>, HandOverError> {
         let program = self.program.as_ref();
         let program = program.map_err(|error| HandOverError::NoProgram(error.to_string()))?;
         let (ours, theirs) = Channel::pair()?;
@@ -274,11 +303,16 @@ impl Successors {
                 Message::Ready {
                     version: VERSION,
                     name,
+                    terms,
                 },
                 _,
             ) => {
                 tracing::info!(successor = pid, name, "the next daemon is ready");
-                Ok((channel, pid))
+                Ok(Next {
+                    channel,
+                    pid,
+                    terms,
+                })
             }
             (Message::Ready { version, .. }, _) => {
                 Err(TalkError::Version { theirs: version }.into())

@@ -3,8 +3,8 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use lapce_ai_server::{Legacy, Remembered};
-use lapce_ai_transport::{Channel, ChannelError};
+use lapce_ai_server::{Legacy, Remembered, SegmentTerms};
+use lapce_ai_transport::{AtRest, Channel, ChannelError, ClientWords, ProducerPosition};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -16,15 +16,126 @@ pub(super) const VERSION: u32 = 1;
 pub(super) enum Message {
     /// From the next daemon: all is prepared that can be before it has the socket.
     #[serde(rename_all = "camelCase")]
-    Ready { version: u32, name: String },
-    /// From the daemon, which takes nothing new by now. The listening socket and the lock come with it.
-    Estate(Estate),
+    Ready {
+        version: u32,
+        name: String,
+        terms: Terms,
+    },
+    /// From the daemon, which takes nothing new by now. The listening socket and the lock come with it, and so many
+    /// connections behind it.
+    Estate { estate: Estate, connections: usize },
+    /// Some of them, with two descriptors for each: its socket and its segment.
+    Connections(Vec<Resting>),
     /// From the next daemon: it has all, and accepts nobody yet.
     Taken,
     /// From the daemon: it will never accept anybody again.
     Go,
     /// From the next daemon: it cannot follow.
     Failed { reason: String },
+}
+
+/// [`SegmentTerms`], as they are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Terms {
+    layout: u32,
+    max_message_size: u64,
+    max_frame_payload: u32,
+    max_streams: u32,
+    inline_window: u32,
+    request_capacity: u32,
+    response_capacity: u32,
+}
+
+impl From<SegmentTerms> for Terms {
+    fn from(terms: SegmentTerms) -> Self {
+        Self {
+            layout: terms.layout,
+            max_message_size: terms.limits.max_message_size,
+            max_frame_payload: terms.limits.max_frame_payload,
+            max_streams: terms.limits.max_streams,
+            inline_window: terms.limits.inline_window,
+            request_capacity: terms.request_capacity,
+            response_capacity: terms.response_capacity,
+        }
+    }
+}
+
+/// A connection at rest, as it is written.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Resting {
+    id: u64,
+    window: u32,
+    last_id: u64,
+    requests: u64,
+    age_ms: u64,
+    name: String,
+    instance: Hex,
+    earlier: u16,
+    crc: bool,
+    consumed: u64,
+    tail: u64,
+    seen_head: u64,
+    restart: u64,
+    touched: u64,
+}
+
+impl From<lapce_ai_server::Resting> for Resting {
+    fn from(resting: lapce_ai_server::Resting) -> Self {
+        let AtRest {
+            consumed,
+            produced,
+            crc,
+        } = resting.at_rest;
+        Self {
+            id: resting.id,
+            window: resting.window,
+            last_id: resting.last_id,
+            requests: resting.requests,
+            age_ms: millis(resting.age),
+            name: resting.said.name,
+            instance: Hex(resting.said.instance),
+            earlier: resting.said.earlier,
+            crc,
+            consumed,
+            tail: produced.tail,
+            seen_head: produced.seen_head,
+            restart: produced.restart,
+            touched: produced.touched,
+        }
+    }
+}
+
+impl From<Resting> for lapce_ai_server::Resting {
+    fn from(resting: Resting) -> Self {
+        Self {
+            id: resting.id,
+            window: resting.window,
+            last_id: resting.last_id,
+            requests: resting.requests,
+            age: Duration::from_millis(resting.age_ms),
+            said: ClientWords {
+                name: resting.name,
+                instance: resting.instance.0,
+                earlier: resting.earlier,
+            },
+            at_rest: AtRest {
+                consumed: resting.consumed,
+                produced: ProducerPosition {
+                    tail: resting.tail,
+                    seen_head: resting.seen_head,
+                    restart: resting.restart,
+                    touched: resting.touched,
+                },
+                crc: resting.crc,
+            },
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// [`Legacy`], as it is written.
@@ -74,7 +185,7 @@ impl From<Legacy> for Estate {
         let client = |client: Remembered| Client {
             uid: client.uid,
             instance: Hex(client.instance),
-            age_ms: u64::try_from(client.age.as_millis()).unwrap_or(u64::MAX),
+            age_ms: millis(client.age),
             present: client.present,
             through: client.through,
             spared: client.spared,
@@ -151,7 +262,8 @@ impl Message {
     pub(super) fn unexpected(&self) -> TalkError {
         TalkError::Unexpected(match self {
             Self::Ready { .. } => "`ready`",
-            Self::Estate(_) => "`estate`",
+            Self::Estate { .. } => "`estate`",
+            Self::Connections(_) => "`connections`",
             Self::Taken => "`taken`",
             Self::Go => "`go`",
             Self::Failed { .. } => "`failed`",
@@ -190,11 +302,40 @@ mod tests {
                 },
             ],
         };
-        let text = serde_json::to_string(&Message::Estate(legacy.clone().into())).unwrap();
-        let Message::Estate(estate) = serde_json::from_str(&text).unwrap() else {
+        let message = Message::Estate {
+            estate: legacy.clone().into(),
+            connections: 3,
+        };
+        let text = serde_json::to_string(&message).unwrap();
+        let Message::Estate { estate, .. } = serde_json::from_str(&text).unwrap() else {
             panic!("{text}");
         };
         assert_eq!(Legacy::from(estate), legacy);
+        let resting = lapce_ai_server::Resting {
+            id: u64::MAX,
+            window: u32::MAX,
+            last_id: 3,
+            requests: 4,
+            age: Duration::from_millis(5),
+            said: ClientWords {
+                name: "an \"editor\"\n".to_owned(),
+                instance: u128::MAX,
+                earlier: 6,
+            },
+            at_rest: AtRest {
+                consumed: 7,
+                produced: ProducerPosition {
+                    tail: 8,
+                    seen_head: 9,
+                    restart: 10,
+                    touched: u64::MAX,
+                },
+                crc: true,
+            },
+        };
+        let text = serde_json::to_string(&Resting::from(resting.clone())).unwrap();
+        let read: Resting = serde_json::from_str(&text).unwrap();
+        assert_eq!(lapce_ai_server::Resting::from(read), resting);
     }
 
     #[test]
@@ -203,10 +344,12 @@ mod tests {
             "",
             "[]",
             "{\"estate\":{}}",
-            "{\"estate\":{\"instance\":\"xyz\",\"connections\":0,\"clients\":[]}}",
-            "{\"estate\":{\"instance\":\"1\",\"connections\":-1,\"clients\":[]}}",
-            "{\"estate\":{\"instance\":\"1\",\"connections\":1,\"clients\":[{\"uid\":1}]}}",
+            "{\"estate\":{\"estate\":{\"instance\":\"xyz\",\"connections\":0,\"clients\":[]},\"connections\":0}}",
+            "{\"estate\":{\"estate\":{\"instance\":\"1\",\"connections\":0,\"clients\":[]},\"connections\":-1}}",
+            "{\"estate\":{\"estate\":{\"instance\":\"1\",\"connections\":1,\"clients\":[{\"uid\":1}]},\"connections\":0}}",
             "{\"ready\":{\"version\":\"one\"}}",
+            "{\"connections\":[{\"id\":1}]}",
+            "{\"connections\":7}",
             "{\"other\":{}}",
         ];
         for text in wrong {

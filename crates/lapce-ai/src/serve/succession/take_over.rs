@@ -4,10 +4,10 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use lapce_ai_server::Legacy;
+use lapce_ai_server::{Legacy, Resting, SegmentTerms};
 use lapce_ai_transport::{Channel, ChannelError};
 
-use super::message::{Message, TalkError, VERSION};
+use super::message::{self, Message, TalkError, VERSION};
 use crate::failure::Failure;
 
 /// How long the other daemon may take to take in what is said to it.
@@ -26,6 +26,8 @@ pub(crate) struct Given {
     pub(crate) legacy: Legacy,
     pub(crate) socket: OwnedFd,
     pub(crate) lock: OwnedFd,
+    /// Each with its socket and its segment.
+    pub(crate) resting: Vec<(Resting, [OwnedFd; 2])>,
 }
 
 impl Predecessor {
@@ -52,20 +54,25 @@ impl Predecessor {
     }
 
     /// Says that all is prepared, and takes what the other daemon gives.
-    pub(crate) fn ready(&mut self) -> Result<Given, Failure> {
-        self.ask_for_estate().map_err(|error| gone(&error))
+    pub(crate) fn ready(&mut self, terms: SegmentTerms) -> Result<Given, Failure> {
+        self.ask_for_estate(terms).map_err(|error| gone(&error))
     }
 
-    fn ask_for_estate(&self) -> Result<Given, TalkError> {
+    fn ask_for_estate(&self, terms: SegmentTerms) -> Result<Given, TalkError> {
         let channel = self.channel()?;
         let ready = Message::Ready {
             version: VERSION,
             name: concat!("lapce-ai ", env!("CARGO_PKG_VERSION")).to_owned(),
+            terms: terms.into(),
         };
         ready.send(channel, &[], Instant::now() + PATIENCE)?;
         // It says when it has had enough of this, by ending this process.
         let (message, descriptors) = Message::receive(channel, None)?;
-        let Message::Estate(estate) = message else {
+        let Message::Estate {
+            estate,
+            connections,
+        } = message
+        else {
             return Err(message.unexpected());
         };
         let found = descriptors.len();
@@ -76,10 +83,15 @@ impl Predecessor {
             }
             .into());
         };
+        let mut resting = Vec::new();
+        while resting.len() < connections {
+            resting.extend(some_connections(channel)?);
+        }
         Ok(Given {
             legacy: estate.into(),
             socket,
             lock,
+            resting,
         })
     }
 
@@ -116,6 +128,23 @@ impl Predecessor {
             let _ = Message::Failed { reason }.send(channel, &[], Instant::now() + PATIENCE);
         }
     }
+}
+
+fn some_connections(channel: &Channel) -> Result<Vec<(Resting, [OwnedFd; 2])>, TalkError> {
+    let (message, descriptors) = Message::receive(channel, None)?;
+    let Message::Connections(connections) = message else {
+        return Err(message.unexpected());
+    };
+    let (announced, found) = (2 * connections.len(), descriptors.len());
+    if announced != found || announced == 0 {
+        return Err(ChannelError::WrongDescriptors { announced, found }.into());
+    }
+    let mut descriptors = descriptors.into_iter();
+    let two = |resting: message::Resting| {
+        let parts = [descriptors.next()?, descriptors.next()?];
+        Some((resting.into(), parts))
+    };
+    Ok(connections.into_iter().filter_map(two).collect())
 }
 
 fn gone(error: &TalkError) -> Failure {
