@@ -55,8 +55,10 @@ pub(crate) async fn connect_or_start(config: &Config, global: &Global) -> Result
         };
         let nobody = match &error {
             ClientError::Connect(ConnectError::NotRunning { .. }) => true,
-            // One that is just going away.
-            ClientError::Connect(ConnectError::Transport(_)) => false,
+            // One that is just going away, or whose next one is about to come.
+            ClientError::Connect(ConnectError::Transport(_) | ConnectError::TimedOut { .. }) => {
+                false
+            }
             error if error.code() == Some(ErrorCode::ServerRestarting) => false,
             _ => return Err(error.into()),
         };

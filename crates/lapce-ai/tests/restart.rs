@@ -410,7 +410,7 @@ async fn restarts_in_a_crowd_leave_one_daemon() {
     for restart in asked {
         match restart.await.unwrap() {
             Ok(_) => followed += 1,
-            Err(error) => assert!(error.to_string().contains("taking over"), "{error}"),
+            Err(error) => assert!(error.to_string().contains("is under way"), "{error}"),
         }
     }
     assert!(followed >= 1);

@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     pub(crate) retiring: AtomicBool,
     /// It was told to stop.
     pub(crate) stopping: AtomicBool,
+    /// It has accepted, or may: until then the names of socket and lock are those of the server before it.
+    pub(crate) opened: AtomicBool,
     /// One for each reactor.
     pub(crate) mailboxes: Box<[Arc<Mailbox>]>,
 }
@@ -97,6 +99,7 @@ impl Shared {
             instance: OnceLock::new(),
             retiring: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            opened: AtomicBool::new(false),
             mailboxes: (0..reactors).map(|at| Arc::new(Mailbox::new(at))).collect(),
         }
     }
@@ -327,6 +330,7 @@ impl Server {
         let Self { router, shared } = self;
         shared.options.check()?;
         let reactors = shared.mailboxes.len();
+        shared.opened.store(open, Ordering::Release);
         let socket = listener.dir().socket().display().to_string();
         tracing::info!(socket, reactors, "listening");
         let listener = Arc::new(listener);

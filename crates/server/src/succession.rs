@@ -256,6 +256,7 @@ impl ServerHandle {
 
     /// Lets a server that was started [behind a closed door](crate::Server::start_closed) accept clients.
     pub fn open(&self) {
+        self.shared.opened.store(true, Ordering::Release);
         for mailbox in &self.shared.mailboxes {
             mailbox.post(|letters| letters.orders.push(Order::Open));
         }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 use lapce_ai_shm::{FdError, send_with_fds, take_inherited};
 
@@ -14,6 +15,11 @@ use lapce_ai_shm::{FdError, send_with_fds, take_inherited};
 const FIRST_FD: RawFd = 3;
 /// More than any service manager keeps for a program.
 const MOST_FDS: RawFd = 4096;
+
+/// Descriptors that are kept together: socket, lock, and what the next daemon has to know.
+const KEPT: u64 = 3;
+/// The most time for telling it something: it reads at once, or does not read.
+const TELL: Duration = Duration::from_secs(1);
 
 /// The way to the service manager that has started this program.
 #[derive(Debug)]
@@ -41,15 +47,16 @@ impl ServiceManager {
         };
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(&address)?;
+        socket.set_write_timeout(Some(TELL))?;
         let most = variable("FDSTORE").and_then(|most| most.to_str()?.parse::<u64>().ok());
         Ok(Some(Self {
             socket,
-            keeps: most.is_some_and(|most| most > 0),
+            keeps: most.is_some_and(|most| most >= KEPT),
         }))
     }
 
     /// Whether it keeps descriptors while this program is restarted (systemd 254 and newer say so, where
-    /// `FileDescriptorStoreMax` is not 0).
+    /// `FileDescriptorStoreMax` has room for all that belongs together).
     pub fn keeps(&self) -> bool {
         self.keeps
     }

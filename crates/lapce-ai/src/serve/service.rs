@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lapce_ai_server::{Legacy, ServerHandle};
@@ -23,7 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The service manager that has started this daemon.
 #[derive(Debug)]
-pub(super) struct Service(ServiceManager);
+pub(super) struct Service {
+    manager: ServiceManager,
+    /// The daemon is another process by now.
+    moved: AtomicBool,
+}
 
 /// What was kept.
 #[derive(Debug)]
@@ -37,7 +42,10 @@ impl Service {
     /// The one that the environment tells of.
     pub(super) fn find() -> Option<Self> {
         match ServiceManager::find(|name| std::env::var_os(name)) {
-            Ok(manager) => manager.map(Self),
+            Ok(manager) => manager.map(|manager| Self {
+                manager,
+                moved: AtomicBool::new(false),
+            }),
             Err(error) => {
                 tracing::warn!(%error, "cannot reach the service manager (NOTIFY_SOCKET)");
                 None
@@ -71,13 +79,20 @@ impl Service {
                 None
             }
         });
-        self.report(self.0.forget(ESTATE));
-        match Listener::adopt(directory, socket?, lock?) {
+        self.report(self.manager.forget(ESTATE));
+        let adopted = match (socket, lock) {
+            (None, None) => return None,
+            (Some(socket), Some(lock)) => {
+                Listener::adopt(directory, socket, lock).map_err(|error| error.to_string())
+            }
+            _ => Err("of socket and lock it has one only".to_owned()),
+        };
+        match adopted {
             Ok(listener) => Some(Kept { listener, legacy }),
             Err(error) => {
                 tracing::warn!(%error, "cannot use the socket that the service manager has kept");
-                self.report(self.0.forget(SOCKET));
-                self.report(self.0.forget(LOCK));
+                self.report(self.manager.forget(SOCKET));
+                self.report(self.manager.forget(LOCK));
                 None
             }
         }
@@ -85,28 +100,34 @@ impl Service {
 
     /// Has the door kept from now on.
     pub(super) fn keep_door(&self, listener: &Listener) {
-        if self.0.keeps() {
+        if self.manager.keeps() {
             for (name, part) in [SOCKET, LOCK].into_iter().zip(listener.parts()) {
-                self.report(self.0.keep(name, part));
+                self.report(self.manager.keep(name, part));
             }
         }
     }
 
     /// The daemon serves.
     pub(super) fn ready(&self) {
-        self.report(self.0.tell("READY=1"));
+        self.report(self.manager.tell("READY=1"));
     }
 
     /// The daemon is another process from now on.
     pub(super) fn moved_to(&self, process: u32) {
-        self.report(self.0.tell(&format!("MAINPID={process}")));
+        self.moved
+            .store(process != std::process::id(), Ordering::Release);
+        self.report(self.manager.tell(&format!("MAINPID={process}")));
     }
 
     /// The daemon was told to stop, perhaps to be started again. Where the door is kept, newcomers wait there for the next
     /// one, which gets what it has to know; what runs has `drain`. False: it is to be stopped as if there were no next one.
     pub(super) fn leave(&self, server: &ServerHandle, drain: Duration) -> bool {
-        self.report(self.0.tell("STOPPING=1"));
-        if !self.0.keeps() {
+        if self.moved.load(Ordering::Acquire) {
+            // It is not the service that stops.
+            return false;
+        }
+        self.report(self.manager.tell("STOPPING=1"));
+        if !self.manager.keeps() {
             return false;
         }
         let retired = server.retire(drain, false, Instant::now() + PATIENCE);
@@ -117,7 +138,7 @@ impl Service {
                 return false;
             }
         };
-        let kept = estate(legacy).and_then(|estate| self.0.keep(ESTATE, estate.as_fd()));
+        let kept = estate(legacy).and_then(|estate| self.manager.keep(ESTATE, estate.as_fd()));
         if let Err(error) = kept {
             // The next one is another life to its clients then.
             tracing::warn!(%error, "cannot leave anything to the next daemon");

@@ -362,6 +362,10 @@ impl Connection {
             tx.cut_all(ErrorCode::Stalled, "the client does not read its answers");
             return Err(TransportError::PeerGone);
         }
+        if tx.state.is_going_away() && self.uploads.is_empty() && tx.is_quiet() {
+            // Its client asks elsewhere from now on.
+            return Err(TransportError::PeerGone);
+        }
         self.watched = may_stall(&self.uploads, &tx);
         self.watch_for_writable(&tx);
         Ok(())
@@ -471,7 +475,10 @@ impl Connection {
 
 /// Whether something of a connection has to be looked at on every tick.
 fn may_stall(uploads: &HashMap<u64, Upload>, tx: &Tx) -> bool {
-    !uploads.is_empty() || tx.blocked_since.is_some() || tx.owes_replies()
+    !uploads.is_empty()
+        || tx.blocked_since.is_some()
+        || tx.owes_replies()
+        || tx.state.is_going_away()
 }
 
 /// What frames change of a connection beside its session.

@@ -1,6 +1,7 @@
 //! How a reactor stops.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::ErrorCode;
@@ -38,8 +39,13 @@ impl Reactor {
             connection.session.call_reactor();
         }
         drop(tx);
-        if let Err(error) = result {
-            self.close(index, &error);
+        match result {
+            // Where nobody follows after all it is looked at until it is quiet.
+            Ok(()) => {
+                connection.watched = true;
+                self.note_watched(index);
+            }
+            Err(error) => self.close(index, &error),
         }
     }
 
@@ -72,12 +78,14 @@ impl Reactor {
         }
     }
 
-    /// The last reactor takes the socket's name away, unless it is another daemon's by now.
+    /// The last reactor takes the socket's name away, unless it is another daemon's: by now, or still.
     pub(super) fn finish(self) {
         // Whoever is in it has just come from another reactor, and is hung up on.
         drop(self.mailbox.close());
         if let Some(listener) = self.door.into_listener().and_then(Arc::into_inner) {
-            if let Err(error) = listener.remove() {
+            if self.shared.opened.load(Ordering::Acquire)
+                && let Err(error) = listener.remove()
+            {
                 tracing::warn!(%error, "could not remove the socket or its lock");
             }
             tracing::info!("stopped");

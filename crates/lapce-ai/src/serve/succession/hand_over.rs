@@ -1,14 +1,18 @@
 //! The daemon that goes: starts the next one, gives it the door, and takes it back if that one fails.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
-use lapce_ai_server::{OwnedRequest, Responder, RetireError, Server, ServerHandle};
+use lapce_ai_server::{
+    Legacy, OwnedRequest, Responder, RetireError, Retiring, Server, ServerHandle,
+};
 use lapce_ai_transport::{Channel, ChannelError, Listener, MAX_FDS};
 use rustix::process::geteuid;
 
@@ -20,9 +24,20 @@ const TAKE_OVER: &str = "--take-over";
 /// What systemd says to one process and not to its children.
 const NOT_FOR_CHILDREN: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 /// The most time from closing the door to the decision who opens it, in which newcomers wait.
-const DECISION: Duration = Duration::from_secs(5);
+const DECISION: Duration = Duration::from_secs(2);
 /// What runs when another daemon has taken over may run to its end: its own deadline is the limit.
 const FOR_EVER: Duration = Duration::from_millis(u32::MAX as u64);
+
+/// The file that this program was started from: as it was named, so that a link which an upgrade turns leads to the new one, and
+/// where that name says nothing, as the system knows it.
+fn program() -> io::Result<PathBuf> {
+    let running = std::env::current_exe()?;
+    let named = std::env::args_os().next().map(PathBuf::from);
+    let same = |named: &PathBuf| {
+        named.is_absolute() && fs::canonicalize(named).is_ok_and(|named| named == running)
+    };
+    Ok(named.filter(same).unwrap_or(running))
+}
 
 /// How to start the next daemon.
 #[derive(Debug)]
@@ -34,6 +49,8 @@ pub(crate) struct Successors {
     arguments: Vec<OsString>,
     /// How long it may take until it is ready.
     timeout: Duration,
+    /// Held by a restart that is under way: one after the other.
+    under_way: Mutex<()>,
 }
 
 /// The next daemon, which is ready.
@@ -63,6 +80,8 @@ enum HandOverError {
     TimedOut(Duration),
     #[error("whoever asked for it has gone")]
     Cancelled,
+    #[error("another restart is under way; when it is over, another one can begin")]
+    UnderWay,
 }
 
 /// The next daemon before it is decided that it follows. Whoever asked for it may go away meanwhile, which ends it.
@@ -72,6 +91,8 @@ struct Attempt(Mutex<Stage>);
 #[derive(Debug, Default)]
 struct Stage {
     child: Option<Child>,
+    /// How it ended, when it was made sure that it has.
+    ended: Option<ExitStatus>,
     cancelled: bool,
     decided: bool,
 }
@@ -97,10 +118,18 @@ impl Attempt {
 
     /// Ends the process, so that it surely does nothing any more, and says how it ended.
     fn end(&self) -> Option<ExitStatus> {
-        let mut child = self.lock().child.take()?;
-        // One that has ended cannot be killed, and has a status all the same.
-        let _ = child.kill();
-        child.wait().ok()
+        let mut stage = self.lock();
+        if let Some(mut child) = stage.child.take() {
+            // One that has ended cannot be killed, and has a status all the same.
+            let _ = child.kill();
+            stage.ended = child.wait().ok();
+        }
+        stage.ended
+    }
+
+    /// The next daemon, which nobody ends any more.
+    fn take_child(&self) -> Option<Child> {
+        self.lock().child.take()
     }
 }
 
@@ -133,9 +162,10 @@ impl Successors {
         Self {
             server,
             service,
-            program: std::env::current_exe(),
+            program: program(),
             arguments,
             timeout,
+            under_way: Mutex::default(),
         }
     }
 
@@ -163,22 +193,31 @@ impl Successors {
         let attempt = Arc::<Attempt>::default();
         let _cancels = CancelOnDrop(Arc::clone(&attempt));
         let work = tokio::task::spawn_blocking(move || self.hand_over(&attempt));
-        let outcome = work.await.map_err(|error| error.to_string());
-        match outcome.and_then(|outcome| outcome.map_err(|error| error.to_string())) {
+        let goes_on = |why: &dyn std::fmt::Display| {
+            format!("no other daemon has taken over, and this one goes on: {why}")
+        };
+        let outcome = work.await.map_err(|error| goes_on(&error));
+        let outcome = outcome.and_then(|outcome| {
+            outcome.map_err(|error| match error {
+                HandOverError::UnderWay => error.to_string(),
+                error => goes_on(&error),
+            })
+        });
+        match outcome {
             Ok(pid) => {
                 let answer = format!("{{\"pid\":{pid}}}");
                 // Whoever has gone needs no answer.
                 let _ = responder.answer(answer.as_bytes()).await;
             }
-            Err(why) => {
-                let text = format!("no other daemon has taken over, and this one goes on: {why}");
-                responder.fail(ErrorBody::new(ErrorCode::Internal, text));
-            }
+            Err(text) => responder.fail(ErrorBody::new(ErrorCode::Internal, text)),
         }
     }
 
     /// Starts the next daemon and hands over to it: its process id. After an error it does not run, and this one serves.
     fn hand_over(&self, attempt: &Attempt) -> Result<u32, HandOverError> {
+        let Ok(_under_way) = self.under_way.try_lock() else {
+            return Err(HandOverError::UnderWay);
+        };
         let begun = Instant::now();
         // The channel lives until the other process has been ended: to one that has taken over already its end would say
         // that this daemon has died.
@@ -194,6 +233,9 @@ impl Successors {
                     millis,
                     "another daemon has taken over: finishing what runs"
                 );
+                if let Some(child) = attempt.take_child() {
+                    self.watch(child);
+                }
                 Ok(pid)
             }
             Err(error) => {
@@ -215,18 +257,47 @@ impl Successors {
         }
     }
 
-    /// Closes the door, gives the next daemon everything, and lets it open the door. After an error this one opens it again;
-    /// the other does not by itself as long as the channel is open.
+    /// Sees to it that nobody takes a dead daemon for one that serves: while this one finishes what runs it is the other's parent,
+    /// and whoever looks after the daemon hears of the other's end when this one ends.
+    fn watch(&self, mut child: Child) {
+        let server = self.server.clone();
+        let watch = move || {
+            if let Ok(status) = child.wait() {
+                tracing::error!(%status, "the daemon that has taken over has ended");
+                server.shutdown(DECISION);
+            }
+        };
+        let name = "lapce-ai-successor".to_owned();
+        if let Err(error) = thread::Builder::new().name(name).spawn(watch) {
+            tracing::warn!(%error, "nobody watches the next daemon");
+        }
+    }
+
+    /// Closes the door, gives the next daemon everything, and lets it open the door. After an error the other one has ended, and
+    /// then this one opens it again.
     fn give(&self, next: &Next<'_>, attempt: &Attempt) -> Result<(), HandOverError> {
-        let Next {
-            channel,
-            pid,
-            terms,
-        } = *next;
         let deadline = Instant::now() + DECISION;
         // Connections that have been told something else make themselves anew.
-        let keep = terms == self.server.segment_terms().into();
+        let keep = next.terms == self.server.segment_terms().into();
         let (legacy, retiring) = self.server.retire(FOR_EVER, keep, deadline)?;
+        let decided = self.bequeath(next, attempt, legacy, &retiring, deadline);
+        if decided.is_err() {
+            attempt.end();
+            return decided;
+        }
+        retiring.leave(FOR_EVER);
+        decided
+    }
+
+    fn bequeath(
+        &self,
+        next: &Next<'_>,
+        attempt: &Attempt,
+        legacy: Legacy,
+        retiring: &Retiring,
+        deadline: Instant,
+    ) -> Result<(), HandOverError> {
+        let Next { channel, pid, .. } = *next;
         let parts = retiring.listener().map(Listener::parts);
         let parts = parts.as_ref().map_or(&[][..], |parts| &parts[..]);
         let resting: Vec<_> = retiring.resting().collect();
@@ -262,11 +333,8 @@ impl Successors {
         moved_to(pid);
         if let Err(error) = Message::Go.send(channel, &[], Instant::now() + DECISION) {
             moved_to(std::process::id());
-            // It has ended. Made sure of before the door opens.
-            attempt.end();
             return Err(error.into());
         }
-        retiring.leave(FOR_EVER);
         tracing::info!(connections = handed_over, "handed over");
         Ok(())
     }
