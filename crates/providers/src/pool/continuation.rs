@@ -147,7 +147,7 @@ impl Resume {
                 Err(failure) => is_in_time(failure)?,
             }
         }
-        let mut lines = Lines::join(busy, demand);
+        let mut lines = Lines::new(busy, demand);
         while let Some((target, turn)) = lines.next(trail).await {
             target.names_model_of(request);
             let at = position(targets, target).unwrap_or(last);
