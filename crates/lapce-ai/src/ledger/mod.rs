@@ -26,6 +26,8 @@ const GATHER: Duration = Duration::from_millis(200);
 /// The wait before a failed write is tried again: the first, which doubles, and the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How often old requests are forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(86_400);
 /// How long the start waits for what was spent before, and the end for the last write.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// So many broken databases are put aside in one run: more of them mean that it is not the database.
@@ -117,7 +119,7 @@ impl Keeper {
             store: None,
             before: Some(send_before),
             aside: 0,
-            pruned: None,
+            forget_at: None,
         };
         let thread = thread::Builder::new()
             .name("lapce-ai-ledger".to_owned())
@@ -209,7 +211,8 @@ struct Writer {
     /// Whom to tell what was spent before, once.
     before: Option<mpsc::Sender<Before>>,
     aside: u32,
-    pruned: Option<Instant>,
+    /// When old requests are forgotten next; `None`: with the first batch.
+    forget_at: Option<Instant>,
 }
 
 impl Writer {
@@ -252,8 +255,9 @@ impl Writer {
                 return;
             };
             outcome = self.write(&batch);
-            if outcome.is_err() {
-                self.shared.lock().take_back(batch);
+            match outcome {
+                Ok(()) => self.forget_old_requests(),
+                Err(_) => self.shared.lock().take_back(batch),
             }
         }
     }
@@ -282,13 +286,24 @@ impl Writer {
         let Some(store) = &mut self.store else {
             return Ok(());
         };
-        store.write(&batch.sums, &batch.requests)?;
-        let day = Duration::from_secs(86_400);
-        if self.pruned.is_none_or(|at| at.elapsed() > day) {
-            self.pruned = Some(Instant::now());
-            store.forget_requests(self.keep_requests)?;
-        }
-        Ok(())
+        store.write(&batch.sums, &batch.requests)
+    }
+
+    /// Apart from what is written: a batch is in the database even where this fails, and must not be written again.
+    fn forget_old_requests(&mut self) {
+        let now = Instant::now();
+        let is_time = self.forget_at.is_none_or(|at| at <= now);
+        let Some(store) = self.store.as_ref().filter(|_| is_time) else {
+            return;
+        };
+        let wait = match store.forget_requests(self.keep_requests) {
+            Ok(()) => FORGET_EVERY,
+            Err(error) => {
+                tracing::warn!(%error, "old requests stay in the ledger until they can be forgotten");
+                LONGEST_WAIT
+            }
+        };
+        self.forget_at = now.checked_add(wait);
     }
 
     /// What there is to write; waits for it. `None`: nothing, and no more will come.

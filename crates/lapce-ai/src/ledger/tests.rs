@@ -350,6 +350,28 @@ fn old_requests_are_forgotten_and_their_sums_are_not() {
 }
 
 #[test]
+fn what_is_written_is_not_written_again_where_old_requests_cannot_be_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spend.db");
+    let store = Store::open(&path).unwrap();
+    let refuse =
+        "CREATE TRIGGER refuse BEFORE DELETE ON request BEGIN SELECT RAISE(ABORT, 'no'); END";
+    store.connection().execute_batch(refuse).unwrap();
+    let (keeper, _before) = ledger(&path);
+    let mut old = entry("m", Some(1));
+    old.at = SystemTime::now() - Duration::from_secs(3 * 86_400);
+    keeper.record(&old);
+    until("it is written", || total(&path).requests >= 1);
+    keeper.record(&entry("m", Some(1)));
+    until("the next one is written", || total(&path).requests >= 2);
+    assert_eq!(keeper.status().1, None);
+    keeper.close();
+    assert_eq!(total(&path).requests, 2);
+    let listed = store.requests(Day::new(0), 10).unwrap().len();
+    assert_eq!(listed, 2, "nothing was forgotten");
+}
+
+#[test]
 fn a_disk_that_does_not_answer_holds_no_request_up() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("spend.db");

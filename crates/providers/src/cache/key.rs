@@ -53,6 +53,8 @@ impl CacheKey {
             to.text(target.member.name());
             to.text(&target.model);
         });
+        // What several wrote in turn is no answer for a route on which one writes all of it.
+        to.flag(plan.continues);
         to.option(system.as_deref(), Canonical::text);
         to.list(messages, message);
         to.list(tools, |to, tool| {
@@ -254,5 +256,11 @@ mod tests {
             keys.insert(other) && keys.insert(shared),
             "another client's"
         );
+        let continuing = Plan {
+            continues: true,
+            ..Plan::default()
+        };
+        let continued = CacheKey::of(Some(1), &continuing, &base());
+        assert!(keys.insert(continued), "another route's");
     }
 }

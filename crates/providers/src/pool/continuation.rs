@@ -147,7 +147,7 @@ impl Resume {
                 Err(failure) => is_in_time(failure)?,
             }
         }
-        let mut lines = Lines::join(busy, demand);
+        let mut lines = Lines::new(busy, demand);
         while let Some((target, turn)) = lines.next(trail).await {
             target.names_model_of(request);
             let at = position(targets, target).unwrap_or(last);
@@ -330,8 +330,7 @@ impl Joined {
                 None => self.say(text),
                 Some(seam) => {
                     if let Some(new) = seam.push(&self.said, text) {
-                        self.seam = None;
-                        self.say(&new);
+                        self.joined(&new);
                     }
                 }
             }
@@ -340,7 +339,7 @@ impl Joined {
         // The text that is held back stands before this.
         if let Some(seam) = self.seam.take_if(|seam| !seam.is_empty()) {
             let new = seam.end(&self.said);
-            self.say(&new);
+            self.joined(&new);
         }
         match event {
             Event::Usage(usage) => {
@@ -366,6 +365,13 @@ impl Joined {
         self.queue.push(event);
     }
 
+    /// It is clear now what is new of the next part: this, so far.
+    fn joined(&mut self, new: &str) {
+        self.seam = None;
+        self.say(new);
+        self.forget_if_useless();
+    }
+
     fn say(&mut self, text: &str) {
         if text.is_empty() {
             return;
@@ -381,6 +387,13 @@ impl Joined {
     /// It cannot be gone on with any more.
     fn gives_up(&mut self) {
         self.holds = false;
-        self.said = String::new();
+        self.forget_if_useless();
+    }
+
+    /// What was said is needed to go on from, and where the next part is joined to it.
+    fn forget_if_useless(&mut self) {
+        if !self.holds && self.seam.is_none() {
+            self.said = String::new();
+        }
     }
 }

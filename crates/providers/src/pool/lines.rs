@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -11,42 +12,49 @@ use super::member::{Call, Demand, Refused, Waiting};
 use super::trail::Trail;
 
 /// Dropping it leaves all of them.
-pub(super) struct Lines<'a> {
-    places: Vec<(&'a Target, Place)>,
-    since: Instant,
+pub(super) struct Lines<'a, 'd> {
+    places: Vec<Place<'a>>,
+    demand: &'d Demand,
+    /// For how long so far. What asking took is no part of it.
+    waited: Duration,
 }
 
-enum Place {
+struct Place<'a> {
+    target: &'a Target,
+    /// Whether asking it is a retry.
+    is_retry: bool,
+    state: State,
+}
+
+enum State {
+    /// It stands in that line when it waits next.
+    Outside,
     InLine(Waiting),
-    /// There was none in that line.
+    /// There was no place in that line.
     Refused(Refused),
 }
 
-impl<'a> Lines<'a> {
-    /// Gets a place in the line of each of `busy`, with whether asking it is a retry.
-    pub(super) fn join(
+impl<'a, 'd> Lines<'a, 'd> {
+    /// Those of `busy`, each with whether asking it is a retry.
+    pub(super) fn new(
         busy: impl IntoIterator<Item = (&'a Target, bool)>,
-        demand: &Demand,
+        demand: &'d Demand,
     ) -> Self {
-        let now = Instant::now();
-        let place = |(target, is_retry): (&'a Target, bool)| {
-            let place = target.member.wait(&target.model, is_retry, demand, now);
-            (
-                target,
-                match place {
-                    Ok(line) => Place::InLine(line),
-                    Err(refused) => Place::Refused(refused),
-                },
-            )
+        let place = |(target, is_retry)| Place {
+            target,
+            is_retry,
+            state: State::Outside,
         };
         Self {
             places: busy.into_iter().map(place).collect(),
-            since: now,
+            demand,
+            waited: Duration::ZERO,
         }
     }
 
     /// The next one that has room, with its call, or for which there is no more use in waiting; `None` when all have had
-    /// their turn.
+    /// their turn. With a call the request leaves the other lines, or it would be let in there, too, and keep others out
+    /// while it is answered. If it is not, it joins them anew.
     pub(super) async fn next(
         &mut self,
         trail: &Trail,
@@ -54,24 +62,53 @@ impl<'a> Lines<'a> {
         if self.places.is_empty() {
             return None;
         }
+        let since = Instant::now();
+        self.join(since);
         let places = &mut self.places;
         let (target, turn) = poll_fn(|cx| {
             let mut all = places.iter_mut().enumerate();
-            let ready = all.find_map(|(at, (_, place))| match place {
-                Place::Refused(refused) => Some((at, Err(*refused))),
-                Place::InLine(line) => match Pin::new(line).poll(cx) {
+            let ready = all.find_map(|(at, place)| match &mut place.state {
+                State::Outside => None,
+                State::Refused(refused) => Some((at, Err(*refused))),
+                State::InLine(line) => match Pin::new(line).poll(cx) {
                     Poll::Ready(turn) => Some((at, turn)),
                     Poll::Pending => None,
                 },
             });
             match ready {
-                Some((at, turn)) => Poll::Ready((places.remove(at).0, turn)),
+                Some((at, turn)) => Poll::Ready((places.remove(at).target, turn)),
                 None => Poll::Pending,
             }
         })
         .await;
-        let took = self.since.elapsed();
-        trail.waited(target.member.name(), &target.model, took);
+        if turn.is_ok() {
+            self.leave();
+        }
+        self.waited += since.elapsed();
+        trail.waited(target.member.name(), &target.model, self.waited);
         Some((target, turn))
+    }
+
+    /// Gets a place in each line in which it has none.
+    fn join(&mut self, now: Instant) {
+        for place in &mut self.places {
+            if !matches!(place.state, State::Outside) {
+                continue;
+            }
+            let Target { member, model, .. } = place.target;
+            let line = member.wait(model, place.is_retry, self.demand, self.waited, now);
+            place.state = match line {
+                Ok(line) => State::InLine(line),
+                Err(refused) => State::Refused(refused),
+            };
+        }
+    }
+
+    fn leave(&mut self) {
+        for place in &mut self.places {
+            if matches!(place.state, State::InLine(_)) {
+                place.state = State::Outside;
+            }
+        }
     }
 }

@@ -463,7 +463,7 @@ async fn ask_round<'a, A: Ask>(
     }
     // Nobody who had room has answered: now it may wait. Nobody is asked beside the one whose turn it is then.
     let busy = std::mem::take(&mut failures.busy).into_iter();
-    let mut lines = Lines::join(busy.map(|target| (target, asking.is_retry)), asking.demand);
+    let mut lines = Lines::new(busy.map(|target| (target, asking.is_retry)), asking.demand);
     while let Some((target, turn)) = lines.next(asking.trail).await {
         target.names_model_of(request);
         let outcome = ask(target, request, asking, Purpose::Answer, Some(turn)).await;

@@ -210,7 +210,6 @@ impl Budgets {
     ) -> Option<Refused> {
         self.of(today, client, provider)
             .find_map(|(_, whose, budget, account)| {
-                let hard = budget.hard?;
                 let until = budget.period.end(today);
                 let Some(estimate) = estimate else {
                     let message = format!(
@@ -219,6 +218,7 @@ impl Budgets {
                     );
                     return budget.refuse_unpriced.then_some(Refused { message, until });
                 };
+                let hard = budget.hard?;
                 let left = hard.minus(account.now.spent + account.reserved);
                 (estimate > left).then(|| {
                     let reserved = match account.reserved {
@@ -462,6 +462,14 @@ mod tests {
         }]);
         let refused = strict.refusal(today, 1, "p", None).unwrap();
         assert!(refused.message.contains("price is known"), "{refused:?}");
+        let mut soft_only = Budgets::new(vec![Budget {
+            refuse_unpriced: true,
+            hard: None,
+            soft: Some(usd(1.0)),
+            ..budget("all", 0.0)
+        }]);
+        assert!(soft_only.refusal(today, 1, "p", None).is_some());
+        assert!(may(&mut soft_only, 1, "p", 1000.0));
     }
 
     #[test]

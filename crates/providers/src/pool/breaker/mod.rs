@@ -146,7 +146,7 @@ impl Breaker {
         }
         match &mut self.state {
             State::Closed { .. } => {
-                self.window.add(now, false, slow);
+                self.window.add_success(now, slow);
                 self.trip_if_bad(now);
             }
             State::HalfOpen { .. } if slow => self.trip(now, None),
@@ -165,17 +165,22 @@ impl Breaker {
     /// The call failed, and the other side is to blame, which may have said how long it wants to be left alone.
     pub(super) fn failure(&mut self, ticket: &Ticket, now: Instant, asked: Option<Duration>) {
         if ticket.epoch == self.epoch {
-            self.fault(now, asked);
+            self.blame(now, asked, false);
         } else {
             self.extend(now, asked);
         }
     }
 
-    /// A call failed that was counted as a success before, since its answer had begun.
+    /// A call failed that was counted as a success before, since its answer had begun. It is no second call.
     pub(super) fn fault(&mut self, now: Instant, asked: Option<Duration>) {
+        self.blame(now, asked, true);
+    }
+
+    /// `counted`: the call is one of the window's already.
+    fn blame(&mut self, now: Instant, asked: Option<Duration>, counted: bool) {
         match &mut self.state {
             State::Closed { .. } => {
-                self.window.add(now, true, false);
+                self.window.add_failure(now, counted);
                 if asked.is_some() {
                     self.trip(now, asked);
                 } else {

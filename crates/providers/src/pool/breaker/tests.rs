@@ -49,6 +49,37 @@ fn it_opens_by_rate_and_only_with_enough_calls() {
 }
 
 #[test]
+fn an_answer_that_breaks_off_is_one_call_and_failed() {
+    let now = Instant::now();
+    let mut breaker = Breaker::new(
+        BreakerConfig {
+            failure_rate: 0.75,
+            ..config()
+        },
+        now,
+    );
+    let begin = |breaker: &mut Breaker, now| {
+        let ticket = breaker.admit(now).unwrap();
+        breaker.success(&ticket, now, false);
+    };
+    for _ in 0..3 {
+        begin(&mut breaker, now);
+        breaker.fault(now, None);
+        assert_eq!(breaker.state(now).0, BreakerState::Closed);
+    }
+    begin(&mut breaker, now);
+    assert_eq!(breaker.state(now).0, BreakerState::Open, "3 of 4");
+    // Those that began before the window's time, and broke off within it, are calls of it.
+    let mut breaker = Breaker::new(config(), now);
+    (0..3).for_each(|_| begin(&mut breaker, now));
+    let later = now + 11 * SECOND;
+    (0..3).for_each(|_| breaker.fault(later, None));
+    assert_eq!(breaker.state(later).0, BreakerState::Closed);
+    begin(&mut breaker, later);
+    assert_eq!(breaker.state(later).0, BreakerState::Open, "3 of 4");
+}
+
+#[test]
 fn slow_calls_open_it_too() {
     let now = Instant::now();
     let mut breaker = Breaker::new(config(), now);

@@ -31,15 +31,31 @@ impl Window {
         }
     }
 
-    pub(super) fn add(&mut self, now: Instant, failed: bool, slow: bool) {
+    /// Adds a call that did well, if perhaps slowly.
+    pub(super) fn add_success(&mut self, now: Instant, slow: bool) {
+        let counts = self.at(now);
+        counts.calls = counts.calls.saturating_add(1);
+        counts.slow = counts.slow.saturating_add(slow.into());
+    }
+
+    /// The counts of this moment's slice.
+    fn at(&mut self, now: Instant) -> &mut Counts {
         let slice = self.slice(now);
         let (counted, counts) = &mut self.buckets[(slice % BUCKETS as u64) as usize];
         if *counted != slice {
             (*counted, *counts) = (slice, Counts::default());
         }
-        counts.calls = counts.calls.saturating_add(1);
-        counts.failed = counts.failed.saturating_add(failed.into());
-        counts.slow = counts.slow.saturating_add(slow.into());
+        counts
+    }
+
+    /// Adds a call that failed. One that is `counted` already was added when it began to do well.
+    pub(super) fn add_failure(&mut self, now: Instant, counted: bool) {
+        let known = self.counts(now);
+        // Where the window has moved on, or was made anew since, it is not in it any more.
+        let is_new = !counted || known.failed >= known.calls;
+        let counts = self.at(now);
+        counts.calls = counts.calls.saturating_add(is_new.into());
+        counts.failed = counts.failed.saturating_add(1);
     }
 
     pub(super) fn counts(&self, now: Instant) -> Counts {
@@ -52,6 +68,8 @@ impl Window {
                 sum.slow = sum.slow.saturating_add(counts.slow);
             }
         }
+        // Of a call that failed later than it was added the failure stays for longer.
+        sum.failed = sum.failed.min(sum.calls);
         sum
     }
 

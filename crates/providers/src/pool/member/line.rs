@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -134,6 +135,16 @@ impl Line {
         })
     }
 
+    /// Those that sleep until `before` have to wake sooner where the first limit may have room sooner now.
+    fn wake_for(&self, before: Option<Instant>, wakers: &mut Wakers) {
+        let next = self.blocked.next();
+        if next.is_some_and(|at| before.is_none_or(|before| at < before)) {
+            let waiting = self.queue.in_order();
+            let asleep = waiting.filter_map(|(_, waiter)| waiter.waker.clone());
+            wakers.0.extend(asleep);
+        }
+    }
+
     fn decision(&mut self, place: Place) -> Option<Result<Taken, Refused>> {
         let at = self.decided.iter().position(|(known, _)| *known == place)?;
         Some(self.decided.swap_remove(at).1)
@@ -224,12 +235,17 @@ impl State {
             let taken = self.take(model, demand.cost, is_retry, now, config);
             return (taken, Wakers::default());
         }
+        let before = self.line.blocked.next();
         let place = self.line_up(model, demand, is_retry);
-        let wakers = self.serve(now, config);
+        let mut wakers = self.let_in(now, config);
         let decided = self.line.decision(place).unwrap_or_else(|| {
             self.line.queue.remove(place);
-            Err(self.refusal(model))
+            let refused = self.refusal(model);
+            // Those behind it may need less.
+            wakers.0.extend(self.let_in(now, config).0);
+            Err(refused)
         });
+        self.line.wake_for(before, &mut wakers);
         (decided, wakers)
     }
 
@@ -255,8 +271,15 @@ impl State {
         }
     }
 
-    /// Lets all in that can go now.
+    /// Lets all in that can go now, and has the others sleep no longer than they should.
     pub(super) fn serve(&mut self, now: Instant, config: PoolConfig) -> Wakers {
+        let before = self.line.blocked.next();
+        let mut wakers = self.let_in(now, config);
+        self.line.wake_for(before, &mut wakers);
+        wakers
+    }
+
+    fn let_in(&mut self, now: Instant, config: PoolConfig) -> Wakers {
         self.line.blocked = Blocked::default();
         let mut wakers = Vec::new();
         loop {
@@ -292,7 +315,7 @@ impl State {
 }
 
 impl Member {
-    /// Gets a place in the line for one call.
+    /// Gets a place in the line for one call, which has `waited` elsewhere already.
     ///
     /// # Errors
     ///
@@ -302,14 +325,16 @@ impl Member {
         model: &Arc<str>,
         is_retry: bool,
         demand: &Demand,
+        waited: Duration,
         now: Instant,
     ) -> Result<Waiting, Refused> {
         let mut guard = self.lock();
         let state = &mut *guard;
+        let before = state.line.blocked.next();
         let place = state.line_up(model, demand, is_retry);
-        let mut wakers = state.serve(now, self.config);
+        let mut wakers = state.let_in(now, self.config);
         let limits = state.gate.limits();
-        let patience = now.checked_add(limits.queue_wait);
+        let patience = now.checked_add(limits.queue_wait.saturating_sub(waited));
         // Who is let in later than this has its answer too late.
         let expected = state.live.expected().unwrap_or_default();
         let latest = demand
@@ -329,10 +354,13 @@ impl Member {
             Some(_) => {
                 state.line.queue.remove(place);
                 state.live.counts.shed += 1;
+                // Those behind it may need less.
+                wakers.0.extend(state.let_in(now, self.config).0);
             }
             None if is_waiting => state.live.counts.queued += 1,
             None => {}
         }
+        state.line.wake_for(before, &mut wakers);
         drop(guard);
         wakers.wake();
         if let Some(refused) = refused {

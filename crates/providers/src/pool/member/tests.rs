@@ -151,7 +151,9 @@ impl Run {
                     deadline: deadline.map(|millis| now + Duration::from_millis(millis)),
                     ..demand(tokens)
                 };
-                let waiting = self.member.wait(&MODELS[model].into(), false, &demand, now);
+                let waiting =
+                    self.member
+                        .wait(&MODELS[model].into(), false, &demand, Duration::ZERO, now);
                 self.waiting.extend(waiting.ok().map(Box::pin));
             }
             Step::Look(at) => {

@@ -258,6 +258,24 @@ async fn unsigned_thoughts_are_no_hindrance_and_stay_apart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_repeated_after_a_signed_thought_is_left_out_all_the_same() {
+    let first = Speaker::new([vec![text("The quick brown fox jumps over the lazy"), CUT]]);
+    let second = Speaker::new([vec![
+        Line::Thought("where was I", Some("proof")),
+        text("jumps over "),
+        text("the lazy dog."),
+        CUT,
+    ]]);
+    let third = Speaker::after(0, "?");
+    let mut pool = pool();
+    let route = continuing(&mut pool, &[("a", &first), ("b", &second), ("c", &third)]);
+    let (said, error) = whole(&pool, &route).await;
+    assert_eq!(said, "The quick brown fox jumps over the lazy dog.");
+    assert_eq!(error, Some(ErrorKind::StreamCut));
+    assert_eq!(third.asked(), 0, "nobody goes on after a signed thought");
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_is_gone_on_with_three_times_and_then_ends() {
     let breaks = |word: &str| Speaker::new([vec![text(word), CUT]]);
     let (first, second) = (breaks("x"), breaks("y"));

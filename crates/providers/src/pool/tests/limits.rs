@@ -313,6 +313,156 @@ async fn the_next_target_is_tried_before_anybody_waits() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_let_in_somewhere_keeps_no_place_elsewhere() {
+    let mut pool = pool();
+    let slow = Scripted::new([Does::Answers, Does::AnswersAfter(10 * SECOND)]);
+    let other = Scripted::new([Does::Answers]);
+    let targets = [("a", &slow), ("b", &other)].map(|(name, provider)| {
+        let target = target(&mut pool, name, &[provider]);
+        target.member.limit(at_most(1));
+        target
+    });
+    let route = plan(targets);
+    let first = pool.chat(&route, request(), None).await.unwrap();
+    let second = pool.chat(&route, request(), None).await.unwrap();
+    assert_eq!((&*first.provider, &*second.provider), ("a", "b"));
+    let mut third = pin!(pool.chat(&route, request(), None));
+    assert!(tokio::time::timeout(SECOND, &mut third).await.is_err());
+    drop(first);
+    assert!(tokio::time::timeout(SECOND, &mut third).await.is_err());
+    assert_eq!(slow.asked(), 2, "it was let in, and its answer is slow");
+    // Now the other one is free, too: it is not this one's.
+    drop(second);
+    let begun = Instant::now();
+    let fourth = pool.chat(&route, request(), None).await.unwrap();
+    assert_eq!((&*fourth.provider, begun.elapsed()), ("b", Duration::ZERO));
+    assert_eq!(&*third.await.unwrap().provider, "a");
+    drop(fourth);
+    assert_eq!((in_flight(&pool), waiting(&pool)), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_turn_came_to_nothing_waits_elsewhere_and_no_longer_in_all() {
+    for (seconds, is_in_time) in [(2, true), (4, false)] {
+        let mut config = PoolConfig::default();
+        config.retries.attempts = 1;
+        let mut pool = Pool::new(config);
+        let bad = Scripted::new([Does::Answers, Does::Fails(ErrorKind::Overloaded)]);
+        let good = Scripted::new([Does::Answers]);
+        let targets = [("a", &bad), ("b", &good)].map(|(name, provider)| {
+            let target = target(&mut pool, name, &[provider]);
+            target.member.limit(Limits {
+                queue_wait: 5 * SECOND,
+                ..at_most(1)
+            });
+            target
+        });
+        let route = plan(targets);
+        let first = pool.chat(&route, request(), None).await.unwrap();
+        let second = pool.chat(&route, request(), None).await.unwrap();
+        let begun = Instant::now();
+        let asking = async {
+            let outcome = pool.chat(&route, request(), None).await;
+            (outcome, begun.elapsed().as_secs())
+        };
+        let (third, ()) = tokio::join!(asking, async {
+            sleep(2 * SECOND).await;
+            drop(first);
+            sleep(seconds * SECOND).await;
+            drop(second);
+        });
+        match third {
+            (Ok(answer), 4) if is_in_time => assert_eq!(
+                answer.trail.to_string(),
+                "a/m skipped: limit_provider_in_flight (2000 ms); b/m skipped: limit_provider_in_flight (4000 ms); \
+                 a/m failed: overloaded (0 ms); b/m answered (0 ms)"
+            ),
+            (Err(failed), 5) if !is_in_time => {
+                let trail = failed.trail.to_string();
+                assert!(trail.ends_with("b/m skipped: queue_timeout"), "{trail}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!((in_flight(&pool), waiting(&pool)), (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_sent_away_holds_up_nobody_behind_it() {
+    let mut pool = pool();
+    let tokens = Rate {
+        requests_per_minute: None,
+        tokens_per_minute: Some(600),
+    };
+    let limits = Limits {
+        rate: tokens,
+        queue_wait: 20 * SECOND,
+        ..Limits::default()
+    };
+    let (_, route) = limited(&mut pool, [limits]);
+    let of = |tokens: u32| ChatRequest {
+        max_tokens: Some(tokens - 5),
+        ..request()
+    };
+    // Under way all the time, so that nothing is put right.
+    let held = pool.chat(&route, of(600), None).await.unwrap();
+    let begun = Instant::now();
+    let small = async {
+        let answer = pool.chat(&route, of(100), urgent(Priority::Bulk)).await;
+        (answer.map(drop), begun.elapsed().as_secs())
+    };
+    let ((answer, seconds), ()) = tokio::join!(small, async {
+        sleep(SECOND).await;
+        // It would have to wait for too long.
+        let large = pool.chat(&route, of(500), urgent(Priority::Interactive));
+        let failed = large.await.unwrap_err();
+        assert_eq!(failed.error.kind, ErrorKind::RateLimited);
+        assert_eq!(begun.elapsed(), SECOND);
+    });
+    answer.unwrap();
+    assert_eq!(seconds, 10);
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gives_up_waiting_holds_up_nobody_behind_it() {
+    let mut pool = pool();
+    let limits = Limits {
+        rate: Rate {
+            requests_per_minute: None,
+            tokens_per_minute: Some(600),
+        },
+        queue_wait: 100 * SECOND,
+        ..Limits::default()
+    };
+    let (_, route) = limited(&mut pool, [limits]);
+    let pool = Arc::new(pool);
+    let of = |tokens: u32| ChatRequest {
+        max_tokens: Some(tokens - 5),
+        ..request()
+    };
+    let held = pool.chat(&route, of(600), None).await.unwrap();
+    let begun = Instant::now();
+    let mut large = Box::pin(pool.chat(&route, of(500), urgent(Priority::Interactive)));
+    assert!(tokio::time::timeout(SECOND, &mut large).await.is_err());
+    // In a task of its own: nothing but its turn wakes it.
+    let small = tokio::spawn({
+        let (pool, route, request) = (Arc::clone(&pool), route.clone(), of(100));
+        async move {
+            let answer = pool.chat(&route, request, urgent(Priority::Bulk)).await;
+            (answer.map(drop), begun.elapsed().as_secs())
+        }
+    });
+    sleep(2 * SECOND).await;
+    // It sleeps until the large one's turn, which does not come.
+    drop(large);
+    let (answer, seconds) = small.await.unwrap();
+    answer.unwrap();
+    assert_eq!(seconds, 10);
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_model_has_limits_of_its_own_and_does_not_hold_up_others() {
     let mut pool = pool();
     let limits = Limits {
