@@ -228,7 +228,24 @@ fn a_server_that_nobody_follows_goes_on() {
         assert_eq!(new.answer(run), (before + 1).to_string().as_bytes());
         runs.gate.add_permits(1);
         assert_eq!(old.answer(running), b"1");
+        while let Some(frame) = old.next() {
+            panic!("nothing runs on it any more, and it is not closed: {frame:?}");
+        }
     }
+}
+
+#[test]
+fn one_that_never_served_takes_no_name_away() {
+    let runs = Runs::new();
+    let first = Daemon::with(options(), runs.handlers());
+    let (next, retiring) = first.nearly_followed(options());
+    next.handle.shutdown(Duration::ZERO);
+    next.await_stop();
+    assert!(first.path.exists());
+    drop(retiring);
+    let mut client = Client::new(&first, Carrier::SHARED_MEMORY);
+    let id = client.open(COUNT, b"");
+    assert_eq!(client.answer(id), b"1");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use lapce_ai_proto::{
     CRC, Codec, ErrorBody, ErrorCode, FIN, Fault, Features, HEADER_LEN, Hello, Kind, MORE,
     MessageType, OpenPrefix, PREFIX, Welcome,
 };
-use lapce_ai_server::{Options, Responder, Running, Server, ServerHandle};
+use lapce_ai_server::{Options, Responder, Retiring, Running, Server, ServerHandle};
 use lapce_ai_shm::{Bell, BellError, Consumer, MappedRing, Mapping, Producer, Segment, Woken};
 use lapce_ai_transport::{Listener, RuntimeDir};
 
@@ -136,6 +136,22 @@ impl Daemon {
             running.handle().open();
             running
         })
+    }
+
+    /// Another one that is about to take over and does not serve yet; whoever drops the other has this one go on.
+    pub fn nearly_followed(&self, options: Options) -> (Self, Retiring) {
+        let for_ever = Duration::from_secs(1 << 20);
+        let until = Instant::now() + PATIENCE;
+        let (legacy, retiring) = self.handle.retire(for_ever, false, until).unwrap();
+        let copies = retiring.listener().unwrap().parts();
+        let [socket, lock] = copies.map(|part| part.try_clone_to_owned().unwrap());
+        let base = Arc::clone(&self.base);
+        let start = |mut server: Server, dir: &RuntimeDir, runtime: &tokio::runtime::Handle| {
+            server.inherit(legacy);
+            let listener = Listener::adopt(dir, socket, lock).unwrap();
+            server.start_closed(listener, runtime).unwrap()
+        };
+        (Self::launch(base, options, |_| {}, start), retiring)
     }
 
     fn launch(
