@@ -180,6 +180,10 @@ impl Ledger for Keeper {
             );
         }
     }
+
+    fn warn(&self, warning: &str) {
+        tracing::warn!("{warning}");
+    }
 }
 
 /// Gives `spend` what was spent before: at once if the disk answers, or else when it does.
