@@ -40,8 +40,8 @@ pub(super) fn gateway(config: &Config) -> Result<(Gateway, Option<Arc<Keeper>>),
         None => Arc::new(Unkept),
     };
     let spend = Arc::new(Spend::new(prices, config.budgets.clone(), to));
-    if let Some(before) = before {
-        ledger::load(&spend, before);
+    if let Some((keeper, before)) = keeper.as_ref().zip(before) {
+        ledger::load(keeper, &spend, before);
     }
     let cache = config.cache.map(AnswerCache::new);
     Ok((Gateway::new(spend, cache), keeper))

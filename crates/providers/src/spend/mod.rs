@@ -153,7 +153,7 @@ impl Spend {
         }
     }
 
-    /// Takes over what was spent before the start; only this month matters.
+    /// Takes over what was spent before the start, or elsewhere; only this month matters.
     pub fn load(&self, sums: impl IntoIterator<Item = (Key, Totals)>) {
         let today = self.today();
         let mut state = self.lock();
