@@ -97,7 +97,7 @@ impl Admitted {
             told,
             self.estimate,
         );
-        let bill = close(self.hold, entry, &[]);
+        let bill = close(self.hold, &entry, &[]);
         (answer, bill)
     }
 }
@@ -217,7 +217,7 @@ impl Meter {
             false => self.told_by(&self.part),
         };
         let entry = self.entry(&hold.spend, &self.part, told);
-        self.receipt.write(close(hold, entry, &self.earlier));
+        self.receipt.write(close(hold, &entry, &self.earlier));
     }
 
     /// The tokens of a part, where it told them.
@@ -270,14 +270,12 @@ fn entry(
 
 /// Counts the last part of an answer that is over, in the place of what was reserved for all of it, and writes the bill of that and
 /// the `earlier` parts, which are counted.
-fn close(mut hold: Hold, last: Entry, earlier: &[Entry]) -> Bill {
+fn close(mut hold: Hold, last: &Entry, earlier: &[Entry]) -> Bill {
     let shares = std::mem::take(&mut hold.shares);
-    let warnings = hold.spend.count(&shares, &last, earlier);
-    let parts = earlier.iter().chain([&last]);
+    let warnings = hold.spend.count(&shares, last, earlier);
+    let mut parts = earlier.iter().chain([last]);
     // All of it is known, or nothing is.
-    let cost = parts.fold(Some(NanoUsd::ZERO), |all, part| {
-        all.zip(part.cost).map(|(all, one)| all + one)
-    });
+    let cost = parts.try_fold(NanoUsd::ZERO, |all, part| Some(all + part.cost?));
     Bill {
         cost,
         cached: false,
