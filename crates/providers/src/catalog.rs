@@ -10,6 +10,11 @@ const NEAR_NAMES: usize = 3;
 /// How alike a name must be to be offered, from 0 to 1.
 const NEAR_ENOUGH: f64 = 0.7;
 
+/// The longest name of a model that is taken, in bytes: clients may name any, and names are kept and logged.
+const LONGEST_NAME: usize = 256;
+/// So many characters of a longer one are shown.
+const SHOWN: usize = 32;
+
 /// The configured providers, in order of preference.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
@@ -57,6 +62,14 @@ pub enum CatalogError {
         name: String,
         /// Names that are near it, nearest first, in a form that can be asked for.
         near: Vec<String>,
+    },
+    /// The name is longer than 256 bytes.
+    #[error("a model's name has at most {LONGEST_NAME} bytes, and `{beginning}…` has {bytes}")]
+    TooLong {
+        /// How it begins.
+        beginning: String,
+        /// How long it is.
+        bytes: usize,
     },
     /// The provider is named without a model, and has no default one.
     #[error(
@@ -162,14 +175,20 @@ impl Catalog {
     ///
     /// # Errors
     ///
-    /// [`Empty`](CatalogError::Empty), [`Unknown`](CatalogError::Unknown), [`NoModel`](CatalogError::NoModel),
-    /// [`Alias`](CatalogError::Alias).
+    /// [`Empty`](CatalogError::Empty), [`Unknown`](CatalogError::Unknown), [`TooLong`](CatalogError::TooLong),
+    /// [`NoModel`](CatalogError::NoModel), [`Alias`](CatalogError::Alias).
     pub fn resolve(&self, name: Option<&str>) -> Result<Route<'_>, CatalogError> {
         let first = self.entries.first().ok_or(CatalogError::Empty)?;
         let name = name.map(str::trim).filter(|name| !name.is_empty());
         let Some(name) = name else {
             return first.default_route();
         };
+        if name.len() > LONGEST_NAME {
+            return Err(CatalogError::TooLong {
+                beginning: name.chars().take(SHOWN).collect(),
+                bytes: name.len(),
+            });
+        }
         let mut aliases = self.aliases();
         match aliases.find(|(alias, _)| alias.eq_ignore_ascii_case(name)) {
             Some((alias, target)) => self.aliased(alias, target),
@@ -305,6 +324,23 @@ impl CatalogEntry {
 mod tests {
     use super::*;
     use crate::local::Local;
+
+    #[test]
+    fn a_name_has_at_most_256_bytes_and_is_not_repeated_whole() {
+        let mut catalog = Catalog::default();
+        catalog.add(entry("p", None, &[])).unwrap();
+        let longest = format!("p/{}", "m".repeat(LONGEST_NAME - 2));
+        assert!(catalog.resolve(Some(&longest)).is_ok());
+        for long in [format!("{longest}m"), "é".repeat(1 << 20)] {
+            let error = catalog.resolve(Some(&long)).unwrap_err();
+            let (CatalogError::TooLong { bytes, .. }, message) = (&error, error.to_string()) else {
+                panic!("{error}");
+            };
+            assert_eq!(*bytes, long.len());
+            assert!(message.contains("at most 256 bytes"), "{message}");
+            assert!(message.len() < 200, "{message}");
+        }
+    }
 
     fn entry(name: &str, default_model: Option<&str>, models: &[&str]) -> CatalogEntry {
         CatalogEntry {

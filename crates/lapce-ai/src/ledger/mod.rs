@@ -4,18 +4,21 @@
 //! written stays in memory, where it is bounded: sums by day, client, provider and model, and the last requests one by one. A database
 //! that is broken is put aside, and one that cannot be written is tried again later. The daemon goes on in either case.
 //!
+//! Two daemons may write to it for a while: after a planned restart the one before finishes what it began. So whoever writes looks
+//! whether somebody else has, too, and then counts that as well.
+//!
 //! It lives in the binary, and not with the providers, since it is I/O: what an answer costs is theirs, where that is kept is not.
 
 mod store;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use lapce_ai_providers::{Book, Entry, Key, Ledger, Spend, Totals};
+use lapce_ai_providers::{Book, Day, Entry, Key, Ledger, Spend, Totals};
 
 pub(crate) use store::{By, RequestRow, Store, StoreError, Sum};
 
@@ -28,6 +31,8 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How often old requests are forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(86_400);
+/// What is known of older days is not compared any more: more than this month and the one before.
+const KNOWN_DAYS: u32 = 62;
 /// How long the start waits for what was spent before, and the end for the last write.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// So many broken databases are put aside in one run: more of them mean that it is not the database.
@@ -47,6 +52,8 @@ struct Shared {
     path: PathBuf,
     pending: Mutex<Batch>,
     changed: Condvar,
+    /// Whom to tell what others spend.
+    spend: OnceLock<Weak<Spend>>,
 }
 
 /// What waits to be written.
@@ -110,6 +117,7 @@ impl Keeper {
             path: path.to_owned(),
             pending: Mutex::default(),
             changed: Condvar::new(),
+            spend: OnceLock::new(),
         });
         let (send_before, before) = mpsc::channel();
         let (alive, ended) = mpsc::channel();
@@ -120,6 +128,8 @@ impl Keeper {
             before: Some(send_before),
             aside: 0,
             forget_at: None,
+            known: HashMap::new(),
+            version: None,
         };
         let thread = thread::Builder::new()
             .name("lapce-ai-ledger".to_owned())
@@ -180,10 +190,16 @@ impl Ledger for Keeper {
             );
         }
     }
+
+    fn warn(&self, warning: &str) {
+        tracing::warn!("{warning}");
+    }
 }
 
-/// Gives `spend` what was spent before: at once if the disk answers, or else when it does.
-pub(crate) fn load(spend: &Arc<Spend>, before: mpsc::Receiver<Before>) {
+/// Gives `spend` what was spent before: at once if the disk answers, or else when it does. Later it is given what others spend.
+pub(crate) fn load(keeper: &Keeper, spend: &Arc<Spend>, before: mpsc::Receiver<Before>) {
+    // A keeper has one, for good.
+    let _ = keeper.shared.spend.set(Arc::downgrade(spend));
     match before.recv_timeout(PATIENCE) {
         Ok(Some(sums)) => spend.load(sums),
         Err(mpsc::RecvTimeoutError::Disconnected) => {}
@@ -204,6 +220,15 @@ pub(crate) fn load(spend: &Arc<Spend>, before: mpsc::Receiver<Before>) {
     }
 }
 
+/// Adds sums without telling models apart: clients may name any, so there is no bound to their number, and no budget is for one.
+fn add_up(to: &mut HashMap<Key, Totals>, sums: impl IntoIterator<Item = (Key, Totals)>) {
+    let any: Arc<str> = "".into();
+    for (mut key, totals) in sums {
+        key.model = Arc::clone(&any);
+        to.entry(key).or_default().add(&totals);
+    }
+}
+
 struct Writer {
     shared: Arc<Shared>,
     keep_requests: Duration,
@@ -213,6 +238,11 @@ struct Writer {
     aside: u32,
     /// When old requests are forgotten next; `None`: with the first batch.
     forget_at: Option<Instant>,
+    /// What is in the database and was counted here: what was told of the time before, what was written since, what others wrote.
+    /// All models are one.
+    known: HashMap<Key, Totals>,
+    /// The store's, when it was looked at last; `None`: it is another connection since.
+    version: Option<i64>,
 }
 
 impl Writer {
@@ -256,7 +286,11 @@ impl Writer {
             };
             outcome = self.write(&batch);
             match outcome {
-                Ok(()) => self.forget_old_requests(),
+                Ok(()) => {
+                    self.know(batch.sums);
+                    self.count_others();
+                    self.forget_old_requests();
+                }
                 Err(_) => self.shared.lock().take_back(batch),
             }
         }
@@ -267,10 +301,17 @@ impl Writer {
             return Ok(());
         }
         let store = Store::open(&self.shared.path)?;
+        self.version = None;
         if let Some(to) = self.before.take() {
-            match store.this_month() {
-                // Whoever does not wait any more needs nothing.
-                Ok(sums) => drop(to.send(Some(sums))),
+            // Before the sums: who writes between the two is seen the next time.
+            let version = store.version();
+            match version.and_then(|version| Ok((version, store.this_month()?))) {
+                Ok((version, sums)) => {
+                    self.version = Some(version);
+                    self.know(sums.iter().cloned());
+                    // Whoever does not wait any more needs nothing.
+                    let _ = to.send(Some(sums));
+                }
                 Err(error) => {
                     self.before = Some(to);
                     return Err(error);
@@ -287,6 +328,48 @@ impl Writer {
             return Ok(());
         };
         store.write(&batch.sums, &batch.requests)
+    }
+
+    fn know(&mut self, sums: impl IntoIterator<Item = (Key, Totals)>) {
+        add_up(&mut self.known, sums);
+    }
+
+    /// Counts what somebody else has written.
+    fn count_others(&mut self) {
+        let (Some(store), Some(spend)) = (&self.store, self.shared.spend.get()) else {
+            return;
+        };
+        let Some(spend) = spend.upgrade() else {
+            return;
+        };
+        let version = match store.version() {
+            Ok(version) if self.version == Some(version) => return,
+            version => version,
+        };
+        let sums = match version.and_then(|version| Ok((version, store.this_month()?))) {
+            Ok((version, sums)) => {
+                self.version = Some(version);
+                sums
+            }
+            Err(error) => {
+                tracing::debug!(%error, "whether others write to the ledger is looked at with the next batch");
+                return;
+            }
+        };
+        let oldest = Day::of(SystemTime::now()).before(KNOWN_DAYS);
+        self.known.retain(|key, _| key.day >= oldest);
+        let mut written = HashMap::new();
+        add_up(&mut written, sums);
+        let mut others = Vec::new();
+        for (key, totals) in written {
+            let known = self.known.get(&key).copied().unwrap_or_default();
+            let more = totals.minus(&known);
+            if more != Totals::default() {
+                others.push((key, more));
+            }
+        }
+        self.know(others.iter().cloned());
+        spend.load(others);
     }
 
     /// Apart from what is written: a batch is in the database even where this fails, and must not be written again.
@@ -373,6 +456,7 @@ impl Writer {
         let sums = looked.and_then(|store| store.map(|store| store.this_month()).transpose());
         let sums = sums.ok().flatten();
         let is_read = sums.is_some();
+        self.know(sums.iter().flatten().cloned());
         // Whoever does not wait any more needs nothing.
         let _ = to.send(sums);
         if !is_read {
@@ -384,6 +468,7 @@ impl Writer {
         let path = self.shared.path.display();
         let aside = store::put_aside(&self.shared.path)?;
         self.aside += 1;
+        self.known.clear();
         tracing::error!(
             %path, %error, aside = %aside.display(),
             "the ledger is broken: it was put aside, and a new one begins"

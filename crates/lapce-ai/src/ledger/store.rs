@@ -273,6 +273,15 @@ impl Store {
         self.since(Day::of(SystemTime::now()).month())
     }
 
+    /// A number that is another one after somebody else has written to the database, and is told of this connection alone:
+    /// <https://www.sqlite.org/pragma.html#pragma_data_version>.
+    pub(super) fn version(&self) -> Result<i64, StoreError> {
+        let version = self
+            .connection
+            .query_row("PRAGMA data_version", [], |row| row.get(0))?;
+        Ok(version)
+    }
+
     /// What was spent since this day, the most expensive first; days in their order. For [`By::Request`]: all in one.
     pub(crate) fn sums(&self, since: Day, by: By) -> Result<Vec<Sum>, StoreError> {
         let mut sums: BTreeMap<String, Totals> = BTreeMap::new();

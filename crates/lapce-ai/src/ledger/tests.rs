@@ -1,7 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::SystemTime;
 
-use lapce_ai_providers::{Day, NanoUsd, Usage};
+use lapce_ai_providers::{Day, NanoUsd, PriceTable, Usage};
 
 use super::*;
 
@@ -369,6 +369,44 @@ fn what_is_written_is_not_written_again_where_old_requests_cannot_be_forgotten()
     assert_eq!(total(&path).requests, 2);
     let listed = store.requests(Day::new(0), 10).unwrap().len();
     assert_eq!(listed, 2, "nothing was forgotten");
+}
+
+#[test]
+fn what_another_daemon_spends_counts_here_too_and_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spend.db");
+    let batch = |model: &str, count: usize| {
+        let mut batch = Batch::default();
+        (0..count).for_each(|_| batch.add(&entry(model, Some(7))));
+        batch
+    };
+    let mut other = Store::open(&path).unwrap();
+    let mut write = |batch: Batch| other.write(&batch.sums, &batch.requests).unwrap();
+    write(batch("m", 1));
+    let (keeper, before) = ledger(&path);
+    let prices = PriceTable::embedded().unwrap();
+    let spend = Arc::new(Spend::new(prices, Vec::new(), keeper.clone()));
+    load(&keeper, &spend, before);
+    let known = || spend.providers().get("p").map(|spend| spend.month);
+    until("the start is over", || known().is_some());
+    assert_eq!(known().unwrap().requests, 1);
+    // What this daemon writes it knows already: these are given to the ledger alone.
+    for (round, requests) in [(1, 4), (2, 7)] {
+        write(batch("m", 2));
+        write(batch("n", 1));
+        keeper.record(&entry("m", Some(7)));
+        until("it is written", || {
+            total(&path).requests == requests + round
+        });
+        until("the others' is counted", || {
+            known().unwrap().requests >= requests
+        });
+    }
+    keeper.record(&entry("n", Some(7)));
+    keeper.close();
+    let known = known().unwrap();
+    assert_eq!((known.requests, known.cost.get()), (7, 49));
+    assert_eq!(total(&path).requests, 10);
 }
 
 #[test]

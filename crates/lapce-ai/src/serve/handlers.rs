@@ -261,7 +261,6 @@ impl App {
             trail,
         } = answer;
         tell_detour(&trail);
-        tell_warnings(&bill);
         Ok(wire::embeddings(given, &provider, &model, bill))
     }
 
@@ -409,18 +408,10 @@ fn caller(request: &OwnedRequest) -> Caller {
     }
 }
 
-/// What a complete answer cost. What is new about it is logged.
+/// What a complete answer cost.
 fn billed(receipt: &Receipt) -> Bill {
     // A complete answer has one.
-    let bill = receipt.bill().unwrap_or_default();
-    tell_warnings(&bill);
-    bill
-}
-
-fn tell_warnings(bill: &Bill) {
-    for warning in &bill.new_warnings {
-        tracing::warn!("{warning}");
-    }
+    receipt.bill().unwrap_or_default()
 }
 
 /// Nobody answered, which is told to the log and to the client.

@@ -3,11 +3,23 @@
 use std::sync::Arc;
 
 use lapce_ai_proto::status::{BudgetStatus, CacheStatus, LedgerStatus, ProviderStatus, Spending};
-use lapce_ai_providers::{AnswerCache, Gateway, Ledger, NanoUsd, PriceTable, Spend};
+use lapce_ai_providers::{AnswerCache, Entry, Gateway, Ledger, NanoUsd, PriceTable, Spend};
 
 use crate::config::{Config, SpendSettings};
 use crate::failure::Failure;
 use crate::ledger::{self, Keeper};
+
+/// A ledger that keeps nothing; the log is told all the same.
+#[derive(Debug)]
+struct Unkept;
+
+impl Ledger for Unkept {
+    fn record(&self, _entry: &Entry) {}
+
+    fn warn(&self, warning: &str) {
+        tracing::warn!("{warning}");
+    }
+}
 
 /// What stands between clients and providers, and the ledger if one is kept.
 pub(super) fn gateway(config: &Config) -> Result<(Gateway, Option<Arc<Keeper>>), Failure> {
@@ -25,11 +37,11 @@ pub(super) fn gateway(config: &Config) -> Result<(Gateway, Option<Arc<Keeper>>),
     let (keeper, before) = kept.unzip();
     let to: Arc<dyn Ledger> = match &keeper {
         Some(keeper) => Arc::clone(keeper) as Arc<dyn Ledger>,
-        None => Arc::new(()),
+        None => Arc::new(Unkept),
     };
     let spend = Arc::new(Spend::new(prices, config.budgets.clone(), to));
-    if let Some(before) = before {
-        ledger::load(&spend, before);
+    if let Some((keeper, before)) = keeper.as_ref().zip(before) {
+        ledger::load(keeper, &spend, before);
     }
     let cache = config.cache.map(AnswerCache::new);
     Ok((Gateway::new(spend, cache), keeper))

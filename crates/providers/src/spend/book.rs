@@ -111,6 +111,31 @@ impl Totals {
         add(&mut tokens.reasoning_tokens, more.reasoning_tokens);
         self.cost = self.cost + other.cost;
     }
+
+    /// What is in this sum and not in `other`, which is a part of it.
+    pub fn minus(&self, other: &Self) -> Self {
+        let (tokens, less) = (&self.tokens, &other.tokens);
+        Self {
+            requests: self.requests.saturating_sub(other.requests),
+            cached: self.cached.saturating_sub(other.cached),
+            unpriced: self.unpriced.saturating_sub(other.unpriced),
+            estimated: self.estimated.saturating_sub(other.estimated),
+            tokens: Usage {
+                input_tokens: tokens.input_tokens.saturating_sub(less.input_tokens),
+                output_tokens: tokens.output_tokens.saturating_sub(less.output_tokens),
+                cached_input_tokens: tokens
+                    .cached_input_tokens
+                    .saturating_sub(less.cached_input_tokens),
+                cache_write_tokens: tokens
+                    .cache_write_tokens
+                    .saturating_sub(less.cache_write_tokens),
+                reasoning_tokens: tokens
+                    .reasoning_tokens
+                    .saturating_sub(less.reasoning_tokens),
+            },
+            cost: self.cost.minus(other.cost),
+        }
+    }
 }
 
 impl Book {

@@ -19,8 +19,6 @@ pub struct Bill {
     pub cached: bool,
     /// Soft budgets that are exceeded.
     pub warnings: Vec<String>,
-    /// Those of the warnings that are new in their day or month, for the log.
-    pub new_warnings: Vec<String>,
 }
 
 /// The bill of an answer, which is written when the answer is over: just before its last event is given out.
@@ -67,7 +65,7 @@ impl Admitted {
             part: Part::new(Arc::clone(&provider), Arc::clone(&model), &trail),
             earlier: Vec::new(),
             trail: trail.clone(),
-            input_estimate: self.estimate.input_tokens,
+            input: self.estimate.input_tokens,
             usage: None,
             receipt: receipt.clone(),
         };
@@ -99,7 +97,7 @@ impl Admitted {
             told,
             self.estimate,
         );
-        let bill = close(self.hold, &[entry]);
+        let bill = close(self.hold, &entry, &[]);
         (answer, bill)
     }
 }
@@ -125,16 +123,18 @@ impl EventStream for Metered {
     }
 }
 
-/// One answer's tokens. Settled once, at its end or when it is dropped.
+/// One answer's tokens. A part that breaks off is counted when the next one begins, the last one once, at its end or when it is
+/// dropped.
 struct Meter {
     hold: Option<Hold>,
     client: u32,
     /// What is read now.
     part: Part,
-    /// The parts before, which broke off.
-    earlier: Vec<Part>,
+    /// The parts before, which broke off, and are counted.
+    earlier: Vec<Entry>,
     trail: Trail,
-    input_estimate: u64,
+    /// What the part was sent, in tokens, for when nobody tells.
+    input: u64,
     usage: Option<Usage>,
     receipt: Receipt,
 }
@@ -194,36 +194,52 @@ impl Meter {
             next.model = asked.model;
         }
         next.answers = Some(answers.into());
-        self.earlier.push(std::mem::replace(&mut self.part, next));
+        let part = std::mem::replace(&mut self.part, next);
+        let Some(hold) = &self.hold else {
+            return;
+        };
+        let spend = Arc::clone(&hold.spend);
+        let entry = self.entry(&spend, &part, self.told_by(&part));
+        // All that is reserved stays so: the next part may cost as much. The bill at the end has the warnings.
+        spend.count(&[], &entry, &[]);
+        self.earlier.push(entry);
+        // Whoever goes on is sent what was said, too.
+        self.input += estimate::tokens(part.bytes);
     }
 
     fn settle(&mut self) {
         let Some(hold) = self.hold.take() else {
             return;
         };
-        let attempts = self.trail.attempts();
-        let is_whole = self.earlier.is_empty();
-        // Whoever goes on is sent what was said, too.
-        let mut input = self.input_estimate;
-        let mut entries = Vec::new();
-        for part in self.earlier.iter().chain([&self.part]) {
-            let told = match part.at.and_then(|at| attempts.get(at)) {
-                // What the stream says is of all parts together.
-                Some(attempt) if !is_whole => attempt.usage,
-                _ => self.usage.filter(|_| is_whole),
-            };
-            let output = estimate::tokens(part.bytes);
-            let estimate = Usage {
-                input_tokens: input,
-                output_tokens: output,
-                ..Usage::default()
-            };
-            input += output;
-            let of = (&part.provider, &part.model);
-            let answers = part.answers.as_deref();
-            entries.push(entry(&hold.spend, self.client, of, answers, told, estimate));
-        }
-        self.receipt.write(close(hold, &entries));
+        let told = match self.earlier.is_empty() {
+            true => self.usage,
+            // What the stream says is of all parts together.
+            false => self.told_by(&self.part),
+        };
+        let entry = self.entry(&hold.spend, &self.part, told);
+        self.receipt.write(close(hold, &entry, &self.earlier));
+    }
+
+    /// The tokens of a part, where it told them.
+    fn told_by(&self, part: &Part) -> Option<Usage> {
+        self.trail.attempts().get(part.at?)?.usage
+    }
+
+    fn entry(&self, spend: &Spend, part: &Part, told: Option<Usage>) -> Entry {
+        let estimate = Usage {
+            input_tokens: self.input,
+            output_tokens: estimate::tokens(part.bytes),
+            ..Usage::default()
+        };
+        let of = (&part.provider, &part.model);
+        entry(
+            spend,
+            self.client,
+            of,
+            part.answers.as_deref(),
+            told,
+            estimate,
+        )
     }
 }
 
@@ -252,37 +268,19 @@ fn entry(
     }
 }
 
-/// Gives back what was reserved for an answer that is over, counts what its parts cost, and writes its bill.
-fn close(hold: Hold, entries: &[Entry]) -> Bill {
-    let spend = Arc::clone(&hold.spend);
-    drop(hold);
-    let mut bill = Bill {
-        cost: Some(NanoUsd::ZERO),
-        ..Bill::default()
-    };
-    for entry in entries {
-        spend.count(entry);
-        // All of it is known, or nothing is.
-        bill.cost = bill.cost.zip(entry.cost).map(|(all, one)| all + one);
+/// Counts the last part of an answer that is over, in the place of what was reserved for all of it, and writes the bill of that and
+/// the `earlier` parts, which are counted.
+fn close(mut hold: Hold, last: &Entry, earlier: &[Entry]) -> Bill {
+    let shares = std::mem::take(&mut hold.shares);
+    let warnings = hold.spend.count(&shares, last, earlier);
+    let mut parts = earlier.iter().chain([last]);
+    // All of it is known, or nothing is.
+    let cost = parts.try_fold(NanoUsd::ZERO, |all, part| Some(all + part.cost?));
+    Bill {
+        cost,
+        cached: false,
+        warnings,
     }
-    for entry in entries {
-        let today = entry.key().day;
-        let exceeded = spend
-            .lock()
-            .budgets
-            .exceeded(today, entry.client, &entry.provider);
-        for exceeded in exceeded {
-            // A budget may be that of several parts.
-            if bill.warnings.contains(&exceeded.message) {
-                continue;
-            }
-            if exceeded.is_new {
-                bill.new_warnings.push(exceeded.message.clone());
-            }
-            bill.warnings.push(exceeded.message);
-        }
-    }
-    bill
 }
 
 /// What a provider says that it counted, where that can be: no answer has four billion tokens.

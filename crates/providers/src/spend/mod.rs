@@ -29,17 +29,22 @@ pub use meter::{Bill, Receipt};
 pub use money::NanoUsd;
 pub use price::{Price, PriceError, PriceTable};
 
-use budget::{Budgets, Share};
+use budget::{Budgets, Exceeded, Share};
 
 /// Where entries are kept. It must take them at once: the answer's end waits for it.
 pub trait Ledger: fmt::Debug + Send + Sync {
     /// Takes an entry.
     fn record(&self, entry: &Entry);
+
+    /// Takes a warning for the log: a soft budget is exceeded, for the first time in its day or month.
+    fn warn(&self, warning: &str);
 }
 
 /// A ledger that keeps nothing.
 impl Ledger for () {
     fn record(&self, _entry: &Entry) {}
+
+    fn warn(&self, _warning: &str) {}
 }
 
 /// Tells the time.
@@ -101,7 +106,9 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.spend.lock().budgets.release(&self.shares);
+        if !self.shares.is_empty() {
+            self.spend.lock().budgets.release(&self.shares);
+        }
     }
 }
 
@@ -146,7 +153,7 @@ impl Spend {
         }
     }
 
-    /// Takes over what was spent before the start; only this month matters.
+    /// Takes over what was spent before the start, or elsewhere; only this month matters.
     pub fn load(&self, sums: impl IntoIterator<Item = (Key, Totals)>) {
         let today = self.today();
         let mut state = self.lock();
@@ -259,7 +266,7 @@ impl Spend {
             estimated: false,
             cached: true,
         };
-        self.count(&entry);
+        self.count(&[], &entry, &[]);
     }
 
     /// What each provider's answers cost.
@@ -289,10 +296,29 @@ impl Spend {
         Day::of((self.clock)())
     }
 
-    fn count(&self, entry: &Entry) {
+    /// Counts an entry in the place of what was reserved for it, in one step: between the two there would be room for requests that
+    /// lead beyond a budget. Says which soft budgets of it, and of those counted `earlier` for the same answer, are exceeded.
+    fn count(&self, reserved: &[Share], entry: &Entry, earlier: &[Entry]) -> Vec<String> {
+        let (mut warnings, mut new) = (Vec::new(), Vec::new());
+        let mut state = self.lock();
+        state.budgets.release(reserved);
         let key = entry.key();
-        self.lock().count(key.day, key, &entry.into());
+        state.count(key.day, key, &entry.into());
+        for part in earlier.iter().chain([entry]) {
+            let today = Day::of(part.at);
+            let exceeded = state.budgets.exceeded(today, part.client, &part.provider);
+            for Exceeded { message, is_new } in exceeded {
+                // A budget may be that of several parts.
+                if !warnings.contains(&message) {
+                    new.extend(is_new.then(|| message.clone()));
+                    warnings.push(message);
+                }
+            }
+        }
+        drop(state);
         self.ledger.record(entry);
+        new.iter().for_each(|warning| self.ledger.warn(warning));
+        warnings
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
 use std::future::ready;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
 use std::time::Duration;
@@ -77,11 +77,15 @@ impl Provider for Makes {
 }
 
 #[derive(Debug, Default)]
-struct Kept(Mutex<Vec<Entry>>);
+struct Kept(Mutex<Vec<Entry>>, Mutex<Vec<String>>);
 
 impl Ledger for Kept {
     fn record(&self, entry: &Entry) {
         self.0.lock().unwrap().push(entry.clone());
+    }
+
+    fn warn(&self, warning: &str) {
+        self.1.lock().unwrap().push(warning.to_owned());
     }
 }
 
@@ -444,12 +448,60 @@ async fn a_soft_budget_shows_in_the_bill() {
     soft.soft = Some(NanoUsd::new(150_000));
     let mut rig = Rig::new(vec![soft]);
     let route = plan([rig.target("cheap", &WHOLE)]);
-    for new in [1, 0] {
+    for _ in 0..2 {
         let (answer, receipt) = rig.ask(1, &route).await.unwrap();
         answer.given.collect().await.unwrap();
         let bill = receipt.bill().unwrap();
-        assert_eq!((bill.warnings.len(), bill.new_warnings.len()), (1, new));
+        assert_eq!(bill.warnings.len(), 1);
+        assert_eq!(rig.kept.1.lock().unwrap().len(), 1, "once for the log");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_is_told_of_a_soft_budget_also_by_an_answer_that_is_given_up() {
+    let mut soft = budget("soft", 1_000_000_000);
+    soft.soft = Some(NanoUsd::new(7_000));
+    let mut rig = Rig::new(vec![soft]);
+    let route = plan([rig.target("cheap", &WHOLE)]);
+    let (mut answer, _) = rig.ask(1, &route).await.unwrap();
+    for _ in 0..2 {
+        answer.given.next().await.unwrap().unwrap();
+    }
+    drop(answer);
+    assert_eq!(rig.spent(0), (7_000, 0));
+    let told = rig.kept.1.lock().unwrap().clone();
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("budget `soft` is over"), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_reserved_and_what_was_spent_change_places_in_one_step() {
+    let mut rig = Rig::new(vec![budget("all", u64::MAX)]);
+    // As many tokens as are estimated.
+    let route = plan([rig.target_of("cheap", Arc::new(Makes(Some(10))))]);
+    let (spend, over) = (Arc::clone(&rig.spend), Arc::new(AtomicBool::new(false)));
+    let watch = || {
+        let (spend, over) = (Arc::clone(&spend), Arc::clone(&over));
+        std::thread::spawn(move || {
+            let mut least = 0;
+            while !over.load(Ordering::Relaxed) {
+                let budget = &spend.budgets()[0];
+                let all = budget.spent.get() + budget.reserved.get();
+                assert!(all >= least, "{all} after {least}");
+                least = all;
+            }
+        })
+    };
+    let watching: Vec<_> = (0..4).map(|_| watch()).collect();
+    let rounds = 5000;
+    for _ in 0..rounds {
+        rig.embed(1, &route).await.unwrap();
+    }
+    over.store(true, Ordering::Relaxed);
+    for watching in watching {
+        watching.join().unwrap();
+    }
+    assert_eq!(rig.spent(0), (rounds * 10_000, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -488,9 +540,17 @@ async fn an_answer_that_another_goes_on_with_is_billed_part_by_part() {
         .chat_traced(&admitted.plan, request, None, &trail)
         .await
         .unwrap();
-    let (answer, receipt) = admitted.meter(answer);
+    let (mut answer, receipt) = admitted.meter(answer);
     // Whoever may go on has to be paid, too.
     assert_eq!(rig.spent(0), (0, 100_000_000));
+    while let Some(event) = answer.given.next().await {
+        if matches!(event.unwrap(), Event::Continued { .. }) {
+            break;
+        }
+    }
+    // What is over is spent at once, and the rest stays reserved.
+    assert_eq!(rig.spent(0), (7_000_000, 100_000_000));
+    assert_eq!(receipt.bill(), None);
     answer.given.collect().await.unwrap();
     let entries = rig.kept.take();
     let seen: Vec<_> = entries

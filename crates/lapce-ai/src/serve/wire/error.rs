@@ -51,6 +51,7 @@ pub(in crate::serve) fn provider_error(error: &ProviderError) -> ErrorBody {
 pub(in crate::serve) fn catalog_error(error: &CatalogError) -> ErrorBody {
     let code = match error {
         CatalogError::Empty => ErrorCode::NoProvider,
+        CatalogError::TooLong { .. } => ErrorCode::InvalidRequest,
         _ => ErrorCode::ModelNotFound,
     };
     ErrorBody::new(code, error.to_string())
@@ -117,5 +118,10 @@ mod tests {
             catalog_error(&CatalogError::Empty).code,
             ErrorCode::NoProvider
         );
+        let too_long = CatalogError::TooLong {
+            beginning: "m".into(),
+            bytes: 257,
+        };
+        assert_eq!(catalog_error(&too_long).code, ErrorCode::InvalidRequest);
     }
 }
