@@ -55,28 +55,7 @@ pub fn send_with_fd<Fd: AsFd>(
     bytes: &[u8],
     fd: Option<BorrowedFd<'_>>,
 ) -> Result<usize, FdError> {
-    assert!(
-        !bytes.is_empty(),
-        "a descriptor travels with at least one byte"
-    );
-    loop {
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if let Some(fd) = &fd {
-            let fits = control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
-            debug_assert!(fits);
-        }
-        match sendmsg(
-            &socket,
-            &[IoSlice::new(bytes)],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        ) {
-            Ok(sent) => return Ok(sent),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(system("sendmsg", errno)),
-        }
-    }
+    send::<{ cmsg_space!(ScmRights(1)) }>(socket, bytes, fd.as_slice())
 }
 
 /// Receives bytes and the descriptor sent with them, if any, closed on exec. Zero bytes mean that
@@ -90,31 +69,11 @@ pub fn recv_with_fd<Fd: AsFd>(
     buffer: &mut [u8],
 ) -> Result<(usize, Option<OwnedFd>), FdError> {
     // Room for two, so that a second one is seen as such.
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = loop {
-        let mut into = [IoSliceMut::new(buffer)];
-        match recvmsg(&socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Ok(received) => break received,
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(system("recvmsg", errno)),
-        }
-    };
-    // Whatever is returned below, descriptors not handed out are closed by their drop.
-    let mut fds = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    let mut fds = fds.by_ref().flatten();
-    let first = fds.next();
-    let more = fds.by_ref().count() > 0;
-    if received.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(FdError::Truncated);
-    }
-    if more {
+    let (bytes, mut fds) = receive::<{ cmsg_space!(ScmRights(2)) }>(socket, buffer)?;
+    if fds.len() > 1 {
         return Err(FdError::TooMany);
     }
-    Ok((received.bytes, first))
+    Ok((bytes, fds.pop()))
 }
 
 /// The most descriptors that the kernel takes with one message (its `SCM_MAX_FD`).
@@ -132,13 +91,34 @@ pub fn send_with_fds<Fd: AsFd>(
     bytes: &[u8],
     fds: &[BorrowedFd<'_>],
 ) -> Result<usize, FdError> {
+    assert!(fds.len() <= MAX_FDS, "{} descriptors at once", fds.len());
+    send::<{ cmsg_space!(ScmRights(MAX_FDS)) }>(socket, bytes, fds)
+}
+
+/// Receives bytes, and at most [`MAX_FDS`] descriptors sent with them, closed on exec. Zero bytes mean that the peer has
+/// closed its end.
+///
+/// # Errors
+/// [`FdError::Truncated`], which leaves no descriptor open, and [`FdError::System`].
+pub fn recv_with_fds<Fd: AsFd>(
+    socket: Fd,
+    buffer: &mut [u8],
+) -> Result<(usize, Vec<OwnedFd>), FdError> {
+    receive::<{ cmsg_space!(ScmRights(MAX_FDS)) }>(socket, buffer)
+}
+
+/// `SPACE` is what the control data of the descriptors takes at most.
+fn send<const SPACE: usize>(
+    socket: impl AsFd,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> Result<usize, FdError> {
     assert!(
         !bytes.is_empty(),
         "descriptors travel with at least one byte"
     );
-    assert!(fds.len() <= MAX_FDS, "{} descriptors at once", fds.len());
     loop {
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+        let mut space = [MaybeUninit::uninit(); SPACE];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
             let fits = control.push(SendAncillaryMessage::ScmRights(fds));
@@ -153,16 +133,12 @@ pub fn send_with_fds<Fd: AsFd>(
     }
 }
 
-/// Receives bytes, and at most [`MAX_FDS`] descriptors sent with them, closed on exec. Zero bytes mean that the peer has
-/// closed its end.
-///
-/// # Errors
-/// [`FdError::Truncated`], which leaves no descriptor open, and [`FdError::System`].
-pub fn recv_with_fds<Fd: AsFd>(
-    socket: Fd,
+/// `SPACE` is what the control data of the descriptors takes at most; of more nothing is left open.
+fn receive<const SPACE: usize>(
+    socket: impl AsFd,
     buffer: &mut [u8],
 ) -> Result<(usize, Vec<OwnedFd>), FdError> {
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+    let mut space = [MaybeUninit::uninit(); SPACE];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         let mut into = [IoSliceMut::new(buffer)];
@@ -172,6 +148,7 @@ pub fn recv_with_fds<Fd: AsFd>(
             Err(errno) => return Err(system("recvmsg", errno)),
         }
     };
+    // Whatever is returned below, descriptors not handed out are closed by their drop.
     let fds = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
