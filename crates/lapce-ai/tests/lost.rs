@@ -6,29 +6,15 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
-use lapce_ai_client::ai::{AIRequest, Message, StreamEvent};
+use lapce_ai_client::ai::StreamEvent;
 use lapce_ai_client::{
     BlockingClient, Client, ClientError, ErrorCode, Options, RequestOptions, State,
 };
 use lapce_ai_proto::MessageType;
 use rustix::process::Signal;
-use support::{Daemon, Home, Log, signal, until};
-
-/// A provider that says two words and then nothing more.
-const HANGS: &str = "[providers.local]\ntype = 'local'\nfail = 'hang'\nfail_after_tokens = 2\n";
-/// One that answers.
-const ANSWERS: &str = "[providers.local]\ntype = 'local'\n";
-
-fn question() -> AIRequest {
-    AIRequest::new("", vec![Message::user("are you there?")])
-}
-
-async fn connect(home: &Home) -> Client {
-    Client::connect(Options::new(home.socket())).await.unwrap()
-}
+use support::{ANSWERS, Daemon, HANGS, Home, connect, question, signal, until};
 
 /// How many requests run, beside the one that asks.
 fn running(home: &Home) -> u64 {
@@ -122,29 +108,8 @@ async fn a_stopped_daemon_is_given_up_by_the_deadline_and_works_on() {
 
 /// A daemon that may have only so many descriptors.
 fn with_descriptors(home: &Home, most: u32) -> Daemon {
-    let command = home.command(&["serve"]);
-    let mut limited = Command::new("/bin/sh");
-    limited
-        .args(["-c", &format!("ulimit -n {most}; exec \"$0\" \"$@\"")])
-        .arg(command.get_program())
-        .args(command.get_args())
-        .current_dir(command.get_current_dir().unwrap())
-        .env_clear()
-        .envs(
-            command
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
-    let mut child = limited
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let log = Log::of(&mut child);
-    let mut daemon = Daemon { child, log };
-    daemon.log.wait_for("serving");
-    daemon
+    let script = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
+    Daemon::start(home.command_by_shell(&script, &["serve"]))
 }
 
 #[test]

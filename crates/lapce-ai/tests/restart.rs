@@ -6,25 +6,15 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use lapce_ai_client::ai::{AIRequest, Message, StreamEvent};
+use lapce_ai_client::ai::StreamEvent;
 use lapce_ai_client::{BlockingClient, Client, Options};
 use lapce_ai_proto::MessageType;
 use rustix::process::Signal;
-use support::{Daemon, Home, Log, ended, signal, until};
-
-const ANSWERS: &str = "[providers.local]\ntype = 'local'\n";
-
-fn question() -> AIRequest {
-    AIRequest::new("", vec![Message::user("who are you now?")])
-}
-
-async fn connect(home: &Home) -> Client {
-    Client::connect(Options::new(home.socket())).await.unwrap()
-}
+use support::{ANSWERS, Daemon, Home, connect, ended, question, signal, until};
 
 /// A file of the home's own that the daemon is started from.
 fn program(home: &Home) -> PathBuf {
@@ -52,25 +42,7 @@ fn replace(program: &Path, script: &str) {
 }
 
 fn serve_from(home: &Home, program: &Path, args: &[&str]) -> Daemon {
-    let command = home.command(args);
-    let mut child = Command::new(program)
-        .args(command.get_args())
-        .current_dir(command.get_current_dir().unwrap())
-        .env_clear()
-        .envs(
-            command
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        )
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let log = Log::of(&mut child);
-    let mut daemon = Daemon { child, log };
-    daemon.log.wait_for("serving");
-    daemon
+    Daemon::start(home.command_of(program, args))
 }
 
 /// The process that serves once `lapce-ai restart` has ended.

@@ -9,23 +9,15 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use lapce_ai_client::ai::{AIRequest, Message, StreamEvent};
-use lapce_ai_client::{BlockingClient, Client, ErrorCode, Options};
+use lapce_ai_client::ai::StreamEvent;
+use lapce_ai_client::{BlockingClient, ErrorCode, Options};
 use lapce_ai_proto::MessageType;
 use lapce_ai_shm::recv_with_fds;
 use rustix::process::Signal;
-use support::{Home, signal, until, wait};
-
-const ANSWERS: &str = "[providers.local]\ntype = 'local'\n";
-/// A provider that says two words and then nothing more.
-const HANGS: &str = "[providers.local]\ntype = 'local'\nfail = 'hang'\nfail_after_tokens = 2\n";
-
-fn question() -> AIRequest {
-    AIRequest::new("", vec![Message::user("are you there?")])
-}
+use support::{ANSWERS, HANGS, Home, connect, question, signal, until, wait};
 
 /// What a service manager hears and keeps.
 struct Manager<'a> {
@@ -98,21 +90,10 @@ impl<'a> Manager<'a> {
         self.listen();
         self.starts += 1;
         let log = self.home.path(&format!("log-{}", self.starts));
-        let daemon = self.home.command(&["serve"]);
         // A shell puts them in their places: no program's own descriptors are these.
         let places = "exec 3<&0 4<&1 5<&2 0</dev/null 1>/dev/null 2>\"$LOG\"; export LISTEN_PID=$$; exec \"$0\" \"$@\"";
-        let mut command = Command::new("/bin/sh");
+        let mut command = self.home.command_by_shell(places, &["serve"]);
         command
-            .args(["-c", places])
-            .arg(daemon.get_program())
-            .args(daemon.get_args())
-            .current_dir(daemon.get_current_dir().unwrap())
-            .env_clear()
-            .envs(
-                daemon
-                    .get_envs()
-                    .filter_map(|(name, value)| Some((name, value?))),
-            )
             .env("NOTIFY_SOCKET", self.home.path("notify"))
             .env("FDSTORE", "16")
             .env("LOG", log);
@@ -136,10 +117,6 @@ impl<'a> Manager<'a> {
 
 fn pid(child: &Child) -> i32 {
     i32::try_from(child.id()).unwrap()
-}
-
-async fn connect(home: &Home) -> Client {
-    Client::connect(Options::new(home.socket())).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

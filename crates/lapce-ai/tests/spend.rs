@@ -9,11 +9,11 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, geteuid, getrlimit, prlimit};
 use serde_json::Value;
-use support::{Daemon, Home, Log, ended, signal, until};
+use support::{Daemon, Home, ended, signal, until};
 
 fn total(home: &Home, of: &str) -> u64 {
     let spend: Value = serde_json::from_str(&home.ok(&["spend", "--json"])).unwrap();
@@ -121,31 +121,8 @@ fn a_broken_database_is_put_aside_with_a_clear_line() {
 
 /// A daemon whose files may become as large as the test says. Its log is a pipe. `limit` is of 512 bytes each.
 fn serve_limited(home: &Home, limit: &str) -> Daemon {
-    let command = home.command(&["serve"]);
-    let mut shell = Command::new("sh");
-    shell
-        .arg("-c")
-        .arg(format!("trap '' XFSZ; ulimit -S -f {limit}; exec \"$@\""))
-        .arg("sh");
-    shell.arg(command.get_program()).args(command.get_args());
-    shell
-        .current_dir(command.get_current_dir().unwrap())
-        .env_clear();
-    shell.envs(
-        command
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
-    let mut child = shell
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let log = Log::of(&mut child);
-    let mut daemon = Daemon { child, log };
-    daemon.log.wait_for("serving");
-    daemon
+    let script = format!("trap '' XFSZ; ulimit -S -f {limit}; exec \"$0\" \"$@\"");
+    Daemon::start(home.command_by_shell(&script, &["serve"]))
 }
 
 /// Sets how large the daemon's files may become, in bytes.
@@ -269,11 +246,7 @@ fn plain_json(home: &Home, args: &[&str]) -> Value {
 }
 
 fn plain_serve(home: &Home) -> Daemon {
-    let mut child = plain(home.command(&["serve"])).spawn().unwrap();
-    let log = Log::of(&mut child);
-    let mut daemon = Daemon { child, log };
-    daemon.log.wait_for("serving");
-    daemon
+    Daemon::start(plain(home.command(&["serve"])))
 }
 
 #[test]

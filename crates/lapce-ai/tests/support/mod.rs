@@ -7,6 +7,7 @@
     reason = "a module of several tests, of which each uses its own part"
 )]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -17,15 +18,30 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lapce_ai_client::ai::{AIRequest, Message};
+use lapce_ai_client::{Client, Options};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_lapce-ai");
+/// A provider that answers.
+pub const ANSWERS: &str = "[providers.local]\ntype = 'local'\n";
+/// One that says two words and then nothing more.
+pub const HANGS: &str = "[providers.local]\ntype = 'local'\nfail = 'hang'\nfail_after_tokens = 2\n";
 /// The longest wait for anything.
 const BOUND: Duration = Duration::from_secs(60);
 
 pub struct Home {
     dir: TempDir,
+}
+
+pub fn question() -> AIRequest {
+    AIRequest::new("", vec![Message::user("are you there?")])
+}
+
+pub async fn connect(home: &Home) -> Client {
+    Client::connect(Options::new(home.socket())).await.unwrap()
 }
 
 /// How a command ended.
@@ -71,8 +87,26 @@ impl Home {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lapce-ai"));
+        self.command_of(PROGRAM, args)
+    }
+
+    /// The same of another file.
+    pub fn command_of(&self, program: impl AsRef<OsStr>, args: &[&str]) -> Command {
+        let mut command = self.at_home(program);
         command.arg("--socket").arg(self.socket()).args(args);
+        command
+    }
+
+    /// The same after a shell has done something; its script goes on with `exec "$0" "$@"`.
+    pub fn command_by_shell(&self, script: &str, args: &[&str]) -> Command {
+        let mut command = self.at_home("/bin/sh");
+        command.args(["-c", script, PROGRAM, "--socket"]);
+        command.arg(self.socket()).args(args);
+        command
+    }
+
+    fn at_home(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
         command.current_dir(self.dir.path()).env_clear();
         // What the coverage and sanitizer runs of these tests need.
         for (name, value) in std::env::vars_os() {
@@ -122,11 +156,7 @@ impl Home {
     pub fn serve(&self, args: &[&str]) -> Daemon {
         let mut all = vec!["serve"];
         all.extend(args);
-        let mut child = self.command(&all).spawn().unwrap();
-        let log = Log::of(&mut child);
-        let mut daemon = Daemon { child, log };
-        daemon.log.wait_for("serving");
-        daemon
+        Daemon::start(self.command(&all))
     }
 
     pub fn status(&self) -> Value {
@@ -184,6 +214,15 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// Starts a daemon, and waits until it is ready.
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let log = Log::of(&mut child);
+        let mut daemon = Self { child, log };
+        daemon.log.wait_for("serving");
+        daemon
+    }
+
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).unwrap()
     }
