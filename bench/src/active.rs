@@ -1,6 +1,6 @@
 //! One connection that talks among many that are idle: what a message costs must not depend on them.
 
-use std::fmt::Write as _;
+use std::fmt;
 use std::io::{self, Write as _};
 use std::time::Duration;
 
@@ -99,7 +99,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let text = if arguments.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
-        report.text()
+        report.to_string()
     };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(true)
@@ -146,15 +146,8 @@ fn measure(arguments: &Arguments, cpus: &Cpus, connections: u64) -> Result<Repet
     })
 }
 
-impl Report {
-    fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write(&mut out);
-        out
-    }
-
-    fn write(&self, out: &mut String) -> std::fmt::Result {
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}", self.machine)?;
         writeln!(
             out,

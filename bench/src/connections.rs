@@ -1,6 +1,6 @@
 //! Many connections from one process to one server: what they cost when they have talked and are idle.
 
-use std::fmt::Write as _;
+use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -149,7 +149,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let text = if arguments.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
-        report.text()
+        report.to_string()
     };
     io::stdout().lock().write_all(text.as_bytes())?;
     if all_answer {
@@ -159,15 +159,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     Ok(all_answer)
 }
 
-impl Report {
-    fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write(&mut out);
-        out
-    }
-
-    fn write(&self, out: &mut String) -> std::fmt::Result {
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}", self.machine)?;
         writeln!(out, "{}\n", self.what)?;
         writeln!(

@@ -1,6 +1,6 @@
 //! Many busy connections: several client processes share one server, each connection with a window of its own.
 
-use std::fmt::Write as _;
+use std::fmt;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::thread;
@@ -324,7 +324,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let text = if arguments.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
-        report.text()
+        report.to_string()
     };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(report.errors.is_empty())
@@ -381,15 +381,8 @@ impl Brackets {
     }
 }
 
-impl Report {
-    fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write(&mut out);
-        out
-    }
-
-    fn write(&self, out: &mut String) -> std::fmt::Result {
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}", self.machine)?;
         writeln!(out, "{}", self.what)?;
         writeln!(

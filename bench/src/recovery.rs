@@ -1,7 +1,7 @@
 //! The server is killed and started anew, again and again: how long its clients wait, from the moment at which the new one
 //! listens to the answer that each of them gets.
 
-use std::fmt::Write as _;
+use std::fmt;
 use std::fs::Permissions;
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt;
@@ -126,7 +126,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let text = if arguments.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
-        report.text()
+        report.to_string()
     };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(report.errors.is_empty())
@@ -250,15 +250,8 @@ fn percentile(sorted: &[u64], part: f64) -> f64 {
     sorted[at] as f64 / 1e6
 }
 
-impl Report {
-    fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write(&mut out);
-        out
-    }
-
-    fn write(&self, out: &mut String) -> std::fmt::Result {
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}", self.machine)?;
         writeln!(
             out,
@@ -388,7 +381,7 @@ fn options(socket: &Path) -> lapce_ai_client::Options {
     }
 }
 
-fn checked<E: std::fmt::Display>(answer: Result<Vec<u8>, E>) -> Result<u64, String> {
+fn checked<E: fmt::Display>(answer: Result<Vec<u8>, E>) -> Result<u64, String> {
     let at = now();
     match answer {
         Ok(answer) if answer == BODY => Ok(at),

@@ -1,6 +1,6 @@
 //! What a run found: judged, and told as text.
 
-use std::fmt::Write as _;
+use std::fmt;
 
 use lapce_ai_client::status::Status;
 use lapce_ai_server::Options;
@@ -78,6 +78,23 @@ pub(crate) struct Report {
     server: Status,
     /// Why the run failed, if it did.
     pub(crate) broken: Vec<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "{}", self.machine)?;
+        writeln!(out, "{}\n", self.what)?;
+        self.write_messages(out)?;
+        self.write_memory(out)?;
+        self.write_buffers(out)?;
+        for broken in &self.broken {
+            writeln!(out, "FAILED: {broken}")?;
+        }
+        if self.broken.is_empty() {
+            writeln!(out, "nothing lost, every bound holds")?;
+        }
+        Ok(())
+    }
 }
 
 impl Report {
@@ -193,29 +210,7 @@ impl Report {
         broken
     }
 
-    pub(crate) fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write(&mut out);
-        out
-    }
-
-    fn write(&self, out: &mut String) -> std::fmt::Result {
-        writeln!(out, "{}", self.machine)?;
-        writeln!(out, "{}\n", self.what)?;
-        self.write_messages(out)?;
-        self.write_memory(out)?;
-        self.write_buffers(out)?;
-        for broken in &self.broken {
-            writeln!(out, "FAILED: {broken}")?;
-        }
-        if self.broken.is_empty() {
-            writeln!(out, "nothing lost, every bound holds")?;
-        }
-        Ok(())
-    }
-
-    fn write_messages(&self, out: &mut String) -> std::fmt::Result {
+    fn write_messages(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             out,
             "{:<9} {:>8} {:>9} {:>6} {:>7} {:>8} {:>11} {:>8} {:>9} {:>9} {:>9}",
@@ -258,7 +253,7 @@ impl Report {
         )
     }
 
-    fn write_memory(&self, out: &mut String) -> std::fmt::Result {
+    fn write_memory(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let samples = &self.samples;
         let columns = [
             ("started", &samples.started),
@@ -268,7 +263,7 @@ impl Report {
             ("end", &samples.end),
             ("rest", &samples.rest),
         ];
-        let line = |out: &mut String, name: &str, cells: [String; 6]| {
+        let line = |out: &mut fmt::Formatter<'_>, name: &str, cells: [String; 6]| {
             write!(out, "{name:<26}")?;
             for cell in cells {
                 write!(out, " {cell:>9}")?;
@@ -340,7 +335,7 @@ impl Report {
         )
     }
 
-    fn write_buffers(&self, out: &mut String) -> std::fmt::Result {
+    fn write_buffers(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Status { counters, pool, .. } = &self.server;
         writeln!(
             out,

@@ -88,7 +88,7 @@ pub(super) fn run(request: &Request) -> Result<Outcome> {
         seconds: report.small.seconds.max(report.large.seconds),
         bounds,
         figures,
-        notes: vec![report.text()],
+        notes: vec![report.to_string()],
         // The bounds of memory are among them once more, with those of which there is no figure here.
         failures: report.broken.clone(),
         timeline: watch.finish(),

@@ -145,7 +145,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let text = if arguments.json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
-        report.text()
+        report.to_string()
     };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(report.broken.is_empty())

@@ -1,6 +1,6 @@
 //! What a level found, beside what it may be.
 
-use std::fmt::Write as _;
+use std::fmt;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -171,45 +171,8 @@ pub(super) struct Report {
     pub(super) broken: Vec<String>,
 }
 
-impl Report {
-    pub(super) fn new(
-        level: u8,
-        name: &'static str,
-        form: Form,
-        machine: Machine,
-        outcome: Outcome,
-    ) -> Self {
-        let broken = outcome.bounds.iter().filter(|bound| bound.is_broken());
-        let broken = broken.map(|bound| {
-            let Bound {
-                what,
-                found,
-                limit,
-                unit,
-                ..
-            } = bound;
-            let [found, limit] = [*found, *limit].map(number);
-            format!("{what}: {found} {unit} where the bound is {limit}")
-        });
-        let broken = broken.chain(outcome.failures.iter().cloned()).collect();
-        Self {
-            level,
-            name,
-            form,
-            machine,
-            outcome,
-            broken,
-        }
-    }
-
-    pub(super) fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write(&mut out);
-        out
-    }
-
-    fn write(&self, out: &mut String) -> std::fmt::Result {
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Outcome {
             what,
             seconds,
@@ -281,6 +244,38 @@ impl Report {
             writeln!(out, "every bound that is judged holds")?;
         }
         Ok(())
+    }
+}
+
+impl Report {
+    pub(super) fn new(
+        level: u8,
+        name: &'static str,
+        form: Form,
+        machine: Machine,
+        outcome: Outcome,
+    ) -> Self {
+        let broken = outcome.bounds.iter().filter(|bound| bound.is_broken());
+        let broken = broken.map(|bound| {
+            let Bound {
+                what,
+                found,
+                limit,
+                unit,
+                ..
+            } = bound;
+            let [found, limit] = [*found, *limit].map(number);
+            format!("{what}: {found} {unit} where the bound is {limit}")
+        });
+        let broken = broken.chain(outcome.failures.iter().cloned()).collect();
+        Self {
+            level,
+            name,
+            form,
+            machine,
+            outcome,
+            broken,
+        }
     }
 
     /// Pictures of what was seen over time, each with its name.
@@ -363,7 +358,7 @@ pub(super) mod tests {
         assert_eq!(broken.broken.len(), 3, "{:?}", broken.broken);
         assert!(
             broken
-                .text()
+                .to_string()
                 .contains("BROKEN: rate: 4.90 /s where the bound is 5")
         );
     }
@@ -375,7 +370,7 @@ pub(super) mod tests {
             Bound::at_most("best", 9.0, 10.0, "µs").unless(None::<&str>),
         ]);
         assert_eq!(found.broken, [""; 0]);
-        let text = found.text();
+        let text = found.to_string();
         assert!(
             text.contains("missed (not judged: two share a core)"),
             "{text}"

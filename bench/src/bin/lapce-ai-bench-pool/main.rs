@@ -153,7 +153,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     };
     let text = match arguments.json {
         true => serde_json::to_string_pretty(&report.json())? + "\n",
-        false => report.text(),
+        false => report.to_string(),
     };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(report.is_right())

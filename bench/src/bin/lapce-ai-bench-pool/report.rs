@@ -1,6 +1,6 @@
 //! What was found, as text and as JSON.
 
-use std::fmt::Write as _;
+use std::fmt;
 
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
@@ -82,36 +82,8 @@ impl Row {
     }
 }
 
-impl Report {
-    pub(crate) fn is_right(&self) -> bool {
-        self.rows.iter().all(|row| row.errors.is_empty())
-    }
-
-    pub(crate) fn json(&self) -> Value {
-        let row = |row: &Row| {
-            let runs = row.pool.iter().zip(&row.direct).map(|(pool, direct)| {
-                let of = |way: &Measured| {
-                    json!({"requests": way.work.len(),
-                        "work_p50_us": at(&way.work, 0.5), "work_p99_us": at(&way.work, 0.99),
-                        "whole_p50_us": at(&way.whole, 0.5), "whole_p99_us": at(&way.whole, 0.99)})
-                };
-                json!({"pool": of(pool), "direct": of(direct)})
-            });
-            json!({"name": row.name, "runs": runs.collect::<Vec<_>>(), "errors": row.errors,
-                "overhead_p50_us": median(row.overhead(0.5)), "overhead_p99_us": median(row.overhead(0.99))})
-        };
-        json!({"machine": self.machine, "concurrent": self.concurrent,
-            "rows": self.rows.iter().map(row).collect::<Vec<_>>()})
-    }
-
-    pub(crate) fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write(&mut out);
-        out
-    }
-
-    fn write(&self, out: &mut String) -> std::fmt::Result {
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}", self.machine)?;
         writeln!(
             out,
@@ -175,5 +147,28 @@ impl Report {
             writeln!(out, "FAILED: {error}")?;
         }
         Ok(())
+    }
+}
+
+impl Report {
+    pub(crate) fn is_right(&self) -> bool {
+        self.rows.iter().all(|row| row.errors.is_empty())
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let row = |row: &Row| {
+            let runs = row.pool.iter().zip(&row.direct).map(|(pool, direct)| {
+                let of = |way: &Measured| {
+                    json!({"requests": way.work.len(),
+                        "work_p50_us": at(&way.work, 0.5), "work_p99_us": at(&way.work, 0.99),
+                        "whole_p50_us": at(&way.whole, 0.5), "whole_p99_us": at(&way.whole, 0.99)})
+                };
+                json!({"pool": of(pool), "direct": of(direct)})
+            });
+            json!({"name": row.name, "runs": runs.collect::<Vec<_>>(), "errors": row.errors,
+                "overhead_p50_us": median(row.overhead(0.5)), "overhead_p99_us": median(row.overhead(0.99))})
+        };
+        json!({"machine": self.machine, "concurrent": self.concurrent,
+            "rows": self.rows.iter().map(row).collect::<Vec<_>>()})
     }
 }

@@ -172,7 +172,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let text = match arguments.json {
         true => serde_json::to_string_pretty(&report)? + "\n",
-        false => report.text(),
+        false => report.to_string(),
     };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())

@@ -1,18 +1,11 @@
 //! The report as text.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use super::Report;
 
-impl Report {
-    pub(super) fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write(&mut out);
-        out
-    }
-
-    fn write(&self, out: &mut String) -> fmt::Result {
+impl fmt::Display for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{}\n", self.machine)?;
         writeln!(
             out,
