@@ -5,7 +5,7 @@
 //! exceptions, which are few: what was taken and never run, and what still runs and waits to be fetched. So nothing is
 //! noted while messages flow, and what is kept is small and bounded.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -101,8 +101,9 @@ pub(crate) struct Repeats {
 #[derive(Debug, Default)]
 struct Inner {
     clients: HashMap<Whose, Past>,
-    /// The same by age: the number of each one's latest loss.
-    order: BTreeMap<u64, Whose>,
+    /// The losses, oldest first. One that is not its client's latest says nothing any more. All in one piece: a tree's nodes, made
+    /// while a burst of requests ends, would each keep a page of the heap from going back.
+    order: VecDeque<(u64, Whose)>,
     losses: u64,
     running: usize,
     ids: usize,
@@ -124,6 +125,23 @@ struct Past {
 impl Past {
     fn ids(&self) -> usize {
         self.spared.len() + self.since.len()
+    }
+}
+
+impl Inner {
+    /// The client, if this was its latest loss.
+    fn latest(&self, loss: u64, whose: Whose) -> Option<&Past> {
+        self.clients.get(&whose).filter(|past| past.loss == loss)
+    }
+
+    /// Puts a loss in order. Those that say nothing any more go once there are so many.
+    fn note(&mut self, loss: u64, whose: Whose, most: usize) {
+        if self.order.len() >= most {
+            let clients = &self.clients;
+            self.order
+                .retain(|(loss, whose)| clients.get(whose).is_some_and(|past| past.loss == *loss));
+        }
+        self.order.push_back((loss, whose));
     }
 }
 
@@ -217,8 +235,6 @@ impl Repeats {
             since: BTreeSet::new(),
             running: HashMap::new(),
         });
-        inner.order.remove(&past.loss);
-        inner.order.insert(loss, whose);
         inner.ids -= past.ids();
         (past.loss, past.at) = (loss, now);
         past.through = past.through.max(left.through);
@@ -227,16 +243,18 @@ impl Repeats {
         past.spared.extend(left.spared);
         past.running.extend(left.running);
         inner.ids += past.ids();
-        while let Some((&oldest, &whose)) = inner.order.first_key_value() {
-            let old = |past: &Past| now.saturating_duration_since(past.at) >= self.options.age;
-            let over = inner.clients.len() > self.options.clients || inner.ids > MOST_IDS;
-            if !over && !inner.clients.get(&whose).is_some_and(old) {
-                break;
-            }
-            inner.order.remove(&oldest);
-            if let Some(past) = inner.clients.remove(&whose) {
+        inner.note(loss, whose, 2 * self.options.clients);
+        while let Some((loss, whose)) = inner.order.front().copied() {
+            if let Some(past) = inner.latest(loss, whose) {
+                let old = now.saturating_duration_since(past.at) >= self.options.age;
+                let over = inner.clients.len() > self.options.clients || inner.ids > MOST_IDS;
+                if !over && !old {
+                    break;
+                }
                 inner.ids -= past.ids();
+                inner.clients.remove(&whose);
             }
+            inner.order.pop_front();
         }
     }
 
@@ -267,8 +285,9 @@ impl Repeats {
     /// What the next daemon has to know: oldest first. Requests that run on stay here: nobody fetches them there.
     pub(crate) fn export(&self, now: Instant) -> Vec<Remembered> {
         let inner = self.lock();
-        let in_order = inner.order.values();
-        let clients = in_order.filter_map(|whose| Some((whose, inner.clients.get(whose)?)));
+        let in_order = inner.order.iter();
+        let clients =
+            in_order.filter_map(|(loss, whose)| Some((whose, inner.latest(*loss, *whose)?)));
         clients
             .map(|(whose, past)| Remembered {
                 uid: whose.uid,
@@ -314,7 +333,10 @@ impl Repeats {
     #[cfg(test)]
     fn sizes(&self) -> (usize, usize, usize) {
         let inner = self.lock();
-        assert_eq!(inner.clients.len(), inner.order.len());
+        let order = inner.order.iter();
+        let latest = order.filter(|(loss, whose)| inner.latest(*loss, *whose).is_some());
+        assert_eq!(inner.clients.len(), latest.count());
+        assert!(inner.order.len() <= (2 * self.options.clients).max(1));
         let ids: usize = inner.clients.values().map(Past::ids).sum();
         assert_eq!(ids, inner.ids);
         (inner.clients.len(), inner.ids, inner.running)
@@ -443,6 +465,12 @@ mod tests {
         repeats.lost(whose(0), left(5, &[]), now);
         let run = (10..20_000).filter(|sequence| runs(&repeats, whose(0), *sequence, now));
         assert_eq!(run.count(), MOST_IDS);
+        // Few clients that come and go again and again.
+        for instance in 0..1000 {
+            repeats.lost(whose(instance % 3), left(5, &[]), now);
+            repeats.sizes();
+        }
+        assert_eq!(repeats.export(now).len(), repeats.sizes().0);
         // Age.
         let later = now + Duration::from_secs(60);
         assert!(!runs(&repeats, whose(0), 6, later));

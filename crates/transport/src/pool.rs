@@ -208,6 +208,17 @@ impl BufferPool {
         })
     }
 
+    /// Gives up what is kept for reuse: for moments of quiet. Buffers that are in use stay.
+    pub fn release_kept(&self) {
+        let kept = {
+            let mut state = self.shared.lock();
+            state.kept = 0;
+            std::mem::take(&mut state.free)
+        };
+        // Without the lock.
+        drop(kept);
+    }
+
     /// Whoever keeps the line notes that so many more requests wait from now on.
     pub fn note_waiting(&self, requests: u64) {
         self.shared.lock().waits.began += requests;
@@ -454,6 +465,20 @@ mod tests {
             4096,
             "the large one made way: together they would go over the budget"
         );
+    }
+
+    #[test]
+    fn kept_memory_is_given_up_and_used_memory_is_not() {
+        let pool = BufferPool::new(PoolOptions::default());
+        drop((pool.reserve(1).unwrap(), pool.reserve(64 << 10).unwrap()));
+        let used = pool.reserve(1 << 20).unwrap();
+        assert_eq!(pool.stats().kept, (4 << 10) + (64 << 10));
+        pool.release_kept();
+        let stats = pool.stats();
+        assert_eq!((stats.kept, stats.held), (0, 1 << 20));
+        assert!(stats.tiers.iter().all(|tier| tier.kept == 0));
+        drop(used);
+        assert_eq!(pool.stats().kept, 1 << 20, "it keeps again");
     }
 
     #[test]
