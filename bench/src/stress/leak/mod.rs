@@ -39,6 +39,8 @@ struct Shape {
     connections: [u64; 2],
     /// On each connection, so often all three kinds of requests.
     rounds: u64,
+    /// As many in the warm-up: the heap has to have been used for as much, and as unevenly, as it ever is.
+    warm_up: u64,
     window: u64,
     processes: u64,
 }
@@ -47,6 +49,7 @@ const FULL: Shape = Shape {
     cycles: 120,
     connections: [100, 500],
     rounds: 100,
+    warm_up: 100,
     window: 16,
     processes: 8,
 };
@@ -54,6 +57,7 @@ const QUICK: Shape = Shape {
     cycles: 4,
     connections: [20, 100],
     rounds: 2,
+    warm_up: 20,
     ..FULL
 };
 /// The bounds, in bytes over the level.
@@ -121,10 +125,10 @@ pub(super) fn run(request: &Request, named: Option<&PathBuf>) -> Result<Outcome>
     };
     let started = Held::of(load.daemon.child.pid())?;
     let began = Instant::now();
-    let warm = load.cycle(most)?;
+    let warm = load.cycle(most, shape.warm_up)?;
     let mut cycles = Vec::new();
     for number in 0..shape.cycles {
-        cycles.push(load.cycle(connections_of(shape, number))?);
+        cycles.push(load.cycle(connections_of(shape, number), shape.rounds)?);
         // Cycles are spread over the time; what is left of one's share is quiet.
         let due = began
             + request
@@ -190,13 +194,10 @@ impl Load {
     }
 
     /// Editors come, ask and go.
-    fn cycle(&mut self, connections: u64) -> Result<Cycle> {
+    fn cycle(&mut self, connections: u64, rounds: u64) -> Result<Cycle> {
         let began = Instant::now();
         let Shape {
-            rounds,
-            window,
-            processes,
-            ..
+            window, processes, ..
         } = self.shape;
         let share = |index| connections / processes + u64::from(index < connections % processes);
         self.tell_all(|index| format!("open {}", share(index)))?;
@@ -314,8 +315,9 @@ fn judged(load: &Load, started: Held, warm: Cycle, cycles: &[Cycle], seconds: f6
     // Which cycle was nearest to its bound, or beyond it.
     let beyond = |cycle: &Cycle| over(cycle.live) - kib(PER_CONNECTION * cycle.connections);
     let told = &load.told;
-    let all = cycles.iter().chain([&warm]);
-    let asked: u64 = all.map(|cycle| cycle.connections * shape.rounds * 3).sum();
+    let requests = |cycle: &Cycle, rounds| cycle.connections * rounds * 3;
+    let in_cycles: u64 = cycles.iter().map(|c| requests(c, shape.rounds)).sum();
+    let asked = requests(&warm, shape.warm_up) + in_cycles;
     let mut latencies = Vec::new();
     if let Some(latency) = worst(load.latencies.iter().copied()) {
         let what = "request to whole answer, the worst of each process and look";
