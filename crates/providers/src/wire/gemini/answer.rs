@@ -5,30 +5,42 @@
 
 use std::fmt;
 
-use serde::de::{Error, Visitor};
+use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::arguments::Piece;
 use crate::error::ErrorKind;
 use crate::event::{FinishReason, Usage};
-use crate::wire::json::{Few, First, Skip};
+use crate::wire::json::{Few, Fill, FirstObject, Object, Objects, skip};
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default)]
 pub(super) struct Chunk<'a> {
     /// We never ask for more than one.
-    #[serde(borrow)]
-    pub candidates: Option<First<Candidate<'a>>>,
-    #[serde(borrow)]
+    pub candidate: Candidate<'a>,
     pub prompt_feedback: Option<&'a RawValue>,
-    pub usage_metadata: Option<Tokens>,
-    #[serde(borrow)]
+    pub usage_metadata: Tokens,
     pub model_version: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub response_id: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub error: Option<&'a RawValue>,
+}
+
+impl<'de> Fill<'de> for Chunk<'de> {
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        let raw = match name {
+            "candidates" => return map.next_value_seed(FirstObject(&mut self.candidate)),
+            "usageMetadata" => {
+                return map.next_value_seed(Object::or_null(&mut self.usage_metadata));
+            }
+            "promptFeedback" => &mut self.prompt_feedback,
+            "modelVersion" => &mut self.model_version,
+            "responseId" => &mut self.response_id,
+            "error" => &mut self.error,
+            _ => return skip(map),
+        };
+        *raw = map.next_value()?;
+        Ok(())
+    }
 }
 
 #[derive(Deserialize)]
@@ -40,45 +52,74 @@ pub(super) struct PromptFeedback<'a> {
     pub block_reason_message: Option<&'a RawValue>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default)]
 pub(super) struct Candidate<'a> {
-    #[serde(borrow)]
-    pub content: Option<Content<'a>>,
-    #[serde(borrow)]
+    /// Whether there is one.
+    pub there: bool,
+    pub content: Content<'a>,
     pub finish_reason: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub finish_message: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub citation_metadata: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub grounding_metadata: Option<&'a RawValue>,
-    /// Often in every chunk. Named here only to be skipped without serde's nesting stack.
-    #[allow(dead_code, reason = "read to be skipped")]
-    safety_ratings: Option<Skip>,
 }
 
-#[derive(Deserialize)]
+impl<'de> Fill<'de> for Candidate<'de> {
+    fn begin(&mut self) {
+        self.there = true;
+    }
+
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        let raw = match name {
+            "content" => return map.next_value_seed(Object::or_null(&mut self.content)),
+            "finishReason" => &mut self.finish_reason,
+            "finishMessage" => &mut self.finish_message,
+            "citationMetadata" => &mut self.citation_metadata,
+            "groundingMetadata" => &mut self.grounding_metadata,
+            _ => return skip(map),
+        };
+        *raw = map.next_value()?;
+        Ok(())
+    }
+}
+
+#[derive(Default)]
 pub(super) struct Content<'a> {
-    #[serde(borrow)]
-    pub parts: Option<Few<Part<'a>>>,
+    pub parts: Few<Part<'a>>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+impl<'de> Fill<'de> for Content<'de> {
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "parts" => map.next_value_seed(Objects(&mut self.parts)),
+            _ => skip(map),
+        }
+    }
+}
+
+#[derive(Default)]
 pub(super) struct Part<'a> {
-    #[serde(borrow)]
     pub text: Option<&'a RawValue>,
     /// The text is a thought.
     pub thought: Option<bool>,
-    #[serde(borrow)]
     pub thought_signature: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub function_call: Option<FunctionCall<'a>>,
-    #[serde(borrow)]
     pub executable_code: Option<ExecutableCode<'a>>,
-    #[serde(borrow)]
     pub code_execution_result: Option<ExecutionResult<'a>>,
+}
+
+impl<'de> Fill<'de> for Part<'de> {
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "text" => self.text = map.next_value()?,
+            "thought" => self.thought = map.next_value()?,
+            "thoughtSignature" => self.thought_signature = map.next_value()?,
+            "functionCall" => self.function_call = map.next_value()?,
+            "executableCode" => self.executable_code = map.next_value()?,
+            "codeExecutionResult" => self.code_execution_result = map.next_value()?,
+            _ => return skip(map),
+        }
+        Ok(())
+    }
 }
 
 #[derive(Deserialize)]
@@ -151,8 +192,7 @@ pub(super) struct Source<'a> {
 }
 
 /// The tokens so far. In a stream every chunk has them, some of them only at its end.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
 pub(super) struct Tokens {
     prompt_token_count: Option<Count>,
     /// Without thoughts.
@@ -163,15 +203,22 @@ pub(super) struct Tokens {
     /// What tools on Google's side gave the model to read, beside the prompt.
     tool_use_prompt_token_count: Option<Count>,
     total_token_count: Option<Count>,
-    // In every chunk: skipped without serde's nesting stack.
-    #[allow(dead_code, reason = "read to be skipped")]
-    prompt_tokens_details: Option<Skip>,
-    #[allow(dead_code, reason = "read to be skipped")]
-    candidates_tokens_details: Option<Skip>,
-    #[allow(dead_code, reason = "read to be skipped")]
-    cache_tokens_details: Option<Skip>,
-    #[allow(dead_code, reason = "read to be skipped")]
-    tool_use_prompt_tokens_details: Option<Skip>,
+}
+
+impl<'de> Fill<'de> for Tokens {
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        let count = match name {
+            "promptTokenCount" => &mut self.prompt_token_count,
+            "candidatesTokenCount" => &mut self.candidates_token_count,
+            "cachedContentTokenCount" => &mut self.cached_content_token_count,
+            "thoughtsTokenCount" => &mut self.thoughts_token_count,
+            "toolUsePromptTokenCount" => &mut self.tool_use_prompt_token_count,
+            "totalTokenCount" => &mut self.total_token_count,
+            _ => return skip(map),
+        };
+        *count = map.next_value()?;
+        Ok(())
+    }
 }
 
 impl Tokens {

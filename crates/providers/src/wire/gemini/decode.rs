@@ -19,7 +19,7 @@ use crate::error::{ErrorKind, ProviderError};
 use crate::event::{Citation, Event, EventQueue, FinishReason, ToolCallDelta};
 use crate::wire::body::{Answer, MAX_TOOL_CALLS};
 use crate::wire::error::{cut, malformed, not_understood};
-use crate::wire::json::{cow, for_each, string};
+use crate::wire::json::{cow, fill, for_each, string};
 
 /// The most sources that are remembered in order not to name them twice.
 const MAX_SOURCES: usize = 1024;
@@ -104,13 +104,14 @@ impl Generation {
     }
 
     fn document(&mut self, document: &str, events: &mut EventQueue) -> Result<(), ProviderError> {
-        let chunk: Chunk<'_> = serde_json::from_str(document).map_err(not_understood)?;
+        let mut chunk = Chunk::default();
+        fill(document, &mut chunk).map_err(not_understood)?;
         if chunk.error.is_some() {
             let document = serde_json::from_str(document).map_err(not_understood)?;
             return Err(from_json(&document, None));
         }
-        let candidate = chunk.candidates.and_then(|candidates| candidates.0);
-        if !self.started && (candidate.is_some() || chunk.response_id.is_some()) {
+        let candidate = &chunk.candidate;
+        if !self.started && (candidate.there || chunk.response_id.is_some()) {
             self.started = true;
             let id = chunk.response_id.and_then(cow).filter(|id| !id.is_empty());
             let model = chunk.model_version.and_then(cow);
@@ -121,18 +122,16 @@ impl Generation {
             });
             self.id = id.map(Into::into).unwrap_or_default();
         }
-        if let Some(tokens) = &chunk.usage_metadata {
-            self.tokens.update(tokens);
-        }
+        self.tokens.update(&chunk.usage_metadata);
         if let Some(feedback) = chunk.prompt_feedback
             && let Some(error) = blocked(feedback)
         {
             return Err(error);
         }
-        match candidate {
-            Some(candidate) => self.candidate(&candidate, events),
-            None => Ok(()),
+        if candidate.there {
+            self.candidate(candidate, events)?;
         }
+        Ok(())
     }
 
     fn candidate(
@@ -141,11 +140,8 @@ impl Generation {
         events: &mut EventQueue,
     ) -> Result<(), ProviderError> {
         self.answered = true;
-        let parts = candidate.content.as_ref().and_then(|it| it.parts.as_ref());
-        if let Some(parts) = parts {
-            for part in parts.first.iter().chain(&parts.rest) {
-                self.part(part, events)?;
-            }
+        for part in &candidate.content.parts {
+            self.part(part, events)?;
         }
         if let Some(metadata) = candidate.citation_metadata {
             self.citations(metadata, events);

@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Error as JsonError;
 
-use super::Skip;
+use super::{Few, Skip};
 
 /// What an object is read into, a field at a time.
 pub(crate) trait Fill<'de> {
@@ -99,6 +99,49 @@ impl<'de, T: Fill<'de>> Visitor<'de> for FirstObject<'_, T> {
             while seq.next_element::<Skip>()?.is_some() {}
         }
         Ok(())
+    }
+}
+
+/// All objects of an array, or one without its array (see [`Few`]); null is none.
+pub(crate) struct Objects<'a, T>(pub(crate) &'a mut Few<T>);
+
+impl<'de, T: Fill<'de> + Default> DeserializeSeed<'de> for Objects<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, T: Fill<'de> + Default> Visitor<'de> for Objects<'_, T> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of objects or its only one")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        Object(self.0.grow(), false).visit_map(map)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(Next(self.0))?.is_some() {}
+        Ok(())
+    }
+}
+
+/// An object of an array: it has a place only once it is there.
+struct Next<'a, T>(&'a mut Few<T>);
+
+impl<'de, T: Fill<'de> + Default> DeserializeSeed<'de> for Next<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        Object(self.0.grow(), false).deserialize(deserializer)
     }
 }
 

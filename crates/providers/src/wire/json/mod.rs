@@ -4,6 +4,6 @@ mod array;
 mod fill;
 mod string;
 
-pub(crate) use array::{Few, First, Skip, for_each};
-pub(crate) use fill::{Fill, FirstObject, Object, fill, skip};
+pub(crate) use array::{Few, Skip, for_each};
+pub(crate) use fill::{Fill, FirstObject, Object, Objects, fill, skip};
 pub(crate) use string::{cow, string};
