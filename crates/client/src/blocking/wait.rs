@@ -44,31 +44,30 @@ impl BlockingClient {
         mut lent: Option<Lent<'_>>,
         mut look: impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
     ) -> Option<T> {
-        let turn = match link.try_rx() {
-            Some(rx) => Turn::Lead(rx),
-            None => with_waker(|waker| {
-                let look = |tx: &mut Tx, wakes: &mut Vec<Waker>| {
-                    if let Some(lent) = lent.take() {
-                        link.keep(tx, &lent, wakes);
-                    }
-                    match look(tx, Some(waker), wakes) {
-                        Poll::Ready(found) => Ok(found),
-                        Poll::Pending => Err(tx.wants_writable()),
-                    }
-                };
-                link.follow(
-                    waker,
-                    look,
-                    || passed(until),
-                    |writable| rest(link, until, writable),
-                )
-            }),
+        let rx = match link.try_rx() {
+            Some(rx) => rx,
+            None => {
+                let turn = with_waker(|waker| {
+                    let look = |tx: &mut Tx, wakes: &mut Vec<Waker>| {
+                        if let Some(lent) = lent.take() {
+                            link.keep(tx, &lent, wakes);
+                        }
+                        match look(tx, Some(waker), wakes) {
+                            Poll::Ready(found) => Ok(found),
+                            Poll::Pending => Err(tx.wants_writable()),
+                        }
+                    };
+                    let over = || passed(until);
+                    link.follow(waker, look, over, |writable| rest(link, until, writable))
+                });
+                match turn {
+                    Turn::Found(found) => return Some(found),
+                    Turn::Over => return None,
+                    Turn::Lead(rx) => rx,
+                }
+            }
         };
-        match turn {
-            Turn::Found(found) => Some(found),
-            Turn::Over => None,
-            Turn::Lead(rx) => self.lead(link, rx, until, lent, &mut look),
-        }
+        self.lead(link, rx, until, lent, &mut look)
     }
 
     #[inline]

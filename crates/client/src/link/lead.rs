@@ -204,9 +204,9 @@ pub(super) fn wake_all(wakes: &mut Vec<Waker>) {
     }
 }
 
-/// A mutex whose release is a step of its own, at which others may come in between. Under loom's the release is one with
-/// what its holder does next, and a try that another one forestalls is put off until it succeeds (0.7.3); so neither the
-/// order in which two locks are let go of nor a failed try would be checked.
+/// A mutex whose release is a step of its own, before which others may try. Loom's (0.7.3) is let go of in one step with what
+/// its holder did before, so the order of two releases is not checked; and a try that another forestalls is put off until the
+/// lock is free, where it ought to fail.
 #[cfg(client_loom)]
 mod stepwise {
     use std::ops::{Deref, DerefMut};
@@ -393,10 +393,18 @@ mod models {
     #[derive(Debug, Clone, Copy, PartialEq)]
     enum Until {
         Answered,
+        /// The first sleep as a follower ends without a cause.
+        Restless,
         /// Gives up after one pump, and as a follower instead of sleeping.
         Soon,
         /// Gives up after one pump, and as a follower when it has been woken.
         Woken,
+    }
+
+    impl Until {
+        fn may_give_up(self) -> bool {
+            matches!(self, Self::Soon | Self::Woken)
+        }
     }
 
     impl Link {
@@ -439,7 +447,7 @@ mod models {
                 });
                 match pumped {
                     Ok(()) => return true,
-                    Err(kept) if until != Until::Answered => {
+                    Err(kept) if until.may_give_up() => {
                         self.lead.leave(kept);
                         return false;
                     }
@@ -464,10 +472,10 @@ mod models {
                     Poll::Ready(()) => Ok(()),
                     Poll::Pending => Err(()),
                 },
-                || until != Until::Answered && slept.get(),
+                || until.may_give_up() && slept.get(),
                 |()| {
-                    slept.set(true);
-                    if until != Until::Soon {
+                    let first = !slept.replace(true);
+                    if until != Until::Soon && !(first && until == Until::Restless) {
                         parked.take();
                     }
                 },
@@ -506,9 +514,11 @@ mod models {
             [Batch(&[0], None), Batch(&[1], None)],
             [Batch(&[1], None), Batch(&[0], None)],
         ] {
-            check(5, move || {
-                assert_eq!(all_wait(&coming, [Until::Answered; 2]), [true; 2]);
-            });
+            for until in [Until::Answered, Until::Restless] {
+                check(5, move || {
+                    assert_eq!(all_wait(&coming, [Until::Answered, until]), [true; 2]);
+                });
+            }
         }
     }
 
