@@ -1,8 +1,8 @@
 //! Waiting by leader and followers: one thread pumps for all, the others are parked until their answer is there or the
-//! leader leaves.
+//! leader leaves. Who leads is decided in `link/lead.rs`; here is what the threads do meanwhile.
 
 use std::cell::OnceCell;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::task::{Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use lapce_ai_transport::Spin;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::BlockingClient;
-use crate::link::{Lent, Link, QUIET, Rx, Tx};
+use crate::link::{LeadGuard, Lent, Link, QUIET, Rx, Turn, Tx};
 
 /// How long a thread looks for more at least, in the middle of a long message: the daemon is at the other end of the ring,
 /// and a sleep for each half of it would take longer than the copy.
@@ -19,11 +19,6 @@ const MIDWAY: Duration = Duration::from_micros(50);
 
 /// Longest sleep of a thread that waits for its answer and for a full socket at once.
 const WRITABLE_SLICE: Duration = Duration::from_millis(10);
-
-enum Turn<T> {
-    Found(T),
-    Again,
-}
 
 impl BlockingClient {
     /// Waits on a link until `look` has what it looks for, pumping if nobody else does. `None`: the time is over.
@@ -49,62 +44,37 @@ impl BlockingClient {
         mut lent: Option<Lent<'_>>,
         mut look: impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
     ) -> Option<T> {
-        loop {
-            if let Some(rx) = link.try_rx() {
-                return self.lead(link, rx, until, lent, &mut look);
+        let rx = match link.try_rx() {
+            Some(rx) => rx,
+            None => {
+                let turn = with_waker(|waker| {
+                    let look = |tx: &mut Tx, wakes: &mut Vec<Waker>| {
+                        if let Some(lent) = lent.take() {
+                            link.keep(tx, &lent, wakes);
+                        }
+                        match look(tx, Some(waker), wakes) {
+                            Poll::Ready(found) => Ok(found),
+                            Poll::Pending => Err(tx.wants_writable()),
+                        }
+                    };
+                    let over = || passed(until);
+                    link.follow(waker, look, over, |writable| rest(link, until, writable))
+                });
+                match turn {
+                    Turn::Found(found) => return Some(found),
+                    Turn::Over => return None,
+                    Turn::Lead(rx) => rx,
+                }
             }
-            let turn = with_waker(|waker| {
-                let mut wakes = Vec::new();
-                let mut tx = link.tx();
-                if let Some(lent) = lent.take() {
-                    link.keep(&mut tx, &lent, &mut wakes);
-                }
-                let found = look(&mut tx, Some(waker), &mut wakes);
-                let writable = tx.wants_writable();
-                if found.is_pending() {
-                    link.follow(&mut tx, waker);
-                }
-                drop(tx);
-                wakes.into_iter().for_each(Waker::wake);
-                if let Poll::Ready(found) = found {
-                    return Turn::Found(found);
-                }
-                // The leader may have left before we joined those whom it would have woken.
-                let free = link.try_rx().is_some();
-                if !free {
-                    if writable {
-                        // A poll does not notice that our answer came, so it is a short one.
-                        let soon = Instant::now() + WRITABLE_SLICE;
-                        let until = until.map_or(soon, |until| until.min(soon));
-                        sleep(link, PollFlags::OUT, Some(until));
-                        link.write_more();
-                    } else {
-                        park(until);
-                    }
-                }
-                link.unfollow(&mut link.tx(), waker);
-                Turn::Again
-            });
-            match turn {
-                Turn::Found(found) => {
-                    // We may have been woken to lead, and leave instead.
-                    link.promote();
-                    return Some(found);
-                }
-                Turn::Again if passed(until) => {
-                    link.promote();
-                    return None;
-                }
-                Turn::Again => {}
-            }
-        }
+        };
+        self.lead(link, rx, until, lent, &mut look)
     }
 
     #[inline]
     fn lead<T>(
         &self,
         link: &Link,
-        mut rx: MutexGuard<'_, Rx>,
+        mut rx: LeadGuard<'_, Rx>,
         until: Option<Instant>,
         lent: Option<Lent<'_>>,
         look: &mut impl FnMut(&mut Tx, Option<&Waker>, &mut Vec<Waker>) -> Poll<T>,
@@ -210,6 +180,19 @@ pub(super) fn park(until: Option<Instant>) {
     match until {
         None => thread::park(),
         Some(until) => thread::park_timeout(until.saturating_duration_since(Instant::now())),
+    }
+}
+
+/// Sleeps while another pumps, and meanwhile looks after the socket if it has to become `writable`.
+fn rest(link: &Link, until: Option<Instant>, writable: bool) {
+    if writable {
+        // A poll does not notice that our answer came, so it is a short one.
+        let soon = Instant::now() + WRITABLE_SLICE;
+        let until = until.map_or(soon, |until| until.min(soon));
+        sleep(link, PollFlags::OUT, Some(until));
+        link.write_more();
+    } else {
+        park(until);
     }
 }
 

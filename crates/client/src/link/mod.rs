@@ -1,19 +1,21 @@
 //! One live connection, without a runtime: requests go in, answers come out, whoever waits pumps.
 //!
 //! Two locks. `tx` guards everything that is written and known: the writer, the protocol's state, the slots where
-//! answers gather. `rx` guards the reader; its holder is the one who pumps, spins and sleeps. Where both are needed `rx` is
-//! taken first. No waker is called under `tx`.
+//! answers gather. `rx` guards the reader; its holder, the leader, is the one who pumps, spins and sleeps. Where both are
+//! needed `rx` is taken first. No waker is called under `tx`.
 //!
 //! | part | here |
 //! |---|---|
-//! | the link, its locks and its phases; beginning a request, and letting go of one | `mod.rs` |
-//! | `rx`: reading, sleeping, and who does it | `pump.rs` |
+//! | the link and its phases; beginning a request, and letting go of one | `mod.rs` |
+//! | the two locks, who leads, and who does next | `lead.rs` |
+//! | `rx`: reading and sleeping | `pump.rs` |
 //! | `tx`: requests and control frames out, the daemon's frames to their slots | `tx.rs` |
 //! | requests that go in pieces | `upload.rs` |
 //! | where one answer gathers, and how it is taken | `slot.rs` |
 //! | how far a link is and how it ends, in words | `end.rs` |
 
 mod end;
+mod lead;
 mod pump;
 mod slot;
 mod tx;
@@ -21,14 +23,16 @@ mod upload;
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Poll, Waker};
 
 use lapce_ai_proto::{GoAway, MessageType, OpenPrefix, Refusal, Welcome};
 use lapce_ai_transport::{Connection, TransportError};
 
 pub(crate) use self::end::{End, Outcome, Phase, Refused};
+pub(crate) use self::lead::{LeadGuard, Turn};
+use self::lead::{Leadership, TxGuard, wake_all};
 pub(crate) use self::pump::{QUIET, Rx};
 use self::slot::SlotEnd;
 pub(crate) use self::slot::Stream;
@@ -56,8 +60,7 @@ pub(crate) struct Outgoing<'a> {
 const LAG: u32 = 8;
 
 pub(crate) struct Link {
-    tx: Mutex<Tx>,
-    rx: Mutex<Rx>,
+    lead: Leadership<Rx, Tx>,
     socket: Arc<OwnedFd>,
     phase: AtomicU8,
     welcome: Welcome,
@@ -68,17 +71,6 @@ impl fmt::Debug for Link {
         f.debug_struct("Link")
             .field("welcome", &self.welcome)
             .finish_non_exhaustive()
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every step leaves the state whole, so a panic elsewhere does not spoil it.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn wake_all(wakes: &mut Vec<Waker>) {
-    for waker in wakes.drain(..) {
-        waker.wake();
     }
 }
 
@@ -93,8 +85,10 @@ impl Link {
         let Connection { reader, writer, .. } = connection;
         let socket = reader.shared_socket();
         Self {
-            tx: Mutex::new(Tx::new(writer, &welcome, response_window, last_id)),
-            rx: Mutex::new(Rx::new(reader)),
+            lead: Leadership::new(
+                Rx::new(reader),
+                Tx::new(writer, &welcome, response_window, last_id),
+            ),
             socket,
             phase: AtomicU8::new(Phase::Open as u8),
             welcome,
@@ -130,36 +124,32 @@ impl Link {
 
     /// The highest id that was used here. Final once the link takes no more requests.
     pub(crate) fn last_id(&self) -> u64 {
-        lock(&self.tx).state.last_id()
+        self.tx().state.last_id()
     }
 
     /// Why it ended.
     pub(crate) fn end(&self) -> Option<Arc<End>> {
-        lock(&self.tx).end.clone()
+        self.tx().end.clone()
     }
 
     pub(crate) fn goaway(&self) -> Option<GoAway> {
-        lock(&self.tx).goaway
+        self.tx().goaway
     }
 
     #[inline]
-    pub(crate) fn tx(&self) -> MutexGuard<'_, Tx> {
-        lock(&self.tx)
+    pub(crate) fn tx(&self) -> TxGuard<'_, Tx> {
+        self.lead.tx()
     }
 
     /// The right to pump, if nobody has it.
     #[inline]
-    pub(crate) fn try_rx(&self) -> Option<MutexGuard<'_, Rx>> {
-        match self.rx.try_lock() {
-            Ok(rx) => Some(rx),
-            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+    pub(crate) fn try_rx(&self) -> Option<LeadGuard<'_, Rx>> {
+        self.lead.try_rx()
     }
 
     /// The right to pump.
-    pub(crate) fn rx(&self) -> MutexGuard<'_, Rx> {
-        lock(&self.rx)
+    pub(crate) fn rx(&self) -> LeadGuard<'_, Rx> {
+        self.lead.rx()
     }
 
     /// Begins a request, or queues for it: `ticket` is the place in the queue, `waker` is called when it is worth
@@ -172,7 +162,7 @@ impl Link {
         waker: &Waker,
     ) -> Poll<Result<u32, Refused>> {
         let mut wakes = Vec::new();
-        let mut tx = lock(&self.tx);
+        let mut tx = self.tx();
         let begun = self.begin_locked(&mut tx, request, ticket, waker, &mut wakes);
         drop(tx);
         wake_all(&mut wakes);
@@ -183,7 +173,7 @@ impl Link {
     /// It may lag: see [`Outgoing::may_lag`].
     #[inline]
     pub(crate) fn begin_plain(&self, ty: MessageType, body: &[u8]) -> Option<u32> {
-        let mut guard = lock(&self.tx);
+        let mut guard = self.tx();
         let tx = &mut *guard;
         if !tx.takes_plain || tx.deferred.is_some() || !tx.queue.is_empty() {
             return None;
@@ -207,7 +197,7 @@ impl Link {
     /// what lags, since the caller is about to wait.
     #[inline]
     pub(crate) fn take_ready(&self, index: u32, answer: &mut Vec<u8>) -> bool {
-        let mut tx = lock(&self.tx);
+        let mut tx = self.tx();
         if tx.take_ready(index, answer) {
             return true;
         }
@@ -218,7 +208,7 @@ impl Link {
     }
 
     #[inline(never)]
-    fn publish_lagging(&self, mut tx: MutexGuard<'_, Tx>) {
+    fn publish_lagging(&self, mut tx: TxGuard<'_, Tx>) {
         if tx.end.is_none()
             && let Err(error) = tx.flush_now()
         {
@@ -284,7 +274,7 @@ impl Link {
         look: impl FnOnce(&mut Tx, &mut Vec<Waker>) -> Poll<T>,
     ) -> Poll<T> {
         let mut wakes = Vec::new();
-        let mut tx = lock(&self.tx);
+        let mut tx = self.tx();
         let found = look(&mut tx, &mut wakes);
         if found.is_pending()
             && tx.lagging > 0
@@ -311,7 +301,7 @@ impl Link {
     pub(crate) fn leave_queue(&self, ticket: &mut Option<u64>) {
         if ticket.is_some() {
             let mut wakes = Vec::new();
-            lock(&self.tx).dequeue(ticket, &mut wakes);
+            self.tx().dequeue(ticket, &mut wakes);
             wake_all(&mut wakes);
         }
     }
@@ -357,21 +347,21 @@ impl Link {
             wakes.extend(slot.waker.take());
         }
         wakes.extend(tx.queue.drain(..).map(|(_, waker)| waker));
-        wakes.extend(tx.followers.iter().cloned());
+        wakes.extend(tx.followers.all());
         wakes.extend(tx.driver.take());
     }
 
     /// Ends the link on this side's wish.
     pub(crate) fn close(&self, end: End) {
         let mut wakes = Vec::new();
-        self.fail(&mut lock(&self.tx), end, &mut wakes);
+        self.fail(&mut self.tx(), end, &mut wakes);
         wake_all(&mut wakes);
     }
 
     /// Lets go of a stream: cancels it if it has not ended.
     pub(crate) fn release(&self, index: u32) {
         let mut wakes = Vec::new();
-        let mut tx = lock(&self.tx);
+        let mut tx = self.tx();
         if let Err(error) = tx.release(index) {
             self.write_failed(&mut tx, error, &mut wakes);
         } else if tx.writer.wants_writable() {
@@ -384,7 +374,7 @@ impl Link {
     /// After GOAWAY: ends the link if no stream lives any more.
     pub(crate) fn close_if_drained(&self) -> bool {
         let mut wakes = Vec::new();
-        let mut tx = lock(&self.tx);
+        let mut tx = self.tx();
         self.note_phase(&mut tx, &mut wakes);
         let ended = tx.end.is_some();
         drop(tx);

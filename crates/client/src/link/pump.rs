@@ -1,16 +1,15 @@
-//! The reading side: whoever waits for an answer takes what came for all, and sleeps when there is nothing. Those who find
-//! another pumping follow, and are promoted when it leaves.
+//! The reading side: whoever leads takes what came for all, and sleeps when there is nothing.
 
-use std::sync::MutexGuard;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use lapce_ai_proto::MORE;
 use lapce_ai_transport::{Reader, TransportError, flush};
 
+use super::Link;
+use super::lead::{LeadGuard, Leading, Turn, wake_all};
 use super::tx::Tx;
 use super::upload::Lent;
-use super::{Link, lock, wake_all};
 
 /// After so long without traffic a link gives back what memory it can.
 pub(crate) const QUIET: Duration = Duration::from_secs(1);
@@ -25,6 +24,13 @@ pub(crate) struct Rx {
     gone: bool,
     /// The last frame was a piece of an item that goes on.
     midway: bool,
+}
+
+impl Leading for Rx {
+    #[inline]
+    fn wakes(&mut self) -> &mut Vec<Waker> {
+        &mut self.wakes
+    }
 }
 
 impl Rx {
@@ -57,7 +63,7 @@ impl Link {
     /// frames there were.
     #[inline]
     pub(crate) fn pump<T>(&self, rx: &mut Rx, then: impl FnOnce(&mut Tx) -> T) -> (usize, T) {
-        let mut tx = lock(&self.tx);
+        let mut tx = self.tx();
         let frames = self.take_in(&mut tx, rx, None);
         // Who pumps so may go away without another look.
         self.leave_blocked(&mut tx, &mut rx.wakes);
@@ -74,23 +80,16 @@ impl Link {
     #[inline]
     pub(crate) fn pump_for<'a, T>(
         &self,
-        mut rx: MutexGuard<'a, Rx>,
+        rx: LeadGuard<'a, Rx>,
         lent: Option<Lent<'_>>,
         then: impl FnOnce(&mut Tx) -> Poll<T>,
-    ) -> Result<T, (usize, MutexGuard<'a, Rx>)> {
-        let mut tx = lock(&self.tx);
-        let frames = self.take_in(&mut tx, &mut rx, lent);
-        match then(&mut tx) {
-            Poll::Ready(found) => {
-                self.leave_locked(tx, rx);
-                Ok(found)
-            }
-            Poll::Pending => {
-                drop(tx);
-                wake_all(&mut rx.wakes);
-                Err((frames, rx))
-            }
-        }
+    ) -> Result<T, (usize, LeadGuard<'a, Rx>)> {
+        let mut frames = 0;
+        let led = self.lead.lead(rx, |rx, tx| {
+            frames = self.take_in(tx, rx, lent);
+            then(tx)
+        });
+        led.map_err(|rx| (frames, rx))
     }
 
     #[inline]
@@ -153,7 +152,7 @@ impl Link {
         if !self.noted(rx, taken) {
             return None;
         }
-        let mut tx = lock(&self.tx);
+        let mut tx = self.tx();
         if tx.end.is_some() {
             return None;
         }
@@ -192,14 +191,14 @@ impl Link {
 
     /// Whether there is memory that a quiet connection need not hold.
     pub(crate) fn may_trim(&self) -> bool {
-        let tx = lock(&self.tx);
+        let tx = self.tx();
         !tx.writer.is_trimmed() || tx.spare.capacity() > 0
     }
 
     /// Gives the memory of the request ring's further pages back, and what is kept for long answers. For a link on which
     /// nothing has happened for [`QUIET`].
     pub(crate) fn trim(&self) {
-        let mut tx = lock(&self.tx);
+        let mut tx = self.tx();
         tx.spare = Vec::new();
         // A ring that is corrupt is found by the next pump.
         let _ = tx.writer.trim();
@@ -225,7 +224,7 @@ impl Link {
     /// Sends what waits for the socket to be writable, or for room. False: it would block still.
     pub(crate) fn write_more(&self) -> bool {
         let mut wakes = Vec::new();
-        let mut tx = lock(&self.tx);
+        let mut tx = self.tx();
         if tx.end.is_none()
             && let Err(error) = tx.write_on()
         {
@@ -242,19 +241,19 @@ impl Link {
 
     /// Whether a frame waits for room.
     pub(crate) fn is_blocked(&self) -> bool {
-        lock(&self.tx).blocked.is_some()
+        self.tx().blocked.is_some()
     }
 
     /// Whether a frame that waits for room would find it now. A corrupt ring counts: the pump tells.
     pub(crate) fn has_room(&self) -> bool {
-        let mut tx = lock(&self.tx);
+        let mut tx = self.tx();
         let need = tx.blocked.unwrap_or(0);
         tx.writer.has_room(need).unwrap_or(true)
     }
 
     /// Notes who is to be woken when something other than the socket asks for attention.
     pub(crate) fn set_driver(&self, waker: &Waker) {
-        let mut tx = lock(&self.tx);
+        let mut tx = self.tx();
         if !tx
             .driver
             .as_ref()
@@ -268,7 +267,7 @@ impl Link {
     #[inline]
     pub(crate) fn tell_driver(&self, more: bool) {
         if !self.shares_memory() {
-            let tx = lock(&self.tx);
+            let tx = self.tx();
             let driver = if more || tx.wants_writable() {
                 tx.driver.clone()
             } else {
@@ -281,42 +280,19 @@ impl Link {
         }
     }
 
-    /// Joins those who wait while another thread pumps. To be called before [`try_rx`](Self::try_rx): whoever pumps
-    /// lets go of `rx` while it holds `tx`, so either it sees the newcomer, or the newcomer finds `rx` free.
-    pub(crate) fn follow(&self, tx: &mut Tx, waker: &Waker) {
-        tx.followers.push(waker.clone());
-    }
-
-    pub(crate) fn unfollow(&self, tx: &mut Tx, waker: &Waker) {
-        if let Some(at) = tx.followers.iter().position(|other| other.will_wake(waker)) {
-            tx.followers.swap_remove(at);
-        }
-    }
-
     /// Gives up the right to pump, and wakes one of those who wait.
-    pub(crate) fn leave(&self, rx: MutexGuard<'_, Rx>) {
-        self.leave_locked(lock(&self.tx), rx);
+    pub(crate) fn leave(&self, rx: LeadGuard<'_, Rx>) {
+        self.lead.leave(rx);
     }
 
-    #[inline]
-    fn leave_locked(&self, tx: MutexGuard<'_, Tx>, mut rx: MutexGuard<'_, Rx>) {
-        if rx.wakes.is_empty() && tx.followers.is_empty() {
-            drop(rx);
-            drop(tx);
-            return;
-        }
-        // They are called outside of the locks.
-        let mut wakes = std::mem::take(&mut rx.wakes);
-        wakes.extend(tx.followers.first().cloned());
-        drop(rx);
-        drop(tx);
-        wake_all(&mut wakes);
-    }
-
-    /// Wakes one of those who wait, if nobody pumps.
-    pub(crate) fn promote(&self) {
-        if let Some(rx) = self.try_rx() {
-            self.leave(rx);
-        }
+    /// Waits while another pumps: see [`Leadership::follow`](super::lead::Leadership::follow).
+    pub(crate) fn follow<T, S>(
+        &self,
+        waker: &Waker,
+        look: impl FnMut(&mut Tx, &mut Vec<Waker>) -> Result<T, S>,
+        over: impl Fn() -> bool,
+        sleep: impl Fn(S),
+    ) -> Turn<'_, Rx, T> {
+        self.lead.follow(waker, look, over, sleep)
     }
 }

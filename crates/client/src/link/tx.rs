@@ -11,6 +11,7 @@ use lapce_ai_proto::{
 };
 use lapce_ai_transport::{CONTROL_ROOM, Rest, TransportError, Writer, append};
 
+use super::lead::{Followers, Shared};
 use super::slot::{Slot, SlotEnd};
 use super::upload::{Lent, Upload};
 use super::{End, Outgoing};
@@ -35,7 +36,7 @@ pub(crate) struct Tx {
     pub(super) queue: VecDeque<(u64, Waker)>,
     next_ticket: u64,
     /// Threads that wait while another one pumps.
-    pub(super) followers: Vec<Waker>,
+    pub(super) followers: Followers,
     /// The task that pumps when nobody else does.
     pub(super) driver: Option<Waker>,
     /// Payload of the frame that found no room, if one waits. The bell for that room is asked for by whoever sleeps.
@@ -49,6 +50,13 @@ pub(crate) struct Tx {
     pub(super) goaway: Option<GoAway>,
     pub(super) end: Option<Arc<End>>,
     pub(super) reason: Arc<str>,
+}
+
+impl Shared for Tx {
+    #[inline]
+    fn followers(&mut self) -> &mut Followers {
+        &mut self.followers
+    }
 }
 
 impl Tx {
@@ -82,7 +90,7 @@ impl Tx {
             deferred: None,
             queue: VecDeque::new(),
             next_ticket: 0,
-            followers: Vec::new(),
+            followers: Followers::default(),
             driver: None,
             blocked: None,
             lagging: 0,
