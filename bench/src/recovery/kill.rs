@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::{
-    Arguments, BODY, Kind, PATIENCE, async_clients, checked, now, options, percentile, start,
+    Arguments, BODY, Kind, PATIENCE, async_clients, checked, options, percentile, start,
     start_clients,
 };
 use crate::child::{Child, Parent, runtime_dir};
-use crate::machine::Cpus;
+use crate::machine::{Cpus, monotonic};
 
 /// For how long the server is away, at least and at most. Random, so that no rhythm of the clients' is met.
 const AWAY: [Duration; 2] = [Duration::from_millis(30), Duration::from_millis(150)];
@@ -210,7 +210,7 @@ pub(crate) fn serve(
     // Only for the handle: there are no async handlers.
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let listener = Listener::bind(&RuntimeDir::for_socket(socket))?;
-    let since = now().to_string();
+    let since = monotonic().to_string();
     let running = server.start(listener, runtime.handle())?;
     parent.serve(|request| match request {
         "since" => Ok(since.clone()),

@@ -16,13 +16,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lapce_ai_client::{Client, ReconnectPolicy};
-use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use crate::child::Child;
 use crate::connections::raise_limit;
 use crate::daemon::program;
-use crate::machine::{Cpus, Machine};
+use crate::machine::{Cpus, Machine, monotonic};
 
 /// What each client asks.
 const BODY: &[u8] = b"is anybody there?";
@@ -84,12 +83,6 @@ struct Report {
     restarts: Vec<restart::Row>,
     left_out: Vec<String>,
     errors: Vec<String>,
-}
-
-/// Nanoseconds on the clock that all processes of the machine share and nobody sets.
-fn now() -> u64 {
-    let time = clock_gettime(ClockId::Monotonic);
-    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
 /// Measures and prints. False: a client was not served.
@@ -212,7 +205,7 @@ fn options(socket: &Path) -> lapce_ai_client::Options {
 
 /// When the answer was there, if it is the right one.
 fn checked<E: fmt::Display>(answer: Result<Vec<u8>, E>) -> Result<u64, String> {
-    let at = now();
+    let at = monotonic();
     match answer {
         Ok(answer) if answer == BODY => Ok(at),
         Ok(answer) => Err(format!("{} bytes of another answer", answer.len())),

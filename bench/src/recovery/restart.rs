@@ -12,12 +12,10 @@ use lapce_ai_client::{BlockingClient, Client};
 use lapce_ai_proto::MessageType;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Arguments, BODY, Kind, async_clients, checked, now, options, percentile, start_clients,
-};
+use super::{Arguments, BODY, Kind, async_clients, checked, options, percentile, start_clients};
 use crate::child::{Child, Parent};
 use crate::daemon::Daemon;
-use crate::machine::Cpus;
+use crate::machine::{Cpus, monotonic};
 
 /// From a client's answer to its next request: without it fifty clients would measure how the processors are shared.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -230,7 +228,7 @@ pub(crate) fn ask(
                 ..Told::default()
             };
             for asking in &asking {
-                asking.seen().end(now(), &mut told);
+                asking.seen().end(monotonic(), &mut told);
             }
             Ok(serde_json::to_string(&told)?)
         }
@@ -261,7 +259,7 @@ impl Either {
 impl Asking {
     fn new(client: Either) -> Self {
         let seen = Seen {
-            latest: now(),
+            latest: monotonic(),
             ..Seen::default()
         };
         Self {
