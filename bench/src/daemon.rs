@@ -22,8 +22,9 @@ use crate::machine::Cpus;
 
 /// Longest wait for it to serve, and to end.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Seconds without a client after which it stops: one that has followed another does not die with this process.
-const ALONE_SECS: &str = "60";
+/// Seconds without a client after which it stops: one that has followed another does not die with this process. Far longer
+/// than any load leaves it alone.
+const ALONE_SECS: &str = "600";
 const CONFIG: &str = "config.toml";
 const LOG: &str = "daemon.log";
 
