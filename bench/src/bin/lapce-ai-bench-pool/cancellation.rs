@@ -32,18 +32,43 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum By {
     Cancel,
-    Disconnect,
     Deadline,
+    /// With a daemon that lets a request end with its connection (`lost_request_secs = 0`).
+    Disconnect,
+    /// With its defaults: what runs goes on for a moment, in which the client may come again and fetch it.
+    DisconnectByDefault,
 }
 
 impl By {
-    const ALL: [Self; 3] = [Self::Cancel, Self::Disconnect, Self::Deadline];
+    const ALL: [Self; 4] = [
+        Self::Cancel,
+        Self::Deadline,
+        Self::Disconnect,
+        Self::DisconnectByDefault,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::Cancel => "cancel",
-            Self::Disconnect => "disconnect",
             Self::Deadline => "deadline",
+            Self::Disconnect => "disconnect, lost_request_secs = 0",
+            Self::DisconnectByDefault => "disconnect, as the daemon comes",
+        }
+    }
+
+    /// What the daemon is told beside its provider.
+    fn config(self) -> &'static str {
+        match self {
+            Self::Disconnect => "[ipc]\nlost_request_secs = 0\n",
+            _ => "",
+        }
+    }
+
+    /// How many of so many are measured: some take a second.
+    fn samples(self, all: u32) -> u32 {
+        match self {
+            Self::DisconnectByDefault => all.div_ceil(10),
+            _ => all,
         }
     }
 }
@@ -96,20 +121,20 @@ impl Row {
 pub(crate) fn measure(plan: Plan, runtime: &Runtime, cpus: &Cpus) -> Result<Vec<Row>> {
     let mut provider = Child::start(&["slow-provider"], cpus, &[])?;
     let port = provider.ask("port")?;
-    let providers = format!(
+    let provider_config = format!(
         "[providers.slow]\ntype = \"openai\"\nbase_url = \"http://127.0.0.1:{port}/v1\"\napi_key = \"none\"\n"
     );
-    let daemon = LinkedDaemon::start(&providers, cpus)?;
-    let socket = daemon.socket();
     let mut rows = Vec::new();
     for by in By::ALL {
+        let daemon = LinkedDaemon::start(&format!("{}{provider_config}", by.config()), cpus)?;
+        let socket = daemon.socket();
         let mut row = Row {
             by,
             times: Histogram::new_with_bounds(1, LONGEST_NS, 3)?,
             late: 0,
         };
         // The first one makes what all others find made.
-        for number in 0..=plan.samples {
+        for number in 0..=by.samples(plan.samples) {
             let what = || format!("giving up by {}", by.name());
             let (client, given_up) = runtime
                 .block_on(give_up(by, &socket, plan.deadline))
@@ -128,9 +153,9 @@ pub(crate) fn measure(plan: Plan, runtime: &Runtime, cpus: &Cpus) -> Result<Vec<
                 row.late += u32::from(Duration::from_nanos(took) > LIMIT);
             }
         }
+        daemon.finish()?;
         rows.push(row);
     }
-    daemon.finish()?;
     provider.finish()?;
     Ok(rows)
 }

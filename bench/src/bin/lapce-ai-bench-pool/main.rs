@@ -189,7 +189,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let cancels = match arguments.quick {
         // The deadline of a machine that does other things as well.
         true => Cancels {
-            samples: 8,
+            samples: 4,
             deadline: Duration::from_secs(1),
         },
         false => Cancels {

@@ -151,7 +151,7 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             out,
-            "{:<10} {:>7} {:>8} {:>8} {:>8} {:>6}",
+            "{:<35} {:>7} {:>8} {:>8} {:>8} {:>6}",
             "", "samples", "p50", "p99", "max", "later"
         )?;
         for row in &self.cancellation {
@@ -162,7 +162,7 @@ impl fmt::Display for Report {
             };
             writeln!(
                 out,
-                "{:<10} {:>7} {p50:>8.2} {p99:>8.2} {max:>8.2} {:>6}  {standing}",
+                "{:<35} {:>7} {p50:>8.2} {p99:>8.2} {max:>8.2} {:>6}  {standing}",
                 row.name(),
                 row.samples(),
                 row.late()
