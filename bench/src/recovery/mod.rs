@@ -112,18 +112,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             report.rows.push(row);
         }
     }
-    for (daemon, &clients) in daemon
-        .iter()
-        .flat_map(|daemon| arguments.restart_clients.iter().map(move |n| (daemon, n)))
-    {
-        for kind in [Kind::Async, Kind::Blocking] {
-            prepare(clients)?;
-            let errors = &mut report.errors;
-            let found = restart::measure(arguments, &cpus, daemon, clients, kind, errors);
-            let row = found.with_context(|| {
-                format!("planned restarts with {clients} {} clients", kind.name())
-            })?;
-            report.restarts.push(row);
+    if let Some(daemon) = &daemon {
+        for &clients in &arguments.restart_clients {
+            for kind in [Kind::Async, Kind::Blocking] {
+                prepare(clients)?;
+                let what = || format!("planned restarts with {clients} {} clients", kind.name());
+                let errors = &mut report.errors;
+                let found = restart::measure(arguments, &cpus, daemon, clients, kind, errors);
+                report.restarts.push(found.with_context(what)?);
+            }
         }
     }
     let text = if arguments.json {
