@@ -178,6 +178,11 @@ impl Child {
         self.wait()
     }
 
+    /// Waits for the end of a child that ends by itself, and says whether it had been well.
+    pub(crate) fn ended(mut self) -> Result<()> {
+        self.wait()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(self.pid().cast_signed()).context("a child has a number")?;
         Ok(kill_process(pid, signal)?)

@@ -10,7 +10,7 @@
 //! cargo run --release -p lapce-ai-bench -- mixed         small messages beside large ones on the same connection
 //! cargo run --release -p lapce-ai-bench -- priority      an interactive connection beside a flood
 //! cargo run --release -p lapce-ai-bench -- stream        the reading of providers' streams, and their path to a client
-//! cargo run --release -p lapce-ai-bench -- recovery      how soon clients are served again after the server was killed
+//! cargo run --release -p lapce-ai-bench -- recovery      how soon clients are served again after a kill, and through planned restarts
 //! cargo run --release -p lapce-ai-bench -- pool          what the pool of providers costs a request
 //! cargo run --release -p lapce-ai-bench -- instructions  instructions a message, counted by valgrind
 //! cargo run --release -p lapce-ai-bench -- stress        the five stress levels: docs/stress/README.md
@@ -25,6 +25,7 @@ mod beside;
 mod child;
 mod connections;
 mod contention;
+mod daemon;
 mod instructions;
 mod ipc;
 mod latency;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -521,7 +522,8 @@ fn contention(command: &str) -> Vec<(String, String)> {
 
 #[test]
 fn clients_are_served_again_by_the_next_server() {
-    let found = success(&["recovery", "--quick", "--json", "--clients", "1,20"]);
+    let numbers = ["--clients", "1,20", "--restart-clients", "1,20"];
+    let found = success(&[&["recovery", "--quick", "--json"][..], &numbers].concat());
     assert_eq!(found["errors"], Value::Array(Vec::new()));
     let rows = found["rows"].as_array().unwrap();
     let of = |row: &Value| {
@@ -540,10 +542,45 @@ fn clients_are_served_again_by_the_next_server() {
         (20, "async"),
         (20, "blocking"),
     ];
-    assert_eq!(
-        rows,
-        expected.map(|(clients, kind)| (clients, kind.to_owned()))
-    );
+    let expected = expected.map(|(clients, kind)| (clients, kind.to_owned()));
+    assert_eq!(rows, expected);
+
+    let restarts = found["restarts"].as_array().unwrap();
+    let left_out = found["left_out"].as_array().unwrap();
+    // The daemon is not a dependency: a test of this package alone may find none.
+    let daemon = Path::new(env!("CARGO_BIN_EXE_lapce-ai-bench")).with_file_name("lapce-ai");
+    if !daemon.is_file() {
+        let said = left_out[0].as_str().unwrap();
+        assert!(said.contains("cargo build -p lapce-ai"), "{said}");
+        assert!(restarts.is_empty(), "{found}");
+        return;
+    }
+    assert!(left_out.is_empty(), "{found}");
+    let of = |row: &Value| {
+        let number = |name: &str| row[name].as_u64().unwrap();
+        for gaps in [&row["restart"], &row["quiet"]] {
+            let ms = |name: &str| gaps[name].as_f64().unwrap();
+            assert!(0.0 < ms("p50_ms") && ms("p50_ms") <= ms("p99_ms"), "{row}");
+            assert!(ms("p99_ms") <= ms("max_ms"), "{row}");
+        }
+        assert_eq!((number("restarts"), number("failed")), (2, 0), "{row}");
+        assert!(number("answers") >= 2 * number("clients"), "{row}");
+        let connections = number("handed_over") + number("reconnected");
+        assert!(connections >= 2 * number("clients"), "{row}");
+        (number("clients"), row["kind"].as_str().unwrap().to_owned())
+    };
+    let restarts: Vec<_> = restarts.iter().map(of).collect();
+    assert_eq!(restarts, expected);
+}
+
+#[test]
+fn a_daemon_that_is_named_and_not_there_is_an_error() {
+    let output = bench(&["recovery", "--quick", "--daemon", "/nowhere/lapce-ai"])
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("no daemon at /nowhere/lapce-ai"), "{said}");
 }
 
 #[test]

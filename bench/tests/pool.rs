@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 #[test]
-fn each_case_is_measured_both_ways_and_every_answer_is_right() {
+fn each_case_is_measured_both_ways_and_so_is_each_way_to_give_up() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lapce-ai-bench"));
     let output = command
         .args(["pool", "--quick", "--json"])
@@ -31,11 +31,34 @@ fn each_case_is_measured_both_ways_and_every_answer_is_right() {
         }
         assert!(row["overhead_p99_us"].is_number(), "{row}");
     }
+    assert_eq!(found["cancellation_limit_ms"], 10);
+    let cancellation = found["cancellation"].as_array().unwrap();
+    let ways = cancellation.iter().map(|row| row["by"].as_str().unwrap());
+    let expected = [
+        "cancel",
+        "deadline",
+        "disconnect, lost_request_secs = 0",
+        "disconnect, as the daemon comes",
+    ];
+    assert!(ways.eq(expected), "{text}");
+    for (row, samples) in cancellation.iter().zip([4, 4, 4, 1]) {
+        assert_eq!(row["samples"], samples, "{row}");
+        let ms = |name: &str| row[name].as_f64().unwrap();
+        assert!(0.0 < ms("p50_ms") && ms("p50_ms") <= ms("p99_ms"), "{row}");
+        assert!(ms("p99_ms") <= ms("max_ms"), "{row}");
+        // But for the last of its digits.
+        let is_late = ms("max_ms") > 10.0 * 1.001;
+        assert!(!is_late || row["late"].as_u64() > Some(0), "{row}");
+    }
     let text = Command::new(env!("CARGO_BIN_EXE_lapce-ai-bench"))
         .args(["pool", "--quick"])
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     assert!(text.contains("OVERHEAD of the pool"), "{text}");
+    assert!(
+        text.contains("CANCELLATION") && text.contains("limit: 10 ms"),
+        "{text}"
+    );
     assert!(text.ends_with("errors: 0\n"), "{text}");
 }

@@ -320,6 +320,14 @@ pub(crate) enum Role {
         #[arg(long, value_delimiter = ',')]
         on: Vec<usize>,
     },
+    /// Clients that ask all the time while the daemon is replaced.
+    Asking {
+        socket: PathBuf,
+        clients: usize,
+        kind: String,
+        #[arg(long, value_delimiter = ',')]
+        on: Vec<usize>,
+    },
     Probe {
         socket: PathBuf,
     },
@@ -414,12 +422,18 @@ impl Role {
                 kind,
                 on,
             } => crate::recovery::recover(parent, &socket, on, clients, &kind),
+            Self::Asking {
+                socket,
+                clients,
+                kind,
+                on,
+            } => crate::recovery::ask(parent, &socket, on, clients, &kind),
             Self::Probe { socket } => crate::stress::probe(parent, &socket),
             Self::ChaosServer { socket } => crate::stress::chaos_server(parent, &socket),
             Self::Attacker { socket } => crate::stress::attack(parent, &socket),
             Self::Normal { socket, seed } => crate::stress::normal(parent, &socket, seed),
             Self::Upstream => crate::stress::upstream(parent),
-            Self::Daemon { program, dir } => crate::stress::become_daemon(&parent, &program, &dir),
+            Self::Daemon { program, dir } => crate::daemon::become_daemon(&parent, &program, &dir),
             Self::Editors { socket } => crate::stress::editors(parent, &socket),
             Self::Compiler { dir, name } => contention::compiler::compile(parent, &dir, &name),
             Self::Flood {

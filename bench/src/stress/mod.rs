@@ -20,7 +20,7 @@ mod torture;
 mod watch;
 
 pub(crate) use chaos::{attack, chaos_server, normal};
-pub(crate) use leak::{become_daemon, editors, upstream};
+pub(crate) use leak::{editors, upstream};
 pub(crate) use torture::probe;
 
 use std::fs;

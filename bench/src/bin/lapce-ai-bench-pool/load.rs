@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::reply::TOKENS;
 
 /// Beyond it a time counts as so long: a minute.
-const LONGEST_NS: u64 = 60_000_000_000;
+pub(crate) const LONGEST_NS: u64 = 60_000_000_000;
 
 /// How a request gets to the provider.
 #[derive(Debug, Clone)]

@@ -1,8 +1,15 @@
-//! What `lapce-ai-bench pool` hands over to: what the pool costs a request, beside asking the provider without it. Nothing
-//! printed is a constant.
+//! What `lapce-ai-bench pool` hands over to: what the pool costs a request, beside asking the provider without it; and how
+//! soon a provider's work ends that nobody wants any more. Nothing printed is a constant.
 
 #![forbid(unsafe_code)]
 
+mod cancellation;
+#[allow(dead_code, reason = "the other program uses the rest")]
+#[path = "../../child.rs"]
+mod child;
+#[allow(dead_code, reason = "the other program uses the rest")]
+#[path = "../../linked_daemon.rs"]
+mod linked_daemon;
 mod load;
 #[path = "../../machine.rs"]
 #[expect(
@@ -15,8 +22,10 @@ mod report;
 mod upstream;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -26,13 +35,15 @@ use lapce_ai_providers::{
 };
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::cancellation::Plan as Cancels;
+use crate::child::Parent;
 use crate::load::{Load, Way};
 use crate::machine::{Cpus, Machine};
 use crate::reply::Reply;
 use crate::report::{Report, Row};
 use crate::upstream::Upstream;
 
-/// Measure what the pool costs a request.
+/// Measure what the pool costs a request, and how soon a cancel reaches the provider.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -48,6 +59,9 @@ struct Arguments {
     /// Runs, each of which asks both ways in turn
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
+    /// Requests that are given up in each way: by a cancel, by disconnecting, by the deadline
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    cancels: u32,
     /// A short run that shows only that it works
     #[arg(long)]
     quick: bool,
@@ -63,12 +77,40 @@ enum Role {
     /// The provider at the other end; started by the program itself.
     #[command(hide = true)]
     Upstream,
+    /// The other sides of a cancelled request; started by the program itself.
+    #[command(hide = true)]
+    Peer {
+        /// The run's processors.
+        #[arg(long, value_delimiter = ',')]
+        cpus: Vec<usize>,
+        #[command(subcommand)]
+        peer: Peer,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Peer {
+    SlowProvider,
+    Daemon { socket: PathBuf, config: PathBuf },
+}
+
+impl Peer {
+    fn play(self) -> Result<bool> {
+        let parent = Parent::from_stdin()?;
+        match self {
+            Self::SlowProvider => cancellation::provider(parent)?,
+            Self::Daemon { socket, config } => linked_daemon::serve(parent, &socket, &config)?,
+        }
+        Ok(true)
+    }
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let result = match arguments.role {
+    let mut arguments = Arguments::parse();
+    let result = match arguments.role.take() {
         Some(Role::Upstream) => upstream::serve().map(|()| true),
+        // Nobody is pinned.
+        Some(Role::Peer { peer, .. }) => peer.play(),
         None => run(&arguments),
     };
     match result {
@@ -94,7 +136,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
         ),
     };
     raise_limit(u64::from(concurrent))?;
-    let machine = Machine::look(&Cpus::allowed()?);
+    let cpus = Cpus::allowed()?;
+    let machine = Machine::look(&cpus);
     let upstream = Upstream::start()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -143,6 +186,18 @@ fn run(arguments: &Arguments) -> Result<bool> {
         rows.push(row);
     }
     upstream.finish()?;
+    let cancels = match arguments.quick {
+        // The deadline of a machine that does other things as well.
+        true => Cancels {
+            samples: 4,
+            deadline: Duration::from_secs(1),
+        },
+        false => Cancels {
+            samples: arguments.cancels,
+            deadline: Duration::from_millis(200),
+        },
+    };
+    let cancellation = cancellation::measure(cancels, &runtime, &cpus)?;
     let report = Report {
         machine,
         concurrent,
@@ -150,6 +205,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         http_requests,
         runs,
         rows,
+        cancellation,
     };
     let text = match arguments.json {
         true => serde_json::to_string_pretty(&report.json())? + "\n",

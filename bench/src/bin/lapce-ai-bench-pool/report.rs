@@ -5,6 +5,7 @@ use std::fmt;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
+use crate::cancellation::{self, GAP, LIMIT};
 use crate::load::Measured;
 use crate::machine::Machine;
 
@@ -30,6 +31,7 @@ pub(crate) struct Report {
     pub(crate) http_requests: u32,
     pub(crate) runs: u32,
     pub(crate) rows: Vec<Row>,
+    pub(crate) cancellation: Vec<cancellation::Row>,
 }
 
 /// A quantile in µs.
@@ -141,6 +143,32 @@ impl fmt::Display for Report {
             out,
             "floor: p99 below {FLOOR_US:.0} µs; aim: below {AIM_US:.0} µs"
         )?;
+        writeln!(
+            out,
+            "\nCANCELLATION through the daemon, ms from when a client gives up to when the provider's socket sees its connection end;\n\
+             the provider says a word every {} ms; one request at a time, each process a real one\n",
+            GAP.as_millis()
+        )?;
+        writeln!(
+            out,
+            "{:<35} {:>7} {:>8} {:>8} {:>8} {:>6}",
+            "", "samples", "p50", "p99", "max", "later"
+        )?;
+        for row in &self.cancellation {
+            let [p50, p99, max] = row.times_ms();
+            let standing = match row.late() {
+                0 => "limit met",
+                _ => "LIMIT MISSED",
+            };
+            writeln!(
+                out,
+                "{:<35} {:>7} {p50:>8.2} {p99:>8.2} {max:>8.2} {:>6}  {standing}",
+                row.name(),
+                row.samples(),
+                row.late()
+            )?;
+        }
+        writeln!(out, "limit: {} ms", LIMIT.as_millis())?;
         let errors = self.rows.iter().flat_map(|row| &row.errors);
         writeln!(out, "errors: {}", errors.clone().count())?;
         for error in errors.take(10) {
@@ -169,6 +197,8 @@ impl Report {
                 "overhead_p50_us": median(row.overhead(0.5)), "overhead_p99_us": median(row.overhead(0.99))})
         };
         json!({"machine": self.machine, "concurrent": self.concurrent,
-            "rows": self.rows.iter().map(row).collect::<Vec<_>>()})
+            "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
+            "cancellation_limit_ms": LIMIT.as_millis() as u64,
+            "cancellation": self.cancellation.iter().map(cancellation::Row::json).collect::<Vec<_>>()})
     }
 }

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::reply::TOKENS;
 
 /// The longest request that it reads.
-const LONGEST: usize = 64 << 10;
+pub(crate) const LONGEST: usize = 64 << 10;
 
 /// The child. Dropped, it is killed.
 pub(crate) struct Upstream {
@@ -96,17 +96,19 @@ async fn serve_all(listener: TcpListener, answer: &'static [u8]) -> Result<()> {
     }
 }
 
+/// A piece of an answer, as it is written.
+pub(crate) fn event(delta: &serde_json::Value, reason: Option<&str>) -> String {
+    let document = serde_json::json!({"id": "c", "object": "chat.completion.chunk", "model": "m",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]});
+    format!("data: {document}\n\n")
+}
+
 fn answer() -> Vec<u8> {
-    let mut body = String::new();
-    let mut event = |delta: serde_json::Value, reason: Option<&str>| {
-        let document = serde_json::json!({"id": "c", "object": "chat.completion.chunk", "model": "m",
-            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]});
-        body.push_str(&format!("data: {document}\n\n"));
-    };
-    for token in TOKENS {
-        event(serde_json::json!({"content": token}), None);
-    }
-    event(serde_json::json!({}), Some("stop"));
+    let mut body: String = TOKENS
+        .iter()
+        .map(|token| event(&serde_json::json!({"content": token}), None))
+        .collect();
+    body.push_str(&event(&serde_json::json!({}), Some("stop")));
     body.push_str("data: [DONE]\n\n");
     let length = body.len();
     format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {length}\r\n\r\n{body}")
@@ -132,7 +134,7 @@ async fn exchange(mut stream: TcpStream, answer: &[u8]) -> Result<()> {
 }
 
 /// The bytes of the first whole request.
-fn length_of_request(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn length_of_request(bytes: &[u8]) -> Option<usize> {
     let head = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
     let text = std::str::from_utf8(&bytes[..head]).ok()?;
     let body = text.lines().find_map(|line| {

@@ -10,6 +10,9 @@ mod formats;
 #[path = "../../latency.rs"]
 mod latency;
 #[allow(dead_code, reason = "the other program uses the rest")]
+#[path = "../../linked_daemon.rs"]
+mod linked_daemon;
+#[allow(dead_code, reason = "the other program uses the rest")]
 #[path = "../../machine.rs"]
 mod machine;
 mod ordinary;
@@ -122,7 +125,7 @@ fn play(cpus: Vec<usize>, role: Role) -> Result<()> {
     let parent = Parent::from_stdin()?;
     match role {
         Role::Upstream => upstream::serve(parent),
-        Role::Daemon { socket, config } => path::serve(parent, &socket, &config),
+        Role::Daemon { socket, config } => linked_daemon::serve(parent, &socket, &config),
     }
 }
 

@@ -2,25 +2,23 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use hdrhistogram::Histogram;
+use lapce_ai_client::BlockingClient;
 use lapce_ai_client::ai::{AIRequest, Message as AIMessage, StreamEvent};
-use lapce_ai_client::{BlockingClient, Options};
 use lapce_ai_providers::{ChatRequest, Event, HttpClient, HttpConfig, Message, Provider, Settings};
-use lapce_ai_transport::RuntimeDir;
 use serde::Serialize;
-use tempfile::TempDir;
 
 use super::formats::Format;
 use super::upstream::age;
-use crate::child::{Child, Parent, runtime_dir};
+use crate::child::Child;
 use crate::latency::{Latency, histogram};
+use crate::linked_daemon::LinkedDaemon;
 use crate::machine::Cpus;
 
-/// Longest wait for the daemon to listen.
+/// Longest wait for the upstream.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A way of a token.
@@ -74,7 +72,7 @@ pub(super) fn measure(
 ) -> Result<Vec<Travelled>> {
     let mut upstream = Child::start(&["upstream"], cpus, &[])?;
     let port: u16 = upstream.ask("port")?.parse()?;
-    let daemon = Daemon::start(formats, port, cpus)?;
+    let daemon = daemon(formats, port, cpus)?;
     let mut rows = Vec::new();
     for format in formats {
         for route in Route::ALL {
@@ -88,7 +86,7 @@ pub(super) fn measure(
             let found = match route {
                 Route::Socket => socket(format, port, latencies),
                 Route::Library => library(format, port, latencies),
-                Route::Daemon => daemon.chat(format, latencies),
+                Route::Daemon => chat(&daemon.client, format, latencies),
             };
             let what = || format!("{}, {}", format.profile, route.name());
             let tokens = found.with_context(what)?;
@@ -97,7 +95,7 @@ pub(super) fn measure(
             }
         }
     }
-    daemon.child.finish()?;
+    daemon.finish()?;
     upstream.finish()?;
     let travelled = rows.into_iter().map(|(format, route, latencies)| {
         Ok(Travelled {
@@ -169,82 +167,29 @@ fn library(format: &Format, port: u16, latencies: &mut Histogram<u64>) -> Result
     })
 }
 
-/// A daemon in a child, whose providers all lead to the upstream.
-struct Daemon {
-    child: Child,
-    client: BlockingClient,
-    _dir: TempDir,
-}
-
-impl Daemon {
-    fn start(formats: &[&'static Format], port: u16, cpus: &Cpus) -> Result<Self> {
-        let dir = runtime_dir()?;
-        let socket = dir.path().join(RuntimeDir::SOCKET);
-        let config = dir.path().join("config.toml");
-        // The user's own ledger is no place for what is measured here.
-        let mut text = "[discovery]\nenvironment = false\nloopback = false\n\
-             [log]\nlevel = \"error\"\n[spend]\nledger = \"spend.db\"\n"
-            .to_owned();
-        for format in formats {
+/// A daemon whose providers all lead to the upstream.
+fn daemon(formats: &[&'static Format], port: u16, cpus: &Cpus) -> Result<LinkedDaemon> {
+    let providers: String = formats
+        .iter()
+        .map(|format| {
             let profile = format.profile;
-            text.push_str(&format!(
+            format!(
                 "[providers.to-{profile}]\ntype = \"{profile}\"\nbase_url = \"http://127.0.0.1:{port}\"\napi_key = \"none\"\nregion = \"us-east-1\"\n"
-            ));
-        }
-        std::fs::write(&config, text)?;
-        let [socket_text, config] = [&socket, &config].map(|path| path.to_str());
-        let no_text = "the temporary directory's path is no UTF-8";
-        let arguments = [
-            "daemon",
-            socket_text.context(no_text)?,
-            config.context(no_text)?,
-        ];
-        let mut child = Child::start(&arguments, cpus, &[])?;
-        let until = Instant::now() + PATIENCE;
-        let client = loop {
-            child.check()?;
-            match BlockingClient::connect(Options::new(&socket)) {
-                Ok(client) => break client,
-                Err(error) if Instant::now() > until => {
-                    return Err(error).context("the daemon does not listen");
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(2)),
-            }
-        };
-        Ok(Self {
-            child,
-            client,
-            _dir: dir,
+            )
         })
-    }
-
-    fn chat(&self, format: &Format, latencies: &mut Histogram<u64>) -> Result<usize> {
-        let model = format!("to-{}/m", format.profile);
-        let request = AIRequest::new(&model, vec![AIMessage::user("x")]);
-        let mut tokens = 0;
-        for event in self.client.chat(&request)? {
-            if let StreamEvent::Text { text } = event? {
-                latencies.saturating_record(age(&text)?.max(1));
-                tokens += 1;
-            }
-        }
-        Ok(tokens)
-    }
+        .collect();
+    LinkedDaemon::start(&providers, cpus)
 }
 
-/// The child: the daemon's own program.
-pub(super) fn serve(parent: Parent, socket: &Path, config: &Path) -> Result<()> {
-    parent.ready()?;
-    let mut arguments = vec![
-        "lapce-ai".into(),
-        "--socket".into(),
-        socket.as_os_str().to_owned(),
-    ];
-    arguments.extend([
-        "--config".into(),
-        config.as_os_str().to_owned(),
-        "serve".into(),
-    ]);
-    lapce_ai::run_with(arguments);
-    bail!("the daemon stopped by itself")
+fn chat(client: &BlockingClient, format: &Format, latencies: &mut Histogram<u64>) -> Result<usize> {
+    let model = format!("to-{}/m", format.profile);
+    let request = AIRequest::new(&model, vec![AIMessage::user("x")]);
+    let mut tokens = 0;
+    for event in client.chat(&request)? {
+        if let StreamEvent::Text { text } = event? {
+            latencies.saturating_record(age(&text)?.max(1));
+            tokens += 1;
+        }
+    }
+    Ok(tokens)
 }

@@ -6,11 +6,9 @@
 //! second of quiet. A first cycle of the largest kind warms everything up; what is left after it is the level that all others are
 //! held against.
 
-mod daemon;
 mod editors;
 mod upstream;
 
-pub(crate) use daemon::become_daemon;
 pub(crate) use editors::editors;
 pub(crate) use upstream::upstream;
 
@@ -22,13 +20,13 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::json;
 
-use self::daemon::{Daemon, program};
 use self::editors::Told;
 use super::report::{Bound, Figure, NamedLatency, Outcome};
 use super::watch::{Held, Watch, worst};
 use super::{Form, Request};
 use crate::child::Child;
 use crate::connections::{raise_limit, segments};
+use crate::daemon::{Daemon, program};
 use crate::measure::Latency;
 
 /// How much is done.
@@ -104,7 +102,10 @@ pub(super) fn run(request: &Request, named: Option<&PathBuf>) -> Result<Outcome>
     let cpus = &request.cpus;
     let mut upstream = Child::start(&["upstream"], &cpus.exchanged(), &[])?;
     let address = upstream.ask("address")?;
-    let daemon = Daemon::start(&program, cpus, &address, most + 1)?;
+    let provider = format!(
+        "[providers.scripted]\ntype = \"openai\"\nbase_url = \"http://{address}/v1\"\ndefault_model = \"scripted\"\n"
+    );
+    let daemon = Daemon::start(&program, cpus, &provider, most + 1)?;
     let socket = daemon.socket();
     let socket = socket
         .to_str()
@@ -123,7 +124,7 @@ pub(super) fn run(request: &Request, named: Option<&PathBuf>) -> Result<Outcome>
         told: Told::default(),
         latencies: Vec::new(),
     };
-    let started = Held::of(load.daemon.child.pid())?;
+    let started = Held::of(load.pid())?;
     let began = Instant::now();
     let warm = load.cycle(most, shape.warm_up)?;
     let mut cycles = Vec::new();
@@ -173,7 +174,7 @@ struct Load {
 
 impl Load {
     fn pid(&self) -> u32 {
-        self.daemon.child.pid()
+        self.daemon.pid()
     }
 
     fn tell_all(&mut self, words: impl Fn(u64) -> String) -> Result<()> {
@@ -252,10 +253,8 @@ impl Load {
                 ended += 1;
             }
             if self.watch.is_due() {
-                self.daemon
-                    .child
-                    .check()
-                    .with_context(|| self.daemon.log())?;
+                let alive = self.daemon.check();
+                alive.with_context(|| self.daemon.log())?;
                 let latency = worst(latest.drain(..));
                 self.latencies.extend(latency);
                 let held = self.look(latency)?;

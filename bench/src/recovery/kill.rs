@@ -2,82 +2,33 @@
 //! listens to the answer that each of them gets.
 
 use std::fmt;
-use std::fs::Permissions;
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use lapce_ai_client::{BlockingClient, Client, ReconnectPolicy};
+use anyhow::{Result, bail, ensure};
+use lapce_ai_client::{BlockingClient, Client};
 use lapce_ai_proto::MessageType;
 use lapce_ai_server::{Options, Server};
 use lapce_ai_transport::{Listener, RuntimeDir};
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use crate::child::{Child, Parent};
-use crate::connections::raise_limit;
-use crate::machine::{Cpus, Machine};
+use super::{
+    Arguments, BODY, Kind, PATIENCE, async_clients, checked, options, percentile, start,
+    start_clients,
+};
+use crate::child::{Child, Parent, runtime_dir};
+use crate::machine::{Cpus, monotonic};
 
-/// What each client asks.
-const BODY: &[u8] = b"is anybody there?";
-/// Longest wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// For how long the server is away, at least and at most. Random, so that no rhythm of the clients' is met.
 const AWAY: [Duration; 2] = [Duration::from_millis(30), Duration::from_millis(150)];
 
-/// Measure how soon clients are served again after the server was killed.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
-    /// Clients, a row for each number
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 50, 1000])]
-    clients: Vec<u32>,
-    /// Client processes at most
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
-    processes: u32,
-    /// Answers that are wanted for each row; the server is killed as often as that takes, 10 to 200 times
-    #[arg(long, default_value_t = 2500)]
-    samples: u32,
-    /// Kill the server three times for each row: to see that it works
-    #[arg(long)]
-    quick: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-/// Which of the two clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Kind {
-    Async,
-    Blocking,
-}
-
-impl Kind {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Async => "async",
-            Self::Blocking => "blocking",
-        }
-    }
-}
-
-#[derive(Debug, Serialize)]
-struct Report {
-    machine: Machine,
-    rows: Vec<Row>,
-    errors: Vec<String>,
-}
-
 /// Milliseconds from the new server's first moment to an answer.
 #[derive(Debug, Serialize)]
-struct Row {
+pub(super) struct Row {
     clients: u32,
     processes: u32,
     kind: Kind,
@@ -100,38 +51,6 @@ struct Told {
     errors: Vec<String>,
 }
 
-/// Nanoseconds on the clock that all processes of the machine share and nobody sets.
-fn now() -> u64 {
-    let time = clock_gettime(ClockId::Monotonic);
-    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
-}
-
-/// Measures and prints. False: a client was not served.
-pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
-    let cpus = Cpus::allowed()?;
-    let mut report = Report {
-        machine: Machine::look(&cpus),
-        rows: Vec::new(),
-        errors: Vec::new(),
-    };
-    for &clients in &arguments.clients {
-        ensure!(clients > 0, "at least one client");
-        raise_limit(clients.into())?;
-        for kind in [Kind::Async, Kind::Blocking] {
-            let found = measure(arguments, &cpus, clients, kind, &mut report.errors);
-            let row = found.with_context(|| format!("{clients} {} clients", kind.name()))?;
-            report.rows.push(row);
-        }
-    }
-    let text = if arguments.json {
-        serde_json::to_string_pretty(&report)? + "\n"
-    } else {
-        report.to_string()
-    };
-    io::stdout().lock().write_all(text.as_bytes())?;
-    Ok(report.errors.is_empty())
-}
-
 /// The socket, and which processors everybody may use.
 struct Place {
     dir: TempDir,
@@ -140,36 +59,26 @@ struct Place {
 
 impl Place {
     fn new(cpus: &Cpus) -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("lapce-ai-bench-")
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir()?;
         Ok(Self {
-            dir,
+            dir: runtime_dir()?,
             cpus: cpus.clone(),
         })
     }
 
-    fn start(&self, role: &str, more: &[&str]) -> Result<Child> {
-        let socket = self.dir.path().join(RuntimeDir::SOCKET);
-        let socket = socket
-            .to_str()
-            .context("the temporary directory's path is no UTF-8")?;
-        let all = self.cpus.to_argument();
-        let arguments = [&[role, socket, "--on", &all], more].concat();
-        Child::start(&arguments, &self.cpus, &[])
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join(RuntimeDir::SOCKET)
     }
 
     /// A server, and when it began to listen.
     fn server(&self, clients: u32) -> Result<(Child, u64)> {
         let most = (clients + 1).to_string();
-        let mut server = self.start("killed", &[&most])?;
+        let mut server = start("killed", &self.socket(), &self.cpus, &[&most])?;
         let since = server.ask("since")?.parse()?;
         Ok((server, since))
     }
 }
 
-fn measure(
+pub(super) fn measure(
     arguments: &Arguments,
     cpus: &Cpus,
     clients: u32,
@@ -184,11 +93,14 @@ fn measure(
     };
     let place = Place::new(cpus)?;
     let (mut server, _) = place.server(clients)?;
-    let mut crowd = Vec::new();
-    for index in 0..processes {
-        let share = clients / processes + u32::from(index < clients % processes);
-        crowd.push(place.start("recovering", &[&share.to_string(), kind.name()])?);
-    }
+    let mut crowd = start_clients(
+        "recovering",
+        &place.socket(),
+        cpus,
+        clients,
+        processes,
+        kind,
+    )?;
     let mut waits = Vec::new();
     let mut lasts = Vec::new();
     for round in 0..rounds {
@@ -243,50 +155,40 @@ fn away(round: u32) -> Duration {
     AWAY[0] + (AWAY[1] - AWAY[0]).mul_f64(random)
 }
 
-/// Of sorted nanoseconds, in milliseconds: the least that so large a part of them does not exceed.
-fn percentile(sorted: &[u64], part: f64) -> f64 {
-    let rank = (part * sorted.len() as f64).ceil() as usize;
-    let at = rank.clamp(1, sorted.len()) - 1;
-    sorted[at] as f64 / 1e6
+/// What is printed before the rows.
+pub(super) fn explain(out: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(
+        out,
+        "the server is killed (SIGKILL) while its clients are connected, they all ask, and {} to {} ms later another is started;",
+        AWAY[0].as_millis(),
+        AWAY[1].as_millis()
+    )?;
+    writeln!(
+        out,
+        "ms from when it listens to each client's answer; \"last\" is the last client of a round; nobody is pinned\n"
+    )?;
+    writeln!(
+        out,
+        "clients processes kind      rounds samples      p50      p99      max  last p50  last max"
+    )
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for Row {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(out, "{}", self.machine)?;
         writeln!(
             out,
-            "the server is killed (SIGKILL) while its clients are connected, they all ask, and {} to {} ms later another is started;",
-            AWAY[0].as_millis(),
-            AWAY[1].as_millis()
-        )?;
-        writeln!(
-            out,
-            "ms from when it listens to each client's answer; \"last\" is the last client of a round; nobody is pinned\n"
-        )?;
-        writeln!(
-            out,
-            "clients processes kind      rounds samples      p50      p99      max  last p50  last max"
-        )?;
-        for row in &self.rows {
-            writeln!(
-                out,
-                "{:>7} {:>9} {:<9} {:>6} {:>7} {:>8.2} {:>8.2} {:>8.2} {:>9.2} {:>9.2}",
-                row.clients,
-                row.processes,
-                row.kind.name(),
-                row.rounds,
-                row.samples,
-                row.p50_ms,
-                row.p99_ms,
-                row.max_ms,
-                row.last_p50_ms,
-                row.last_max_ms
-            )?;
-        }
-        for error in &self.errors {
-            writeln!(out, "NOT SERVED: {error}")?;
-        }
-        Ok(())
+            "{:>7} {:>9} {:<9} {:>6} {:>7} {:>8.2} {:>8.2} {:>8.2} {:>9.2} {:>9.2}",
+            self.clients,
+            self.processes,
+            self.kind.name(),
+            self.rounds,
+            self.samples,
+            self.p50_ms,
+            self.p99_ms,
+            self.max_ms,
+            self.last_p50_ms,
+            self.last_max_ms
+        )
     }
 }
 
@@ -308,7 +210,7 @@ pub(crate) fn serve(
     // Only for the handle: there are no async handlers.
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let listener = Listener::bind(&RuntimeDir::for_socket(socket))?;
-    let since = now().to_string();
+    let since = monotonic().to_string();
     let running = server.start(listener, runtime.handle())?;
     parent.serve(|request| match request {
         "since" => Ok(since.clone()),
@@ -372,24 +274,6 @@ trait Crowd {
     }
 }
 
-fn options(socket: &Path) -> lapce_ai_client::Options {
-    lapce_ai_client::Options {
-        name: "lapce-ai-bench".to_owned(),
-        connect_timeout: PATIENCE,
-        reconnect: ReconnectPolicy::default(),
-        ..lapce_ai_client::Options::new(socket)
-    }
-}
-
-fn checked<E: fmt::Display>(answer: Result<Vec<u8>, E>) -> Result<u64, String> {
-    let at = now();
-    match answer {
-        Ok(answer) if answer == BODY => Ok(at),
-        Ok(answer) => Err(format!("{} bytes of another answer", answer.len())),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
 /// Async clients, on a runtime of one thread.
 struct Tasks {
     runtime: tokio::runtime::Handle,
@@ -400,30 +284,11 @@ struct Tasks {
 
 impl Tasks {
     fn connect(socket: &Path, clients: usize) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let handle = runtime.handle().clone();
-        let socket = socket.to_owned();
-        let (connected, wait) = channel();
-        // Ends with the process.
-        thread::spawn(move || {
-            runtime.block_on(async move {
-                let mut found = Vec::with_capacity(clients);
-                for _ in 0..clients {
-                    match Client::connect(options(&socket)).await {
-                        Ok(client) => found.push(client),
-                        Err(error) => return drop(connected.send(Err(error))),
-                    }
-                }
-                let _ = connected.send(Ok(found));
-                std::future::pending::<()>().await;
-            });
-        });
+        let (runtime, clients) = async_clients(socket, clients)?;
         let (send, receive) = channel();
         Ok(Self {
-            runtime: handle,
-            clients: wait.recv()??,
+            runtime,
+            clients,
             send,
             receive,
         })
@@ -508,16 +373,6 @@ impl Crowd for Threads {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percentiles_are_of_what_was_measured() {
-        let sorted: Vec<u64> = (1..=100).map(|n| n * 1_000_000).collect();
-        assert_eq!(
-            [0.5, 0.99, 1.0].map(|part| percentile(&sorted, part)),
-            [50.0, 99.0, 100.0]
-        );
-        assert_eq!(percentile(&[7_000_000], 0.99), 7.0);
-    }
 
     #[test]
     fn the_server_is_away_for_a_random_time() {
