@@ -456,7 +456,7 @@ impl Connection {
     }
 
     /// The client has hung up. What it asked last is not run, nobody is there to hear the answers; but what it cancelled last
-    /// does not run on until it may have come again.
+    /// does not run on until it may have come again. [`close`](Self::close) counts it.
     pub(super) fn take_last_cancels(&mut self, scratch: &mut [u8], shared: &Shared) {
         let session = &self.session;
         let mut tx = session.lock();
@@ -662,6 +662,11 @@ fn on_frame(
             Ok(())
         }
         ServerEvent::Cancel { id } => {
+            tools
+                .shared
+                .counters
+                .cancelled
+                .fetch_add(1, Ordering::Relaxed);
             cancel(session, tx, arriving, id, tools.shared);
             Ok(())
         }
@@ -675,7 +680,6 @@ fn on_frame(
 
 /// The client does not want an answer any more.
 fn cancel(session: &Session, tx: &mut Tx, arriving: &mut Arriving<'_>, id: u64, shared: &Shared) {
-    shared.counters.cancelled.fetch_add(1, Ordering::Relaxed);
     arriving.uploads.remove(&id);
     arriving.ended_early.retain(|early| *early != id);
     tx.parked -= shared.forget(session.id, Some(id));
