@@ -34,15 +34,9 @@ fn each_case_is_measured_both_ways_and_so_is_each_way_to_give_up() {
     assert_eq!(found["cancellation_limit_ms"], 10);
     let cancellation = found["cancellation"].as_array().unwrap();
     let ways = cancellation.iter().map(|row| row["by"].as_str().unwrap());
-    let expected = [
-        "cancel",
-        "deadline",
-        "disconnect, lost_request_secs = 0",
-        "disconnect, as the daemon comes",
-    ];
-    assert!(ways.eq(expected), "{text}");
-    for (row, samples) in cancellation.iter().zip([4, 4, 4, 1]) {
-        assert_eq!(row["samples"], samples, "{row}");
+    assert!(ways.eq(["cancel", "deadline", "disconnect"]), "{text}");
+    for row in cancellation {
+        assert_eq!(row["samples"], 4, "{row}");
         let ms = |name: &str| row[name].as_f64().unwrap();
         assert!(0.0 < ms("p50_ms") && ms("p50_ms") <= ms("p99_ms"), "{row}");
         assert!(ms("p99_ms") <= ms("max_ms"), "{row}");

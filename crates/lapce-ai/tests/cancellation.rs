@@ -59,8 +59,13 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 async fn gives_up(by: By, stage: Stage, streamed: bool) {
     let (first, second) = (OpenAi::new(), OpenAi::new());
+    // Who closes does not come again, and is not waited for.
+    let waits = match by {
+        By::Disconnect => "[ipc]\nlost_request_secs = 600\n",
+        By::Cancel | By::Deadline => "",
+    };
     let home = Home::new(&format!(
-        "[providers.first]\ntype = 'openai'\nbase_url = '{}'\n\
+        "{waits}[providers.first]\ntype = 'openai'\nbase_url = '{}'\n\
          [providers.second]\ntype = 'openai'\nbase_url = '{}'\n\
          [routes.plain]\ntargets = ['first/m']\n\
          [routes.hedged]\ntargets = ['first/m', 'second/m']\nhedge_after = 0.1\n\

@@ -33,34 +33,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) enum By {
     Cancel,
     Deadline,
-    /// With a daemon that lets a request end with its connection (`lost_request_secs = 0`).
+    /// The client is closed. (One that dies without a word might come again: what it asked runs on for a moment.)
     Disconnect,
-    /// With its defaults: what runs goes on for a moment, in which the client may come again and fetch it.
-    DisconnectByDefault,
 }
 
 impl By {
-    const ALL: [Self; 4] = [
-        Self::Cancel,
-        Self::Deadline,
-        Self::Disconnect,
-        Self::DisconnectByDefault,
-    ];
+    const ALL: [Self; 3] = [Self::Cancel, Self::Deadline, Self::Disconnect];
 
     fn name(self) -> &'static str {
         match self {
             Self::Cancel => "cancel",
             Self::Deadline => "deadline",
-            Self::Disconnect => "disconnect, lost_request_secs = 0",
-            Self::DisconnectByDefault => "disconnect, as the daemon comes",
-        }
-    }
-
-    /// What the daemon is told beside its provider.
-    fn config(self) -> &'static str {
-        match self {
-            Self::Disconnect => "[ipc]\nlost_request_secs = 0\n",
-            _ => "",
+            Self::Disconnect => "disconnect",
         }
     }
 
@@ -69,14 +53,6 @@ impl By {
         match self {
             Self::Deadline => Duration::from_millis(1),
             _ => Duration::ZERO,
-        }
-    }
-
-    /// How many of so many are measured: some take a second.
-    fn samples(self, all: u32) -> u32 {
-        match self {
-            Self::DisconnectByDefault => all.div_ceil(10),
-            _ => all,
         }
     }
 }
@@ -134,7 +110,7 @@ pub(crate) fn measure(plan: Plan, runtime: &Runtime, cpus: &Cpus) -> Result<Vec<
     );
     let mut rows = Vec::new();
     for by in By::ALL {
-        let daemon = LinkedDaemon::start(&format!("{}{provider_config}", by.config()), cpus)?;
+        let daemon = LinkedDaemon::start(&provider_config, cpus)?;
         let socket = daemon.socket();
         let mut row = Row {
             by,
@@ -142,7 +118,7 @@ pub(crate) fn measure(plan: Plan, runtime: &Runtime, cpus: &Cpus) -> Result<Vec<
             late: 0,
         };
         // The first one makes what all others find made.
-        for number in 0..=by.samples(plan.samples) {
+        for number in 0..=plan.samples {
             let what = || format!("giving up by {}", by.name());
             let (client, given_up) = runtime
                 .block_on(give_up(by, &socket, plan.deadline))

@@ -351,10 +351,15 @@ impl Link {
         wakes.extend(tx.driver.take());
     }
 
-    /// Ends the link on this side's wish.
+    /// Ends the link on this side's wish. Where the client itself ends, the daemon hears that nobody comes back for what runs.
     pub(crate) fn close(&self, end: End) {
         let mut wakes = Vec::new();
-        self.fail(&mut self.tx(), end, &mut wakes);
+        let mut tx = self.tx();
+        if matches!(end, End::Closed) {
+            tx.cancel_all();
+        }
+        self.fail(&mut tx, end, &mut wakes);
+        drop(tx);
         wake_all(&mut wakes);
     }
 

@@ -464,6 +464,23 @@ impl Tx {
         Ok(())
     }
 
+    /// Cancels all that runs, as far as there is room to say so: after this the connection ends.
+    pub(super) fn cancel_all(&mut self) {
+        if self.end.is_some() {
+            return;
+        }
+        for slot in self.slots.iter().filter(|slot| slot.live) {
+            self.state.cancel(slot.id);
+        }
+        // Who cannot be told sees the hang-up.
+        while let Some(control) = self.state.next_control()
+            && matches!(self.writer.control(control), Ok(true))
+        {
+            self.state.control_sent();
+        }
+        let _ = self.writer.flush();
+    }
+
     pub(crate) fn wants_writable(&self) -> bool {
         self.end.is_none() && self.writer.wants_writable()
     }

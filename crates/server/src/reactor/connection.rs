@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use lapce_ai_proto::{Class, ErrorBody, ErrorCode, Frame, MessageType, OpenPrefix, ServerEvent};
+use lapce_ai_proto::{
+    Class, ErrorBody, ErrorCode, Frame, Kind, MessageType, OpenPrefix, ServerEvent,
+};
 use lapce_ai_transport::{Buffer, Reader, Rest, TransportError, flush};
 use rustix::event::epoll;
 use tokio::runtime::Handle;
@@ -21,6 +23,10 @@ use crate::pace::Pace;
 use crate::repeats::Verdict;
 use crate::server::Shared;
 use crate::session::{Fetched, Session, Tx};
+
+/// So many bytes of a client that has hung up are looked through for cancels, or a batch more: a client that still writes would
+/// have no end.
+const LAST_BYTES: usize = 256 << 10;
 
 pub(super) struct Connection {
     pub(super) reader: Reader,
@@ -449,6 +455,33 @@ impl Connection {
         }
     }
 
+    /// The client has hung up. What it asked last is not run, nobody is there to hear the answers; but what it cancelled last
+    /// does not run on until it may have come again. [`close`](Self::close) counts it.
+    pub(super) fn take_last_cancels(&mut self, scratch: &mut [u8], shared: &Shared) {
+        let session = &self.session;
+        let mut tx = session.lock();
+        let mut arriving = Arriving {
+            uploads: &mut self.uploads,
+            ended_early: &mut self.ended_early,
+        };
+        let mut left = LAST_BYTES;
+        while !tx.closed && left > 0 {
+            let batch = self.reader.receive(scratch, left, |frame, _| {
+                if frame.kind == Kind::Cancel
+                    && let ServerEvent::Cancel { id } = tx.state.handle(&frame)?
+                {
+                    cancel(session, &mut tx, &mut arriving, id, shared);
+                }
+                Ok::<_, TransportError>(())
+            });
+            match batch {
+                Ok(batch) if batch.frames > 0 => left = left.saturating_sub(batch.bytes),
+                // Nothing more, or nonsense, of which nobody is left to be told.
+                _ => break,
+            }
+        }
+    }
+
     /// Ends the connection and everything that hangs on it.
     pub(super) fn close(&self, error: &TransportError, shared: &Arc<Shared>, runtime: &Handle) {
         let connection = self.session.id;
@@ -634,13 +667,7 @@ fn on_frame(
                 .counters
                 .cancelled
                 .fetch_add(1, Ordering::Relaxed);
-            arriving.uploads.remove(&id);
-            arriving.ended_early.retain(|early| *early != id);
-            tx.parked -= tools.shared.forget(session.id, Some(id));
-            tx.cut(
-                id,
-                ErrorBody::new(ErrorCode::Cancelled, "cancelled by the client"),
-            );
+            cancel(session, tx, arriving, id, tools.shared);
             Ok(())
         }
         ServerEvent::Credit { id } => {
@@ -649,6 +676,17 @@ fn on_frame(
         }
         ServerEvent::Nothing => Ok(()),
     }
+}
+
+/// The client does not want an answer any more.
+fn cancel(session: &Session, tx: &mut Tx, arriving: &mut Arriving<'_>, id: u64, shared: &Shared) {
+    arriving.uploads.remove(&id);
+    arriving.ended_early.retain(|early| *early != id);
+    tx.parked -= shared.forget(session.id, Some(id));
+    tx.cut(
+        id,
+        ErrorBody::new(ErrorCode::Cancelled, "cancelled by the client"),
+    );
 }
 
 /// A request that comes again, since its connection was lost. True: it is to be run, and was not before, or may be twice.

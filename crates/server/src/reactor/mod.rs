@@ -348,7 +348,6 @@ impl Reactor {
                 self.heat(index);
             }
             Err(error) => {
-                // What was published before the end is not read: nobody is there to hear the answers.
                 self.close(index, &error);
             }
         }
@@ -511,6 +510,9 @@ impl Reactor {
         };
         // Before the client hears of the end: it may come again at once.
         drop(connection.place.take());
+        if matches!(error, TransportError::PeerGone) {
+            connection.take_last_cancels(&mut self.scratch, &self.shared);
+        }
         self.shared.forget(connection.session.id, None);
         connection.close(error, &self.shared, &self.runtime);
         self.shared
