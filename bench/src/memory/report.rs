@@ -11,8 +11,13 @@ use super::load::{LARGE, Outcome, SMALL, Told};
 use super::{Arguments, Sample, Samples};
 use crate::machine::Machine;
 
-/// Bytes for everything that is neither payload nor rings.
-const BASE: u64 = 3_000_000;
+/// Bytes for everything that is neither payload nor rings. A debug build has a megabyte more of its own, tables that are relocated
+/// as it is loaded: 1,660 KiB before it has done anything, where a release build has 724.
+const BASE: u64 = if cfg!(debug_assertions) {
+    4_000_000
+} else {
+    3_000_000
+};
 /// Bytes that a connection at rest may cost.
 const AT_REST: u64 = 8 << 10;
 /// A line of the table of memory: its name, and where its value is.

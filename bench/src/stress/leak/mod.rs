@@ -118,6 +118,7 @@ pub(super) fn run(request: &Request, named: Option<&PathBuf>) -> Result<Outcome>
         daemon,
         processes,
         next_mark: 1,
+        asked: 0,
         watch: Watch::new("level 4", request.duration)?,
         answers: vec![0; shape.processes as usize],
         answered: 0,
@@ -126,7 +127,11 @@ pub(super) fn run(request: &Request, named: Option<&PathBuf>) -> Result<Outcome>
     };
     let started = Held::of(load.pid())?;
     let began = Instant::now();
-    let warm = load.cycle(most, shape.warm_up)?;
+    let mut warm = load.cycle(most, shape.warm_up)?;
+    if request.form == Form::Quick {
+        // That was far more than any other cycle asks: what it leaves would hide what they do.
+        warm = load.cycle(shape.connections[0], shape.rounds)?;
+    }
     let mut cycles = Vec::new();
     for number in 0..shape.cycles {
         cycles.push(load.cycle(connections_of(shape, number), shape.rounds)?);
@@ -164,6 +169,8 @@ struct Load {
     daemon: Daemon,
     processes: Vec<Child>,
     next_mark: u64,
+    /// Requests.
+    asked: u64,
     watch: Watch,
     /// Of each process in this cycle, and of all in the cycles before.
     answers: Vec<u64>,
@@ -205,6 +212,7 @@ impl Load {
         self.expect_all("open")?;
         let (tick, first) = (self.watch.interval().as_nanos(), self.next_mark);
         self.next_mark += connections * rounds * 3;
+        self.asked += connections * rounds * 3;
         self.tell_all(|index| format!("run {rounds} {window} {} {tick}", index * MARKS + first))?;
         let working = self.work()?;
         let live = self.settled(true)?;
@@ -314,9 +322,6 @@ fn judged(load: &Load, started: Held, warm: Cycle, cycles: &[Cycle], seconds: f6
     // Which cycle was nearest to its bound, or beyond it.
     let beyond = |cycle: &Cycle| over(cycle.live) - kib(PER_CONNECTION * cycle.connections);
     let told = &load.told;
-    let requests = |cycle: &Cycle, rounds| cycle.connections * rounds * 3;
-    let in_cycles: u64 = cycles.iter().map(|c| requests(c, shape.rounds)).sum();
-    let asked = requests(&warm, shape.warm_up) + in_cycles;
     let mut latencies = Vec::new();
     if let Some(latency) = worst(load.latencies.iter().copied()) {
         let what = "request to whole answer, the worst of each process and look";
@@ -333,7 +338,7 @@ fn judged(load: &Load, started: Held, warm: Cycle, cycles: &[Cycle], seconds: f6
             Bound::at_most("after a cycle's last disconnect, most over the level", most(&|c| over(c.after)), kib(AFTER), "KiB"),
             Bound::at_most("after the last cycle, over the level", over(last.after), kib(AT_END), "KiB"),
             Bound::at_most("live and at rest, most over level + 8 KiB/connection", most(&beyond), kib(AFTER), "KiB"),
-            Bound::at_least("requests answered with what the provider said", told.answered as f64, asked as f64, ""),
+            Bound::at_least("requests answered with what the provider said", told.answered as f64, load.asked as f64, ""),
             Bound::none("wrong answers", told.wrong),
             Bound::none("failed requests", told.failed),
             Bound::none("connections lost", told.lost_connections),
