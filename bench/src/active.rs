@@ -1,7 +1,6 @@
 //! One connection that talks among many that are idle: what a message costs must not depend on them.
 
 use std::fmt;
-use std::io::{self, Write as _};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,6 +13,7 @@ use crate::machine::{Cpus, Machine, Side};
 use crate::measure::{Effort, Latency, Throughput, latency, median, throughput};
 use crate::message::Messages;
 use crate::peers::{Ours, Peer, ServerChild, Setup};
+use crate::report::print;
 
 /// Messages in flight for the throughput.
 const WINDOW: usize = 64;
@@ -96,12 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             row.repetitions.push(found);
         }
     }
-    let text = if arguments.json {
-        serde_json::to_string_pretty(&report)? + "\n"
-    } else {
-        report.to_string()
-    };
-    io::stdout().lock().write_all(text.as_bytes())?;
+    print(&report, arguments.json)?;
     Ok(true)
 }
 

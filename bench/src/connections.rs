@@ -18,6 +18,7 @@ use crate::child::{Child, Parent};
 use crate::machine::{Cpus, Machine, Side};
 use crate::message::Messages;
 use crate::peers::{ServerChild, connect_raw};
+use crate::report::print;
 
 /// Payload of each message.
 const PAYLOAD: usize = 1 << 10;
@@ -146,12 +147,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         idle_wake_ups,
         answered_after: if all_answer { count } else { 0 },
     };
-    let text = if arguments.json {
-        serde_json::to_string_pretty(&report)? + "\n"
-    } else {
-        report.to_string()
-    };
-    io::stdout().lock().write_all(text.as_bytes())?;
+    print(&report, arguments.json)?;
     if all_answer {
         holder.finish()?;
         server.child.finish()?;

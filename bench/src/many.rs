@@ -1,7 +1,6 @@
 //! Many busy connections: several client processes share one server, each connection with a window of its own.
 
 use std::fmt;
-use std::io::{self, Write as _};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use crate::machine::{Cpus, Machine, Side};
 use crate::measure::{Effort, Latency, histogram, median};
 use crate::message::Messages;
 use crate::peers::{RAW_LARGEST, ServerChild, Setup, connect_raw};
+use crate::report::print;
 
 /// Longest wait for any answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -321,12 +321,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         server_pss_anon_and_shmem: memory.pss_anon + memory.pss_shmem,
         errors,
     };
-    let text = if arguments.json {
-        serde_json::to_string_pretty(&report)? + "\n"
-    } else {
-        report.to_string()
-    };
-    io::stdout().lock().write_all(text.as_bytes())?;
+    print(&report, arguments.json)?;
     Ok(report.errors.is_empty())
 }
 

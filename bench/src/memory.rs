@@ -21,7 +21,6 @@ mod report;
 
 pub(crate) use load::load;
 
-use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -33,6 +32,7 @@ use crate::connections::{Segments, memory, raise_limit, segments};
 use crate::machine::{Cpus, Machine, Side};
 use crate::many::Tick;
 use crate::peers::ServerChild;
+use crate::report::print;
 use load::{LARGE, Told};
 use report::Bound;
 pub(crate) use report::Report;
@@ -179,12 +179,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let cpus = Cpus::allowed()?;
     cpus.pin(Side::Parent)?;
     let report = measure(arguments, &cpus, Duration::ZERO, |_, _| ())?;
-    let text = if arguments.json {
-        serde_json::to_string_pretty(&report)? + "\n"
-    } else {
-        report.to_string()
-    };
-    io::stdout().lock().write_all(text.as_bytes())?;
+    print(&report, arguments.json)?;
     Ok(report.broken.is_empty())
 }
 

@@ -8,7 +8,6 @@ pub(crate) use kill::{recover, serve};
 pub(crate) use restart::ask;
 
 use std::fmt;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::thread;
@@ -22,6 +21,7 @@ use crate::child::Child;
 use crate::connections::raise_limit;
 use crate::daemon::program;
 use crate::machine::{Cpus, Machine, monotonic};
+use crate::report::print;
 
 /// What each client asks.
 const BODY: &[u8] = b"is anybody there?";
@@ -123,12 +123,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             }
         }
     }
-    let text = if arguments.json {
-        serde_json::to_string_pretty(&report)? + "\n"
-    } else {
-        report.to_string()
-    };
-    io::stdout().lock().write_all(text.as_bytes())?;
+    print(&report, arguments.json)?;
     Ok(report.errors.is_empty())
 }
 

@@ -4,6 +4,7 @@ mod json;
 pub(crate) mod svg;
 mod table;
 
+use std::fmt;
 use std::io::{self, Write as _};
 
 use anyhow::Result;
@@ -15,6 +16,16 @@ use crate::machine::Machine;
 use crate::measure::{Figure, median};
 use crate::memcpy::Copied;
 use crate::peers::{Kind, Waiting};
+
+/// Prints what was found: JSON for programs, or else text for people.
+pub(crate) fn print(found: &(impl fmt::Display + Serialize), json: bool) -> Result<()> {
+    let text = if json {
+        serde_json::to_string_pretty(found)? + "\n"
+    } else {
+        found.to_string()
+    };
+    Ok(io::stdout().lock().write_all(text.as_bytes())?)
+}
 
 /// All that a run found.
 #[derive(Debug)]

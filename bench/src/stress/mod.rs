@@ -24,7 +24,6 @@ pub(crate) use leak::{editors, upstream};
 pub(crate) use torture::probe;
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,6 +31,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::machine::{Cpus, Machine, Side};
+use crate::report::print;
 use report::{Outcome, Report};
 
 /// Run one of the five stress levels; fails when a bound breaks.
@@ -142,12 +142,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
     }
-    let text = if arguments.json {
-        serde_json::to_string_pretty(&report)? + "\n"
-    } else {
-        report.to_string()
-    };
-    io::stdout().lock().write_all(text.as_bytes())?;
+    print(&report, arguments.json)?;
     Ok(report.broken.is_empty())
 }
 
