@@ -224,7 +224,7 @@ impl BlockingClient {
         self.link(None, false).map(drop)
     }
 
-    /// Closes the connection.
+    /// Closes the connection; what is under way is cancelled.
     pub fn close(self) {
         drop(self);
     }

@@ -180,7 +180,7 @@ impl Client {
         link(self.session(), false).await.map(drop)
     }
 
-    /// Closes the connection, for all clones; what is under way ends with [`ClientError::Closed`].
+    /// Closes the connection, for all clones; what is under way is cancelled, and ends with [`ClientError::Closed`].
     pub async fn close(self) {
         self.session().close();
     }
