@@ -2,8 +2,9 @@
 //! 4 KiB, allocated while much was going on, lay in 147 different pages.
 //!
 //! glibc keeps what was freed below anything that is still used, however much it is: after 600 AI requests at once the daemon held 18 MB
-//! for nobody, and trimmed it holds 4 (stress level 4). One arena for all threads saves 0.3 MB of that and makes them share a lock. An allocator that gives pages back by itself was
-//! measured beside it: jemalloc held 5 to 6 MB, mimalloc 8 to 12, both began with twice as much, and both are large builds in C.
+//! for nobody, and trimmed it holds 4 (stress level 4). One arena for all threads saves 0.3 MB of that and makes them share
+//! a lock. An allocator that gives pages back by itself was measured beside it: jemalloc held 5 to 6 MB, mimalloc 8 to 12, both
+//! began with twice as much, and both are large builds in C.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
