@@ -4,7 +4,8 @@
 //! loopback HTTP. Memory is looked at when a cycle's answers are there and nothing is asked any more (*live*), and when the
 //! cycle's last connection is gone (*after*), each time once it goes down no further: both sides give memory back after a
 //! second of quiet. A first cycle of the largest kind warms everything up; what is left after it is the level that all others are
-//! held against.
+//! held against. The quick form's cycles are so small that this one has ten times their rounds, and another one of the smallest
+//! kind is the one whose rest is the level.
 
 mod editors;
 mod upstream;
