@@ -73,6 +73,24 @@ static SOUND: LazyLock<Vec<Sound>> = LazyLock::new(|| {
     all
 });
 
+/// The sound answers that are a stream of lines.
+static STREAMS: LazyLock<Vec<&Sound>> = LazyLock::new(|| {
+    let lines = |sound: &&Sound| {
+        matches!(
+            sound.kind,
+            Kind::Chat("text/event-stream" | "application/x-ndjson")
+        ) && !sound.body.is_empty()
+    };
+    SOUND.iter().filter(lines).collect()
+});
+
+#[test]
+fn what_the_fuzzer_found_is_right_now() {
+    for file in fs::read_dir(corpus()).unwrap() {
+        feed::run(&fs::read(file.unwrap().path()).unwrap());
+    }
+}
+
 #[test]
 fn the_fixtures_give_sound_answers_of_every_profile() {
     for profile in PROFILES {
@@ -125,6 +143,20 @@ proptest! {
             (size > 0).then_some(piece)
         });
         feed::answer(wire, sound.kind, pieces, &body);
+    }
+
+    #[test]
+    fn any_events_lost_doubled_or_out_of_order_give_events_and_at_most_one_error(
+        which in any::<Index>(),
+        order in proptest::collection::vec(any::<Index>(), 0..12),
+    ) {
+        let sound = &STREAMS[which.index(STREAMS.len())];
+        let events: Vec<_> = sound.body.split_inclusive(|byte| *byte == b'\n').collect();
+        let events: Vec<_> = events.chunk_by(|line, _| *line != b"\n").collect();
+        let chosen = order.iter().flat_map(|at| events[at.index(events.len())]);
+        let body: Vec<u8> = chosen.flat_map(|line| line.iter().copied()).collect();
+        let wire = feed::wire(sound.profile.as_bytes());
+        feed::answer(wire, sound.kind, body.chunks(64), &body);
     }
 
     #[test]
@@ -185,13 +217,16 @@ fn what_never_ends_takes_no_more_memory_than_the_limit() {
     }
 }
 
-/// Writes the fuzz target's corpus anew: of each format, the smallest sound answer of each feature and kind. Run it with
-/// `cargo test -p lapce-ai-providers --test decoders -- --ignored`.
+fn corpus() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/provider_decoders")
+}
+
+/// Writes the fuzz target's corpus anew: of each format, the smallest sound answer of each feature and kind. What a
+/// fuzzer found (`found-...`) stays. Run it with `cargo test -p lapce-ai-providers --test decoders -- --ignored`.
 #[test]
 #[ignore = "it writes files"]
 fn the_corpus_is_written() {
-    let folder: PathBuf =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/provider_decoders");
+    let folder = corpus();
     let mut smallest: BTreeMap<_, &Sound> = BTreeMap::new();
     for sound in SOUND.iter() {
         let profile = PROFILES
@@ -205,8 +240,12 @@ fn the_corpus_is_written() {
             *kept = sound;
         }
     }
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
+    for file in fs::read_dir(&folder).unwrap() {
+        let file = file.unwrap();
+        if !file.file_name().to_string_lossy().starts_with("found-") {
+            fs::remove_file(file.path()).unwrap();
+        }
+    }
     for ((_, feature, kind), sound) in smallest {
         let name = format!("{}-{feature}-{kind}", sound.profile);
         let input = feed::input(sound.profile, sound.kind, 64, &sound.body);

@@ -188,9 +188,11 @@ impl Seen {
                 self.usages == 0 || matches!(event, Event::Finish(_)),
                 "after the usage: {event:?}"
             );
-            if matches!(event, Event::Start { .. }) {
-                assert_eq!(self.events, 0, "the start comes first");
-            }
+            assert_eq!(
+                matches!(event, Event::Start { .. }),
+                self.events == 0,
+                "the start comes first, and once: {event:?}"
+            );
             self.events += 1;
             let len = |text: Option<&str>| text.map_or(0, str::len);
             self.bytes += match event {

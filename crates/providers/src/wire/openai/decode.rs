@@ -102,11 +102,12 @@ impl Completion {
             return Err(from_json(&document, None));
         }
         let choice = &chunk.choice;
+        let sources = chunk.search_results.or(chunk.citations);
         if !self.started {
             let id = chunk.id.and_then(cow).filter(|id| !id.is_empty());
             let model = chunk.model.and_then(cow).filter(|model| !model.is_empty());
             // Azure's first chunk has nothing but the verdict on the prompt.
-            if id.is_some() || choice.there {
+            if id.is_some() || choice.there || sources.is_some() {
                 self.started = true;
                 events.push(Event::Start {
                     id: id.as_deref(),
@@ -114,7 +115,7 @@ impl Completion {
                 });
             }
         }
-        if let Some(list) = chunk.search_results.or(chunk.citations) {
+        if let Some(list) = sources {
             self.sources(list, events);
         }
         if choice.there {

@@ -76,6 +76,7 @@ impl Answer for Output {
                 self.text(&event, events)?;
             }
             "response.reasoning_summary_part.added" => {
+                self.start(None, events);
                 let at = self.seen(event.output_index())?;
                 if self.items[at].thought == Some(Thought::Summary) {
                     // The parts of a summary are paragraphs.
@@ -83,6 +84,7 @@ impl Answer for Output {
                 }
             }
             "response.output_text.annotation.added" => {
+                self.start(None, events);
                 let at = self.seen(event.output_index())?;
                 self.items[at].cited = true;
                 if let Some(annotation) = event.annotation {
