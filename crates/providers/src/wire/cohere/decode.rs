@@ -124,8 +124,9 @@ impl Reply {
             let ours = || format!("the provider ended the answer with `{name}`").into();
             ProviderError::new(kind, told.unwrap_or_else(ours))
         })?;
-        self.complete = true;
+        // What cannot be read must not have ended the answer: the error may be forgiven.
         let tokens: Option<Tokens> = body.usage.map(read).transpose()?;
+        self.complete = true;
         if let Some(usage) = tokens.as_ref().and_then(Tokens::usage) {
             events.push(Event::Usage(usage));
         }
