@@ -33,7 +33,7 @@
 //! | stop on the path | here |
 //! |---|---|
 //! | request -> frames -> answer, one connection | `link/`, runtime-free, under both clients |
-//! | which connection, and when another | `session.rs`, `reconnect.rs` (no clock, no I/O), `watch.rs` |
+//! | which connection, and when another | `session.rs`, `reconnect.rs` (no clock, no I/O), `watch.rs`, and what of it can be seen: `health.rs` |
 //! | what becomes of a request whose connection is lost | `plan.rs` (no I/O) |
 //! | waiting | `client/` on tokio, `blocking/` by leader and followers |
 //! | types <-> bodies | `typed.rs` of either client, over `bodies.rs` |
@@ -44,6 +44,7 @@ mod bodies;
 mod body;
 mod client;
 mod error;
+mod health;
 mod link;
 mod options;
 mod plan;
@@ -55,9 +56,10 @@ pub use blocking::{BlockingClient, ChatItems, Items, Pending};
 pub use body::Body;
 pub use client::{ChatStream, Client, ItemStream};
 pub use error::ClientError;
+pub use health::{Event, EventKind, Health, ReconnectCounters, State};
 pub use lapce_ai_proto::{
     Class, ErrorBody, ErrorCode, Features, Limits, MessageType, Welcome, ai, status,
 };
 pub use lapce_ai_transport::ConnectError;
 pub use options::{Options, RequestOptions};
-pub use reconnect::{Event, EventKind, Health, ReconnectCounters, ReconnectPolicy, State};
+pub use reconnect::ReconnectPolicy;

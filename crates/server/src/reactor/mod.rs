@@ -12,6 +12,7 @@
 mod clock;
 mod connection;
 mod connections;
+mod dispatch;
 mod door;
 mod heap;
 mod overrun;
