@@ -50,7 +50,7 @@ pub use fds::{
     FdError, MAX_FDS, PeerCredentials, peer_credentials, recv_with_fd, recv_with_fds, send_with_fd,
     send_with_fds, take_inherited,
 };
-pub use heap::trim_heap;
+pub use heap::{release_thread_cache, trim_heap};
 #[cfg(not(ring_loom))]
 pub use mapping::{Mapping, ShmError};
 #[cfg(not(ring_loom))]

@@ -37,5 +37,6 @@ pub use succession::{Channel, ChannelError};
 
 pub use lapce_ai_shm::layout::LAYOUT_VERSION;
 pub use lapce_ai_shm::{
-    MAX_FDS, PeerCredentials, ProducerPosition, Spin, append, trim_heap, usable_cpus,
+    MAX_FDS, PeerCredentials, ProducerPosition, Spin, append, release_thread_cache, trim_heap,
+    usable_cpus,
 };

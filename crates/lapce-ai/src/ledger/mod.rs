@@ -19,6 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use lapce_ai_providers::{Book, Day, Entry, Key, Ledger, Spend, Totals};
+use lapce_ai_transport::{release_thread_cache, trim_heap};
 
 pub(crate) use store::{By, RequestRow, Store, StoreError, Sum};
 
@@ -26,6 +27,8 @@ pub(crate) use store::{By, RequestRow, Store, StoreError, Sum};
 const MOST_REQUESTS: usize = 4096;
 /// How long entries are gathered before they are written: what a crash may lose.
 const GATHER: Duration = Duration::from_millis(200);
+/// After so long without an entry the thread gives back what memory it can.
+const QUIET: Duration = Duration::from_secs(1);
 /// The wait before a failed write is tried again: the first, which doubles, and the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -391,16 +394,21 @@ impl Writer {
 
     /// What there is to write; waits for it. `None`: nothing, and no more will come.
     fn next_batch(&self) -> Option<Batch> {
-        let mut pending = self.shared.lock();
-        while pending.is_empty() {
-            if pending.closing {
-                return None;
-            }
-            pending = self
-                .shared
-                .changed
-                .wait(pending)
+        let waits = |pending: &mut Batch| pending.is_empty() && !pending.closing;
+        let changed = &self.shared.changed;
+        let (mut pending, waited) = changed
+            .wait_timeout_while(self.shared.lock(), QUIET, waits)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            drop(pending);
+            release_thread_cache();
+            trim_heap();
+            pending = changed
+                .wait_while(self.shared.lock(), waits)
                 .unwrap_or_else(PoisonError::into_inner);
+        }
+        if pending.is_empty() {
+            return None;
         }
         drop(pending);
         self.rest(GATHER);
