@@ -65,7 +65,7 @@ const AT_END: u64 = 256 << 10;
 const PER_CONNECTION: u64 = 8 << 10;
 /// How long memory is watched going down, and for how long it must stay.
 const SETTLE: Duration = Duration::from_secs(8);
-const QUIET: Duration = Duration::from_millis(1500);
+const QUIET: Duration = Duration::from_secs(2);
 /// Descriptors of a process of the run beside its connections: towards the provider there is one for each request in flight.
 const DESCRIPTORS: u64 = 1024;
 /// How far apart the marks of two processes' requests are.

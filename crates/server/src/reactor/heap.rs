@@ -16,6 +16,8 @@ use lapce_ai_transport::{release_thread_cache, trim_heap};
 use super::Reactor;
 use super::clock::QUIET;
 
+/// How often it is looked at until then.
+const LOOK: Duration = Duration::from_millis(250);
 /// How long a worker waits at most for the others to have come, too.
 const TOGETHER: Duration = Duration::from_millis(2);
 
@@ -25,8 +27,9 @@ pub(super) struct Heap {
     pub(super) next_look: Option<Instant>,
     /// This reactor's requests and connections when it last went to sleep.
     noted: (u64, usize),
-    /// What all had done at the last look.
+    /// What all had done at the last look, and the first look that saw no more than that.
     seen: (u64, u64),
+    since: Option<Instant>,
 }
 
 impl Reactor {
@@ -36,20 +39,25 @@ impl Reactor {
         let done = (requests, self.connections.len());
         if done != self.heap.noted {
             self.heap.noted = done;
-            self.heap.next_look.get_or_insert(now + QUIET);
+            self.heap.next_look.get_or_insert(now + LOOK);
         }
     }
 
-    /// Trims the heap if nothing has happened since the last look, and nothing runs. Each reactor that worked does it, since
+    /// Trims the heap if nothing has happened for a while, and nothing runs. Each reactor that worked does it, since
     /// none knows who is the last; when there is nothing to trim it costs little.
     pub(super) fn look_at_heap(&mut self, now: Instant) {
         let done = self.shared.done();
         if done != self.heap.seen || self.shared.is_running() {
             self.heap.seen = done;
-            self.heap.next_look = Some(now + QUIET);
+            self.heap.since = None;
+        }
+        let since = *self.heap.since.get_or_insert(now);
+        if now.saturating_duration_since(since) < QUIET {
+            self.heap.next_look = Some(now + LOOK);
             return;
         }
         self.heap.next_look = None;
+        self.heap.since = None;
         self.shared.pool.release_kept();
         release_thread_cache();
         trim_heap();
