@@ -150,6 +150,21 @@ impl ServerState {
         self.streams.len()
     }
 
+    /// Whether a [`trim`](Self::trim) has nothing to give back, and never will have unless a request comes.
+    pub fn is_trimmed(&self) -> bool {
+        self.streams.capacity() == 0 && self.to_say.capacity() == 0
+    }
+
+    /// Gives back the memory in which streams were kept, if there are none now.
+    pub fn trim(&mut self) {
+        if self.streams.is_empty() {
+            self.streams = IdMap::default();
+        }
+        if self.to_say.is_empty() {
+            self.to_say = VecDeque::new();
+        }
+    }
+
     /// Takes one frame.
     ///
     /// # Errors

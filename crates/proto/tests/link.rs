@@ -130,7 +130,7 @@ impl Link {
 
     /// Does one thing. False: there was nothing of it to do.
     fn step(&mut self, what: u8, which: usize, amount: u32) -> bool {
-        match what % 14 {
+        match what % 15 {
             0 => self.open(),
             1 => self.send_request(which, amount),
             2 => self.client_control(true),
@@ -144,6 +144,11 @@ impl Link {
             12 => {
                 self.client_control(false);
                 self.server_control(false)
+            }
+            // It may be quiet at any moment, and goes on afterwards.
+            13 => {
+                self.server.trim();
+                false
             }
             _ => self.disturb(which, amount),
         }
@@ -549,6 +554,8 @@ impl Link {
         prop_assert!(serving.is_empty());
         prop_assert!(!client.has_control() || client.next_control().is_none());
         prop_assert!(!server.has_control() || server.next_control().is_none());
+        server.trim();
+        prop_assert!(server.is_trimmed(), "what has ended holds no memory");
         prop_assert_eq!(self.pings, self.pongs, "the last PING was answered");
         prop_assert_eq!(ended.len(), asking.len());
         for (id, asking) in &asking {

@@ -162,9 +162,9 @@ impl Reactor {
         }
     }
 
-    /// Has connections that are quiet give back what memory they can, each once; those that are not yet keep their
-    /// place.
-    fn trim_quiet(&mut self, now: Instant) {
+    /// Has connections that are quiet give back what memory they can; those that are not yet, or on which something runs, keep
+    /// their place.
+    pub(super) fn trim_quiet(&mut self, now: Instant) {
         self.next_trim = None;
         let mut at = 0;
         while let Some(&index) = self.quieting.get(at) {
@@ -179,10 +179,17 @@ impl Reactor {
                 at += 1;
                 continue;
             }
-            connection.quieting = false;
-            self.quieting.swap_remove(at);
-            if let Err(error) = connection.trim() {
-                self.close(index, &error);
+            match connection.trim() {
+                Ok(false) => {
+                    let look = now + QUIET;
+                    self.next_trim = Some(self.next_trim.map_or(look, |next| next.min(look)));
+                    at += 1;
+                }
+                Ok(true) => {
+                    connection.quieting = false;
+                    self.quieting.swap_remove(at);
+                }
+                Err(error) => self.close(index, &error),
             }
         }
     }

@@ -205,14 +205,22 @@ impl Connection {
         Ok(self.paused || self.reader.prepare_to_sleep()?)
     }
 
-    /// Whether it holds memory that it need not while nothing happens.
+    /// Whether it holds memory that it need not while nothing happens, or will when what runs has ended.
     pub(super) fn may_trim(&self) -> bool {
-        !self.session.lock().writer.is_trimmed()
+        self.uploads.capacity() > 0
+            || self.ended_early.capacity() > 0
+            || !self.session.lock().is_trimmed()
     }
 
-    /// Gives that memory back. What the client has not read stays.
-    pub(super) fn trim(&self) -> Result<(), TransportError> {
-        self.session.lock().writer.trim()
+    /// Gives that memory back. False: something runs, and so there may be more later.
+    pub(super) fn trim(&mut self) -> Result<bool, TransportError> {
+        if self.uploads.is_empty() {
+            self.uploads = HashMap::new();
+        }
+        if self.ended_early.is_empty() {
+            self.ended_early = Vec::new();
+        }
+        self.session.lock().trim()
     }
 
     /// The socket is readable, writable or hung up.

@@ -58,6 +58,8 @@ impl Reactor {
         }
         self.heap.next_look = None;
         self.heap.since = None;
+        // Where something ran until a moment ago it has not been done yet.
+        self.trim_quiet(now);
         self.shared.pool.release_kept();
         release_thread_cache();
         trim_heap();

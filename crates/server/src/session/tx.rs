@@ -352,6 +352,38 @@ impl Tx {
         Ok(true)
     }
 
+    /// Whether a [`trim`](Self::trim) has nothing to give back, and never will have unless a request comes.
+    pub(crate) fn is_trimmed(&self) -> bool {
+        self.writer.is_trimmed()
+            && self.state.is_trimmed()
+            && self.streams.capacity() == 0
+            && self.replies.capacity() == 0
+            && self.room_waiters.capacity() == 0
+            && self.repeats.capacity() == 0
+    }
+
+    /// Gives back the ring's pages that the client has read, and the memory in which requests were kept. False: some are under
+    /// way, and so there may be more later.
+    pub(crate) fn trim(&mut self) -> Result<bool, TransportError> {
+        self.writer.trim()?;
+        if self.state.live() > 0 {
+            return Ok(false);
+        }
+        self.state.trim();
+        // What has ended is in none of them for long.
+        self.repeats = Vec::new();
+        if self.streams.is_empty() {
+            self.streams = HashMap::new();
+        }
+        if self.replies.is_empty() {
+            self.replies = VecDeque::new();
+        }
+        if self.room_waiters.is_empty() {
+            self.room_waiters = Vec::new();
+        }
+        Ok(true)
+    }
+
     /// Whether anything waits to be written or to be answered.
     pub(crate) fn is_quiet(&self) -> bool {
         self.state.live() == 0 && !self.state.has_control() && !self.writer.wants_writable()
