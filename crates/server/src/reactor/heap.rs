@@ -64,7 +64,7 @@ impl Reactor {
         release_thread_cache();
         trim_heap();
         let workers = self.runtime.metrics().num_workers();
-        let sweep = Arc::new(Sweep::of(workers));
+        let sweep = Arc::new(Sweep::of(workers, TOGETHER));
         for _ in 0..workers {
             let sweep = Arc::clone(&sweep);
             self.runtime.spawn(async move { sweep.join() });
@@ -78,13 +78,15 @@ impl Reactor {
 struct Sweep {
     missing: Mutex<usize>,
     complete: Condvar,
+    together: Duration,
 }
 
 impl Sweep {
-    fn of(workers: usize) -> Self {
+    fn of(workers: usize, together: Duration) -> Self {
         Self {
             missing: Mutex::new(workers),
             complete: Condvar::new(),
+            together,
         }
     }
 
@@ -99,12 +101,55 @@ impl Sweep {
         // Whether all came makes no difference any more.
         let _ = self
             .complete
-            .wait_timeout_while(missing, TOGETHER, |missing| *missing > 0);
+            .wait_timeout_while(missing, self.together, |missing| *missing > 0);
     }
 }
 
 impl Drop for Sweep {
     fn drop(&mut self) {
         trim_heap();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    /// Far longer than any machine takes to start a task.
+    const BOUND: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn every_worker_takes_part_in_a_sweep() {
+        let workers = 3;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(workers)
+            .build()
+            .unwrap();
+        let sweep = Arc::new(Sweep::of(workers, BOUND));
+        let (tell, told) = mpsc::channel();
+        for _ in 0..workers {
+            let (sweep, tell) = (Arc::clone(&sweep), tell.clone());
+            runtime.spawn(async move {
+                sweep.join();
+                tell.send(thread::current().id()).unwrap();
+            });
+        }
+        let mut seen: Vec<_> = (0..workers)
+            .map(|_| told.recv_timeout(BOUND).unwrap())
+            .collect();
+        seen.sort_by_key(|id| format!("{id:?}"));
+        seen.dedup();
+        assert_eq!(seen.len(), workers, "{seen:?}");
+    }
+
+    #[test]
+    fn a_worker_that_is_alone_goes_on_after_a_moment() {
+        let sweep = Sweep::of(2, Duration::from_millis(1));
+        sweep.join();
+        assert_eq!(*sweep.missing.lock().unwrap(), 1);
     }
 }
