@@ -179,6 +179,40 @@ async fn the_deadline_reaches_the_provider() {
     all_stages(By::Deadline).await;
 }
 
+#[test]
+fn a_client_that_is_killed_is_not_waited_for() {
+    let provider = OpenAi::new();
+    let home = Home::new(&format!(
+        "[ipc]\nlost_request_secs = 600\n[providers.first]\ntype = 'openai'\nbase_url = '{}'\n",
+        provider.url()
+    ));
+    let _daemon = home.serve(&[]);
+    let mut client = home
+        .command(&["chat", "--model", "first/m", "hi"])
+        .spawn()
+        .unwrap();
+    let (_, _, mut connection) = provider.request();
+    OpenAi::begin(&mut connection);
+    OpenAi::say(&mut connection, "A first word");
+    let mut word = [0; 5];
+    client
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut word)
+        .unwrap();
+    let killed = Instant::now();
+    client.kill().unwrap();
+    let after = closed(connection).saturating_duration_since(killed);
+    println!("killed: the provider's connection closed after {after:?}");
+    client.wait().unwrap();
+    until("nothing is under way", || {
+        health(&home, "first")["inFlight"] == 0
+    });
+    let health = health(&home, "first");
+    assert_eq!(health["cancelled"], 1, "{health}");
+}
+
 async fn all_stages(by: By) {
     for stage in [Stage::Asked, Stage::Begun, Stage::Hedged, Stage::Continuing] {
         gives_up(by, stage, true).await;

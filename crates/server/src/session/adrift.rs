@@ -1,17 +1,73 @@
-//! Requests whose connection is lost: those that run on for a while, until their client comes again and fetches them.
+//! Requests whose connection is lost: those that run on for a while, until their client comes again and fetches them. The client
+//! is its process: if that has died, nobody comes.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lapce_ai_proto::ErrorBody;
+use lapce_ai_transport::Peer;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use super::{Session, Stopped, Tx};
 use crate::repeats::{Left, Running, Whose};
 use crate::server::Shared;
+
+/// How soon it is looked first whether a client has died; then after twice as long, and so on. A socket closes some milliseconds
+/// before its process is dead.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+
+/// The process of a client whose connection is lost.
+enum Client {
+    Dead,
+    Process(OwnedFd),
+    /// It cannot be known: we do not see its process, or somebody between us passes its bytes on.
+    Unknown,
+}
+
+impl Client {
+    fn of(peer: &Peer) -> Self {
+        // Whoever passes bytes on cannot pass memory on.
+        let pid = Pid::from_raw(peer.credentials.pid).filter(|_| peer.shared_memory);
+        match pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+            Some(Ok(process)) => Self::Process(process),
+            Some(Err(Errno::SRCH)) => Self::Dead,
+            Some(Err(_)) | None => Self::Unknown,
+        }
+    }
+
+    fn is_dead(&self) -> bool {
+        match self {
+            Self::Dead => true,
+            // If the number belongs to another process by now, the client counts as living.
+            Self::Process(process) => {
+                let now = Timespec::default();
+                let mut ended = [PollFd::new(process, PollFlags::IN)];
+                poll(&mut ended, Some(&now)).is_ok_and(|ended| ended > 0)
+            }
+            Self::Unknown => false,
+        }
+    }
+
+    /// Waits so long, or until it is dead.
+    async fn outlives(&self, grace: Duration) {
+        let (began, mut pause) = (Instant::now(), FIRST_LOOK);
+        while !self.is_dead() {
+            let left = grace.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(pause.min(left)).await;
+            pause *= 2;
+        }
+    }
+}
 
 /// A request that runs on though its connection was lost.
 #[derive(Debug)]
@@ -104,8 +160,9 @@ impl Session {
         shared.repeats.lost(self.whose(), left, Instant::now());
         if running > 0 {
             let (session, shared) = (Arc::clone(self), Arc::clone(shared));
+            let client = Client::of(&self.peer);
             runtime.spawn(async move {
-                tokio::time::sleep(shared.repeats.grace()).await;
+                client.outlives(shared.repeats.grace()).await;
                 session.give_up(&shared);
             });
         }
