@@ -15,7 +15,7 @@ fn piece() -> Vec<u8> {
     std::hint::black_box(Vec::with_capacity(SIZE))
 }
 
-fn address(piece: &Vec<u8>) -> usize {
+fn address(piece: &[u8]) -> usize {
     piece.as_ptr().addr()
 }
 
@@ -33,7 +33,7 @@ fn is_present(address: usize) -> bool {
 fn scattered() -> Vec<usize> {
     let mut pieces: Vec<_> = (0..4000).map(|_| piece()).collect();
     let cached: Vec<_> = (1..=7).rev().map(|n| pieces.remove(n * 500)).collect();
-    let addresses = cached.iter().map(address).collect();
+    let addresses = cached.iter().map(|piece| address(piece)).collect();
     drop(cached);
     drop(pieces);
     addresses
