@@ -21,8 +21,8 @@ pub struct RepeatOptions {
     pub age: Duration,
     /// So many requests are run on at once whose connection was lost; further ones end with it: 64.
     pub running: usize,
-    /// A request runs on for so long without its client, which may fetch the answer meanwhile. Zero: it ends with its
-    /// connection. 1 s.
+    /// A request runs on for so long without its client, which may fetch the answer meanwhile, or until the client's process
+    /// is seen to be dead. Zero: it ends with its connection. 1 s.
     pub grace: Duration,
 }
 

@@ -26,12 +26,20 @@ pub fn release_thread_cache() {
         const OF_EACH: usize = 7;
 
         let (least, step, count) = SIZES;
-        let mut pieces: Vec<Vec<u8>> = Vec::with_capacity(count * OF_EACH);
-        for size in (0..count).map(|index| least + index * step) {
-            // What the cache has comes first; the compiler must not see that nobody uses it.
+        // The compiler must not see that nobody uses them.
+        let of_each = || {
+            let mut pieces: Vec<Vec<u8>> = Vec::with_capacity(count * OF_EACH);
+            for size in (0..count).map(|index| least + index * step) {
+                pieces.extend(
+                    (0..OF_EACH).map(|_| std::hint::black_box(Vec::<u8>::with_capacity(size))),
+                );
+            }
             pieces
-                .extend((0..OF_EACH).map(|_| std::hint::black_box(Vec::<u8>::with_capacity(size))));
-        }
+        };
+        // A cache that runs out is filled from the heap as far as that has pieces of the size. So it is filled first, and then it
+        // has just as many as are taken.
+        drop(of_each());
+        let pieces = of_each();
         // Whoever frees a piece caches it, until its thread ends.
         let ends = std::thread::Builder::new()
             .name("lapce-ai-trim".to_owned())

@@ -322,6 +322,9 @@ fn judged(load: &Load, started: Held, warm: Cycle, cycles: &[Cycle], seconds: f6
     let last = cycles.last().unwrap_or(&warm);
     // Which cycle was nearest to its bound, or beyond it.
     let beyond = |cycle: &Cycle| over(cycle.live) - kib(PER_CONNECTION * cycle.connections);
+    // Short cycles may be over before anybody looks.
+    let working = most(&|c| kib(c.working.own()));
+    let working = (working > 0.0).then(|| Figure::new("while it works, most", working, "KiB"));
     let told = &load.told;
     let mut latencies = Vec::new();
     if let Some(latency) = worst(load.latencies.iter().copied()) {
@@ -347,15 +350,18 @@ fn judged(load: &Load, started: Held, warm: Cycle, cycles: &[Cycle], seconds: f6
             Bound::at_most("descriptors after the last cycle", last.descriptors as f64, (warm.descriptors + 2) as f64, ""),
             Bound::at_most("threads after the last cycle", last.threads as f64, warm.threads as f64, ""),
         ],
-        figures: vec![
-            Figure::new("Pss_Anon + Pss_Shmem at the start, nobody connected", kib(started.own()), "KiB"),
-            Figure::new("the level: after the warm-up cycle", kib(level), "KiB"),
-            Figure::new("after the last cycle", kib(last.after.own()), "KiB"),
-            Figure::new("live and at rest, most", most(&|c| kib(c.live.own())), "KiB"),
-            Figure::new("while it works, most", most(&|c| kib(c.working.own())), "KiB"),
-            Figure::new("requests/s", told.answered as f64 / seconds, "/s"),
-            Figure::new("longest cycle", most(&|c| c.seconds), "s"),
-        ],
+        figures: [
+            Some(Figure::new("Pss_Anon + Pss_Shmem at the start, nobody connected", kib(started.own()), "KiB")),
+            Some(Figure::new("the level: after the warm-up cycle", kib(level), "KiB")),
+            Some(Figure::new("after the last cycle", kib(last.after.own()), "KiB")),
+            Some(Figure::new("live and at rest, most", most(&|c| kib(c.live.own())), "KiB")),
+            working,
+            Some(Figure::new("requests/s", told.answered as f64 / seconds, "/s")),
+            Some(Figure::new("longest cycle", most(&|c| c.seconds), "s")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
         latencies,
         notes: vec![
             "The bounds are about memory when nothing is asked: a request that is under way costs the daemon a connection to the provider, a task \

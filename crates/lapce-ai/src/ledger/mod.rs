@@ -19,7 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use lapce_ai_providers::{Book, Day, Entry, Key, Ledger, Spend, Totals};
-use lapce_ai_transport::{release_thread_cache, trim_heap};
+use lapce_ai_transport::release_thread_cache;
 
 pub(crate) use store::{By, RequestRow, Store, StoreError, Sum};
 
@@ -28,7 +28,7 @@ const MOST_REQUESTS: usize = 4096;
 /// How long entries are gathered before they are written: what a crash may lose.
 const GATHER: Duration = Duration::from_millis(200);
 /// After so long without an entry the thread gives back what memory it can.
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_millis(500);
 /// The wait before a failed write is tried again: the first, which doubles, and the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -401,8 +401,8 @@ impl Writer {
             .unwrap_or_else(PoisonError::into_inner);
         if waited.timed_out() {
             drop(pending);
+            // The heap is trimmed by whoever knows that nothing runs, a little later.
             release_thread_cache();
-            trim_heap();
             pending = changed
                 .wait_while(self.shared.lock(), waits)
                 .unwrap_or_else(PoisonError::into_inner);

@@ -16,7 +16,7 @@ use lapce_ai_transport::{release_thread_cache, trim_heap};
 use super::Reactor;
 use super::clock::QUIET;
 
-/// How often it is looked at until then.
+/// How often it is looked whether it is quiet.
 const LOOK: Duration = Duration::from_millis(250);
 /// How long a worker waits at most for the others to have come, too.
 const TOGETHER: Duration = Duration::from_millis(2);

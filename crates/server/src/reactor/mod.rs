@@ -65,7 +65,7 @@ pub(crate) struct Reactor {
     watched: Vec<u32>,
     /// Empty; takes turns with it.
     watched_before: Vec<u32>,
-    /// Indices of connections that sleep and have memory to give back once they are [quiet](clock::QUIET), each once.
+    /// Indices of connections that sleep and have memory to give back once they are [quiet](clock::QUIET) and nothing runs, each once.
     quieting: Vec<u32>,
     /// Requests that got their memory as they came, until their batch is over.
     granted: VecDeque<Granted>,

@@ -19,9 +19,10 @@ use super::{Session, Stopped, Tx};
 use crate::repeats::{Left, Running, Whose};
 use crate::server::Shared;
 
-/// How soon it is looked first whether a client has died; then after twice as long, and so on. A socket closes some milliseconds
-/// before its process is dead.
+/// How soon it is looked first whether a client has died; then after twice as long, and so on up to the latter. A socket closes some
+/// milliseconds before its process is dead.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LATER_LOOKS: Duration = Duration::from_secs(1);
 
 /// The process of a client whose connection is lost.
 enum Client {
@@ -57,6 +58,9 @@ impl Client {
 
     /// Waits so long, or until it is dead.
     async fn outlives(&self, grace: Duration) {
+        if matches!(self, Self::Unknown) {
+            return tokio::time::sleep(grace).await;
+        }
         let (began, mut pause) = (Instant::now(), FIRST_LOOK);
         while !self.is_dead() {
             let left = grace.saturating_sub(began.elapsed());
@@ -64,7 +68,7 @@ impl Client {
                 return;
             }
             tokio::time::sleep(pause.min(left)).await;
-            pause *= 2;
+            pause = (pause * 2).min(LATER_LOOKS);
         }
     }
 }

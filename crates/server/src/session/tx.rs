@@ -365,10 +365,10 @@ impl Tx {
     /// Gives back the ring's pages that the client has read, and the memory in which requests were kept. False: some are under
     /// way, and so there may be more later.
     pub(crate) fn trim(&mut self) -> Result<bool, TransportError> {
-        self.writer.trim()?;
         if self.state.live() > 0 {
             return Ok(false);
         }
+        self.writer.trim()?;
         self.state.trim();
         // What has ended is in none of them for long.
         self.repeats = Vec::new();
