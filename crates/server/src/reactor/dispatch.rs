@@ -56,16 +56,7 @@ pub(super) fn on_frame(
                         session,
                     };
                     let inline = Some(body.len());
-                    let reply = Reply {
-                        tx,
-                        shared: tools.shared,
-                        id,
-                        prefix,
-                        untracked: inline,
-                        answered: false,
-                    };
-                    call(handler, request, reply);
-                    Ok(take_fault(tx)?)
+                    call(handler, request, id, inline, tx, tools.shared)
                 }
                 Some(Handler::Async(_)) => {
                     tx.track(id, &prefix, body.len())?;
@@ -303,17 +294,30 @@ fn waiter(
     }
 }
 
-/// Runs a sync handler; its panic is its request's error and nobody else's.
+/// Runs a sync handler; its panic is its request's error and nobody else's. `untracked`: the request came in one frame, of so many
+/// bytes, and is not tracked yet.
 fn call(
     handler: &(dyn Fn(Request<'_>, Reply<'_>) + Send + Sync),
     request: Request<'_>,
-    reply: Reply<'_>,
-) {
+    id: u64,
+    untracked: Option<usize>,
+    tx: &mut Tx,
+    shared: &Shared,
+) -> Result<(), TransportError> {
     let ty = request.ty;
+    let reply = Reply {
+        tx,
+        shared,
+        id,
+        prefix: request.prefix,
+        untracked,
+        answered: false,
+    };
     // What the handler may have left half done is its own; the reply answers in its drop.
     if catch_unwind(AssertUnwindSafe(|| handler(request, reply))).is_err() {
         tracing::error!(%ty, "a handler panicked");
     }
+    Ok(take_fault(tx)?)
 }
 
 /// When a request's answer becomes worthless.
@@ -357,16 +361,7 @@ pub(super) fn run(
                 body: Body::Buffer(body),
                 session,
             };
-            let reply = Reply {
-                tx,
-                shared,
-                id,
-                prefix,
-                untracked: None,
-                answered: false,
-            };
-            call(handler, request, reply);
-            Ok(take_fault(tx)?)
+            call(handler, request, id, None, tx, shared)
         }
         Some(Handler::Async(handler)) => {
             let responder = Responder {
