@@ -209,7 +209,8 @@ pub(crate) fn become_daemon(parent: &Parent, program: &Path, dir: &Path) -> Resu
         .arg(dir.join(RuntimeDir::SOCKET))
         .arg("--config")
         .arg(dir.join(CONFIG))
-        .args(["serve", "--exit-when-idle", ALONE_SECS]);
+        // As clients start it: its process does not stay once another one has followed.
+        .args(["serve", "--if-needed", "--exit-when-idle", ALONE_SECS]);
     command.env_clear().env("HOME", dir);
     // What the run of a measured build needs; nobody's keys and settings.
     for name in ["PATH", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE"] {

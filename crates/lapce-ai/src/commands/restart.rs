@@ -13,7 +13,7 @@ pub(crate) fn run(config: &Config) -> Result<(), Failure> {
         let after = client.restart().await?;
         client.close().await;
         Ok(Output::stdout().line(&format!(
-            "the daemon is process {after} now; process {before} finishes what it has begun, and goes"
+            "the daemon is process {after} now; process {before} finishes what it has begun"
         ))?)
     }))
 }

@@ -18,10 +18,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lapce_ai_server::{Options, Running, Server, ServerHandle, StartError};
-use lapce_ai_transport::{BindError, Listener, PoolOptions, RuntimeDir, usable_cpus};
-use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
+use lapce_ai_transport::{BindError, Listener, PoolOptions, RuntimeDir, trim_heap, usable_cpus};
+use rustix::process::{self, Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 
 use crate::cli::ServeArgs;
 use crate::config::{Config, Ipc};
@@ -29,7 +30,7 @@ use crate::failure::Failure;
 use handlers::App;
 use providers::Providers;
 use service::{Kept, Service};
-use succession::{Predecessor, Successors};
+use succession::{Lineage, Predecessor, Successors};
 
 /// More threads do not make tokens come faster.
 const MOST_WORKERS: usize = 4;
@@ -99,7 +100,25 @@ fn start(
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?;
-    let ended = serve(&runtime, origin, service, keep_segments, config, args);
+    // A service manager is told which process the daemon is, and whoever had one started by a command waits for none. A
+    // container is over when its first process is, whoever was told what.
+    let is_watched = !args.take_over && !args.if_needed && service.is_none();
+    let stays = is_watched || std::process::id() == 1;
+    let lineage = Arc::new(Lineage::new(args.take_over, stays));
+    let ended = serve(
+        &runtime,
+        origin,
+        service,
+        keep_segments,
+        config,
+        args,
+        &lineage,
+    );
+    let ended = ended.and_then(|()| {
+        trim_heap();
+        let outlived = runtime.block_on(lineage.outlive());
+        outlived.map_err(|error| Failure::Failed(error.to_string()))
+    });
     runtime.shutdown_timeout(RUNTIME_GRACE);
     ended
 }
@@ -111,6 +130,7 @@ fn serve(
     keep_segments: bool,
     config: Config,
     args: &ServeArgs,
+    lineage: &Arc<Lineage>,
 ) -> Result<(), Failure> {
     let begun = Instant::now();
     let signals = {
@@ -126,9 +146,10 @@ fn serve(
             "provider"
         );
     }
+    // They end with the server.
+    let mut probes = JoinSet::new();
     for (member, every) in providers.probed() {
-        // It ends with the runtime.
-        runtime.spawn(Arc::clone(member).keep_probing(every));
+        probes.spawn_on(Arc::clone(member).keep_probing(every), runtime.handle());
     }
     if config.metrics.enable {
         tracing::warn!("metrics.enable has no effect yet: this version exports no metrics");
@@ -152,14 +173,21 @@ fn serve(
         begun,
     ));
     handlers::register(&mut server, &app);
-    Successors::new(handle.clone(), service.clone(), restart_timeout).register(&mut server);
+    Successors::new(
+        handle.clone(),
+        service.clone(),
+        Arc::clone(lineage),
+        restart_timeout,
+    )
+    .register(&mut server);
     let running = open(server, origin, service.as_deref(), runtime)?;
     tracing::info!(socket = %socket.display(), process = std::process::id(), "serving");
     if let Some(service) = &service {
         service.ready();
     }
-    runtime.spawn(signals.stop(handle, service, drain));
+    runtime.spawn(signals.stop(handle, service, Arc::clone(lineage), drain));
     running.join();
+    drop(probes);
     if let Some(ledger) = ledger {
         ledger.close();
     }
@@ -263,9 +291,17 @@ impl Signals {
         })
     }
 
-    /// The first signal gives running requests time to end, the second gives none.
-    async fn stop(mut self, server: ServerHandle, service: Option<Arc<Service>>, drain: Duration) {
+    /// The first signal gives running requests time to end; Ctrl-C behind it gives none. SIGTERM again changes nothing: a service
+    /// manager may send it to all processes, of which one passes it on. What another daemon has taken over ends, too.
+    async fn stop(
+        mut self,
+        server: ServerHandle,
+        service: Option<Arc<Service>>,
+        lineage: Arc<Lineage>,
+        drain: Duration,
+    ) {
         self.next().await;
+        lineage.pass_on(process::Signal::TERM);
         tracing::info!(drain_secs = drain.as_secs_f64(), "stopping");
         let leaving = server.clone();
         let left = tokio::task::spawn_blocking(move || {
@@ -274,7 +310,8 @@ impl Signals {
         if !left.await.unwrap_or(false) {
             server.shutdown(drain);
         }
-        self.next().await;
+        self.interrupt.recv().await;
+        lineage.pass_on(process::Signal::INT);
         tracing::info!("stopping at once");
         server.shutdown(Duration::ZERO);
     }

@@ -6,7 +6,6 @@ use std::io;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::{ErrorBody, ErrorCode, MessageType};
@@ -15,8 +14,10 @@ use lapce_ai_server::{
 };
 use lapce_ai_transport::{Channel, ChannelError, Listener, MAX_FDS};
 use rustix::process::geteuid;
+use tokio::runtime::Handle;
 
 use super::super::service::Service;
+use super::lineage::Lineage;
 use super::message::{Message, TalkError, Terms, VERSION};
 
 /// The flag of the next daemon.
@@ -44,6 +45,7 @@ fn program() -> io::Result<PathBuf> {
 pub(crate) struct Successors {
     server: ServerHandle,
     service: Option<Arc<Service>>,
+    lineage: Arc<Lineage>,
     /// The file that this program was started from, by its name: an upgrade puts another in its place.
     program: io::Result<PathBuf>,
     arguments: Vec<OsString>,
@@ -154,6 +156,7 @@ impl Successors {
     pub(crate) fn new(
         server: ServerHandle,
         service: Option<Arc<Service>>,
+        lineage: Arc<Lineage>,
         timeout: Duration,
     ) -> Self {
         let arguments = std::env::args_os().skip(1);
@@ -162,6 +165,7 @@ impl Successors {
         Self {
             server,
             service,
+            lineage,
             program: program(),
             arguments,
             timeout,
@@ -234,7 +238,8 @@ impl Successors {
                     "another daemon has taken over: finishing what runs"
                 );
                 if let Some(child) = attempt.take_child() {
-                    self.watch(child);
+                    self.lineage.followed(&child);
+                    self.watch();
                 }
                 Ok(pid)
             }
@@ -257,20 +262,17 @@ impl Successors {
         }
     }
 
-    /// Sees to it that nobody takes a dead daemon for one that serves: while this one finishes what runs it is the other's parent,
-    /// and whoever looks after the daemon hears of the other's end when this one ends.
-    fn watch(&self, mut child: Child) {
-        let server = self.server.clone();
-        let watch = move || {
-            if let Ok(status) = child.wait() {
-                tracing::error!(%status, "the daemon that has taken over has ended");
-                server.shutdown(DECISION);
+    /// Sees to it that nobody takes a dead daemon for one that serves: whoever looks after the daemon hears of its end when this
+    /// process ends, which does not finish what it has begun then.
+    fn watch(&self) {
+        let (server, lineage) = (self.server.clone(), Arc::clone(&self.lineage));
+        Handle::current().spawn(async move {
+            match lineage.end().await {
+                Ok(()) => tracing::info!("the daemon that has taken over has stopped"),
+                Err(failure) => tracing::error!(%failure, "nobody serves any more"),
             }
-        };
-        let name = "lapce-ai-successor".to_owned();
-        if let Err(error) = thread::Builder::new().name(name).spawn(watch) {
-            tracing::warn!(%error, "nobody watches the next daemon");
-        }
+            server.shutdown(DECISION);
+        });
     }
 
     /// Closes the door, gives the next daemon everything, and lets it open the door. After an error the other one has ended, and
@@ -354,6 +356,7 @@ impl Successors {
         for name in NOT_FOR_CHILDREN {
             command.env_remove(name);
         }
+        self.lineage.prepare(&mut command);
         let child = command.spawn().map_err(|source| HandOverError::Spawn {
             program: program.clone(),
             source,
