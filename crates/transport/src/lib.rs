@@ -30,7 +30,7 @@ pub use connection::{
 pub use error::TransportError;
 pub use handshake::{Handshake, Progress, ServerTerms};
 pub use listener::{BindError, Listener};
-pub use pool::{Buffer, BufferPool, PoolOptions, PoolStats, TierStats};
+pub use pool::{Buffer, BufferPool, NoMemory, PoolOptions, PoolStats, TierStats};
 pub use runtime_dir::{RuntimeDir, RuntimeDirError};
 pub use service_manager::{ServiceManager, kept_descriptors};
 pub use succession::{Channel, ChannelError};

@@ -180,7 +180,8 @@ impl BufferPool {
         let _ = self.shared.on_release.set(Box::new(hook));
     }
 
-    /// An empty buffer that may take `len` bytes, or `None` while the budget does not allow it.
+    /// An empty buffer that may take `len` bytes, or `None` while the budget does not allow it. It has memory from here if
+    /// some is kept, and otherwise [gets it](Buffer::allocate) from the system later.
     pub fn reserve(&self, len: usize) -> Option<Buffer> {
         let shared = &self.shared;
         let tier = tier_of(len);
@@ -199,10 +200,8 @@ impl BufferPool {
         };
         // Memory comes from the system, and goes there, without the lock.
         drop(surplus);
-        let bytes =
-            bytes.unwrap_or_else(|| Vec::with_capacity(TIERS.get(tier).copied().unwrap_or(len)));
         Some(Buffer {
-            bytes,
+            bytes: bytes.unwrap_or_default(),
             reserved: len,
             shared: Arc::clone(shared),
         })
@@ -318,7 +317,7 @@ impl Shared {
             let mut state = self.lock();
             state.held -= reserved as u64;
             state.tiers[tier].in_use -= 1;
-            let keeps = tier < LARGER && {
+            let keeps = tier < LARGER && bytes.capacity() >= TIERS[tier] && {
                 let kept = state.kept + TIERS[tier] as u64;
                 state.free[tier].len() < self.options.keep[tier]
                     && kept + state.held <= self.options.budget
@@ -339,6 +338,14 @@ impl Shared {
     }
 }
 
+/// The system has no memory for a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the system has no memory for {bytes} bytes")]
+pub struct NoMemory {
+    /// How many were reserved.
+    pub bytes: usize,
+}
+
 /// Payload bytes. Goes back to its [`BufferPool`] when dropped.
 pub struct Buffer {
     bytes: Vec<u8>,
@@ -347,6 +354,27 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// Gets the memory for all that was reserved. Without this the first bytes do, and where the system has none for them the
+    /// process ends.
+    ///
+    /// # Errors
+    /// The system has none. The share of the budget stays until the buffer is dropped.
+    pub fn allocate(&mut self) -> Result<(), NoMemory> {
+        let got = self.bytes.try_reserve_exact(self.missing());
+        got.map_err(|_| NoMemory {
+            bytes: self.reserved,
+        })
+    }
+
+    /// Bytes of memory that it has not got yet.
+    fn missing(&self) -> usize {
+        if self.bytes.capacity() >= self.reserved {
+            return 0;
+        }
+        let size = TIERS.get(tier_of(self.reserved)).copied();
+        size.unwrap_or(self.reserved) - self.bytes.len()
+    }
+
     /// Appends bytes.
     ///
     /// # Panics
@@ -356,6 +384,7 @@ impl Buffer {
             self.bytes.len() + bytes.len() <= self.reserved,
             "more bytes than were reserved"
         );
+        self.bytes.reserve_exact(self.missing());
         append(&mut self.bytes, bytes);
     }
 
@@ -368,6 +397,7 @@ impl Buffer {
             self.bytes.len() + rest.len() <= self.reserved,
             "more bytes than were reserved"
         );
+        self.bytes.reserve_exact(self.missing());
         rest.append_to(&mut self.bytes);
     }
 }
@@ -398,13 +428,40 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    /// A buffer that has its memory.
+    fn filled(pool: &BufferPool, len: usize) -> Buffer {
+        let mut buffer = pool.reserve(len).unwrap();
+        buffer.allocate().unwrap();
+        buffer
+    }
+
+    #[test]
+    fn what_the_system_has_not_got_is_an_error_and_leaves_the_budget() {
+        let pool = BufferPool::new(PoolOptions {
+            budget: u64::MAX,
+            ..PoolOptions::default()
+        });
+        let bytes = usize::MAX >> 8;
+        let mut buffer = pool.reserve(bytes).unwrap();
+        assert_eq!(buffer.allocate(), Err(NoMemory { bytes }));
+        drop(buffer);
+        assert_eq!(pool.stats().held, 0);
+        // What never got memory is not kept for reuse.
+        drop(pool.reserve(10).unwrap());
+        assert_eq!(pool.stats().kept, 0);
+        let mut small = filled(&pool, 10);
+        let room = small.bytes.capacity();
+        small.extend(b"0123456789");
+        assert_eq!((small.bytes.capacity(), &small[..2]), (room, &b"01"[..]));
+    }
+
     #[test]
     fn memory_is_reused_and_the_budget_holds() {
         let pool = BufferPool::new(PoolOptions {
             budget: 3 << 20,
             keep: [1, 1, 1],
         });
-        let (a, b) = (pool.reserve(100).unwrap(), pool.reserve(100).unwrap());
+        let (a, b) = (filled(&pool, 100), filled(&pool, 100));
         drop((a, b));
         assert_eq!(pool.stats().kept, 4096, "one is kept, the other freed");
         let _again = pool.reserve(4096).unwrap();
@@ -435,7 +492,7 @@ mod tests {
             (0, 0),
             "what is larger is freed"
         );
-        drop(pool.reserve(64 << 10).unwrap());
+        drop(filled(&pool, 64 << 10));
         assert_eq!(pool.stats().tiers[1].kept, 1);
     }
 
@@ -457,9 +514,9 @@ mod tests {
             budget: 1 << 20,
             keep: [100, 50, 10],
         });
-        drop(pool.reserve(1 << 20).unwrap());
+        drop(filled(&pool, 1 << 20));
         assert_eq!(pool.stats().kept, 1 << 20);
-        drop(pool.reserve(10).unwrap());
+        drop(filled(&pool, 10));
         assert_eq!(
             pool.stats().kept,
             4096,
@@ -470,8 +527,8 @@ mod tests {
     #[test]
     fn kept_memory_is_given_up_and_used_memory_is_not() {
         let pool = BufferPool::new(PoolOptions::default());
-        drop((pool.reserve(1).unwrap(), pool.reserve(64 << 10).unwrap()));
-        let used = pool.reserve(1 << 20).unwrap();
+        drop((filled(&pool, 1), filled(&pool, 64 << 10)));
+        let used = filled(&pool, 1 << 20);
         assert_eq!(pool.stats().kept, (4 << 10) + (64 << 10));
         pool.release_kept();
         let stats = pool.stats();
@@ -487,11 +544,7 @@ mod tests {
             budget: 2 << 20,
             keep: [100, 50, 10],
         });
-        let both = (
-            pool.reserve(1 << 20).unwrap(),
-            pool.reserve(1 << 20).unwrap(),
-        );
-        drop(both);
+        drop((filled(&pool, 1 << 20), filled(&pool, 1 << 20)));
         assert_eq!(pool.stats().kept, 2 << 20);
         let _large = pool.reserve((1 << 20) + 1).unwrap();
         let stats = pool.stats();

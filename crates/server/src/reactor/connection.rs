@@ -12,7 +12,7 @@ use lapce_ai_transport::{Buffer, Reader, Rest, TransportError, flush};
 use rustix::event::epoll;
 use tokio::runtime::Handle;
 
-use super::dispatch::{Complete, cancel, on_frame, run};
+use super::dispatch::{Complete, cancel, on_frame, refuse_memory, run};
 use super::{Tools, fault_body, is_over};
 use crate::line::{Granted, Waiter};
 use crate::mailbox::{Newcomer, Past};
@@ -277,8 +277,13 @@ impl Connection {
         if tx.state.credit(waiter.id).is_none() {
             return Ok(());
         }
-        buffer.extend(&waiter.first);
-        if waiter.whole || ended {
+        let memory = buffer.allocate();
+        if memory.is_ok() {
+            buffer.extend(&waiter.first);
+        }
+        if let Err(error) = memory {
+            refuse_memory(&mut tx, waiter.id, error, tools.shared);
+        } else if waiter.whole || ended {
             let Waiter {
                 id,
                 ty,

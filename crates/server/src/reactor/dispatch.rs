@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lapce_ai_proto::{Class, ErrorBody, ErrorCode, Frame, MessageType, OpenPrefix, ServerEvent};
-use lapce_ai_transport::{Buffer, Rest, TransportError};
+use lapce_ai_transport::{Buffer, NoMemory, Rest, TransportError};
 
 use super::Tools;
 use super::connection::{Arriving, Upload};
@@ -104,6 +104,10 @@ pub(super) fn on_frame(
             if tools.router.get(ty).is_none() {
                 refuse_type(tx, id, ty, tools.shared);
             } else if let Some(mut buffer) = tools.shared.at_once(prefix.total_length as usize) {
+                if let Err(error) = buffer.allocate() {
+                    refuse_memory(tx, id, error, tools.shared);
+                    return Ok(());
+                }
                 buffer.extend(first);
                 let waiter = waiter(session, id, ty, prefix, Vec::new(), false, tools.shared);
                 // Its credit counts from the end of this batch: what has come by then was sent without any.
@@ -327,6 +331,13 @@ fn deadline_of(prefix: &OpenPrefix, shared: &Shared) -> Option<Instant> {
         millis => Duration::from_millis(millis.into()),
     };
     Instant::now().checked_add(deadline)
+}
+
+/// The system has no memory for a request; there may be some later.
+#[cold]
+pub(super) fn refuse_memory(tx: &mut Tx, id: u64, error: NoMemory, shared: &Shared) {
+    shared.counters.failed.fetch_add(1, Ordering::Relaxed);
+    tx.cut(id, ErrorBody::new(ErrorCode::Overloaded, error.to_string()));
 }
 
 /// A request whose bytes are all there.
