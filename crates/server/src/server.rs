@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crate::line::{Granted, Line, Waiter};
 use crate::mailbox::{Mailbox, Newcomer};
 use crate::occupancy::Occupancy;
 use crate::options::{Options, instance};
-use crate::reactor::{Door, Reactor};
+use crate::reactor::{Door, Reactor, Sweep};
 use crate::repeats::{Repeats, Verdict};
 use crate::session::Session;
 use crate::succession::Legacy;
@@ -66,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) stopping: AtomicBool,
     /// It has accepted, or may: until then the names of socket and lock are those of the server before it.
     pub(crate) opened: AtomicBool,
+    /// The threads' giving back of memory that is under way, if one is.
+    pub(crate) sweep: Mutex<Weak<Sweep>>,
     /// One for each reactor.
     pub(crate) mailboxes: Box<[Arc<Mailbox>]>,
 }
@@ -100,6 +102,7 @@ impl Shared {
             retiring: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             opened: AtomicBool::new(false),
+            sweep: Mutex::default(),
             mailboxes: (0..reactors).map(|at| Arc::new(Mailbox::new(at))).collect(),
         }
     }

@@ -8,7 +8,7 @@
 //! began with twice as much, and both are large builds in C.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use lapce_ai_transport::{release_thread_cache, trim_heap};
@@ -64,7 +64,9 @@ impl Reactor {
         release_thread_cache();
         trim_heap();
         let workers = self.runtime.metrics().num_workers();
-        let sweep = Arc::new(Sweep::of(workers, TOGETHER));
+        let Some(sweep) = Sweep::begin(&self.shared.sweep, workers) else {
+            return;
+        };
         for _ in 0..workers {
             let sweep = Arc::clone(&sweep);
             self.runtime.spawn(async move { sweep.join() });
@@ -75,13 +77,24 @@ impl Reactor {
 /// The runtime's workers empty their caches, and the last one trims the heap. A task cannot choose its worker: each holds the one
 /// that it is on until all have come, or for a moment, so that the next takes another.
 #[derive(Debug)]
-struct Sweep {
+pub(crate) struct Sweep {
     missing: Mutex<usize>,
     complete: Condvar,
     together: Duration,
 }
 
 impl Sweep {
+    /// Unless one is under way: another reactor has seen the same quiet, and two would hold each other's workers.
+    fn begin(under_way: &Mutex<Weak<Self>>, workers: usize) -> Option<Arc<Self>> {
+        let mut under_way = under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if under_way.strong_count() > 0 {
+            return None;
+        }
+        let sweep = Arc::new(Self::of(workers, TOGETHER));
+        *under_way = Arc::downgrade(&sweep);
+        Some(sweep)
+    }
+
     fn of(workers: usize, together: Duration) -> Self {
         Self {
             missing: Mutex::new(workers),
@@ -144,6 +157,15 @@ mod tests {
         seen.sort_by_key(|id| format!("{id:?}"));
         seen.dedup();
         assert_eq!(seen.len(), workers, "{seen:?}");
+    }
+
+    #[test]
+    fn one_sweep_at_a_time() {
+        let under_way = Mutex::default();
+        let first = Sweep::begin(&under_way, 2).unwrap();
+        assert!(Sweep::begin(&under_way, 2).is_none());
+        drop(first);
+        assert!(Sweep::begin(&under_way, 2).is_some());
     }
 
     #[test]

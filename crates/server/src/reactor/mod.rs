@@ -42,6 +42,7 @@ use connection::{Connection, Progress};
 use connections::Connections;
 pub(crate) use door::Door;
 use heap::Heap;
+pub(crate) use heap::Sweep;
 use overrun::Overruns;
 use retire::Succession;
 use schedule::Schedule;
