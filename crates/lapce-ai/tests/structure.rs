@@ -152,6 +152,29 @@ fn no_wait_depends_on_the_time_of_day() {
     }
 }
 
+/// The daemon knows those that follow it by their process group: nobody else may be in it.
+#[test]
+fn no_command_runs_in_the_daemons_process_group() {
+    let mut commands = 0;
+    for name in ["lapce-ai", "providers"] {
+        let mut files = Vec::new();
+        sources(&root().join("crates").join(name).join("src"), &mut files);
+        for file in files {
+            if file.ends_with("tests.rs") {
+                continue;
+            }
+            let text = fs::read_to_string(&file).unwrap();
+            if text.contains("Command::new(\"") || text.contains("Command::new(program") {
+                commands += 1;
+                let grouped = ["process_group(0)", "lineage.prepare("];
+                let is_grouped = grouped.iter().any(|grouped| text.contains(grouped));
+                assert!(is_grouped, "{}", file.display());
+            }
+        }
+    }
+    assert!(commands >= 4, "{commands} files that start processes");
+}
+
 #[test]
 fn every_crate_is_worth_its_name() {
     for dir in crates() {

@@ -48,6 +48,8 @@ async fn run(command: &str) -> Result<Keys, ProviderError> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // The daemon waits for its successors by their process group, and must not find this one there.
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
