@@ -5,12 +5,13 @@
 mod support;
 
 use std::fs;
+use std::time::Duration;
 
 use lapce_ai_client::ai::StreamEvent;
 use lapce_ai_client::{ChatStream, Client};
 use lapce_ai_proto::MessageType;
 use rustix::process::Signal;
-use support::{ANSWERS, Daemon, Home, connect, question, signal, until};
+use support::{ANSWERS, Daemon, Home, OpenAi, connect, question, signal, until};
 
 /// An answer of four seconds, which is longer than a daemon goes on for that nobody follows any more.
 const SLOW: &str =
@@ -147,14 +148,92 @@ fn it_ends_as_the_last_daemon_does() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_it_has_begun_outlives_many_restarts() {
-    let home = Home::new(SLOW);
+    let provider = OpenAi::new();
+    let home = Home::new(&format!(
+        "[providers.scripted]\ntype = 'openai'\nbase_url = '{}'\napi_key = 'sk-test-12345'\ndefault_model = 'm-1'\n",
+        provider.url()
+    ));
     let first = home.serve(&[]);
     let client = connect(&home).await;
-    let stream = begun(&client).await;
+    let stream = client.chat(&question()).await.unwrap();
+    let answered = tokio::task::spawn_blocking(move || provider.request().2);
+    let mut answer = answered.await.unwrap();
+    OpenAi::begin(&mut answer);
+    OpenAi::say(&mut answer, "word");
     restarted(&home, &first, 3);
-    assert_eq!(words(stream).await, 160);
+    // Longer than a daemon goes on for when nobody serves any more.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    OpenAi::say(&mut answer, "word");
+    OpenAi::end(&mut answer);
+    assert_eq!(words(stream).await, 2);
     client.call(MessageType::ECHO, b"well").await.unwrap();
     assert_eq!(client.counters().new_daemons, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_it_runs_has_its_time_when_all_are_stopped() {
+    let home = Home::new(SLOW);
+    let mut first = home.serve(&[]);
+    let client = connect(&home).await;
+    let stream = begun(&client).await;
+    restarted(&home, &first, 2);
+    // The other one has nothing to finish, and goes at once.
+    signal(first.pid(), Signal::TERM);
+    assert_eq!(words(stream).await, 160);
+    assert_eq!(first.wait().code(), Some(0));
+    assert!(home.daemons().is_empty());
+}
+
+#[test]
+fn a_terminal_that_is_closed_stops_all_unless_that_is_to_be_outlived() {
+    let home = Home::new(ANSWERS);
+    let mut first = home.serve(&[]);
+    restarted(&home, &first, 1);
+    signal(first.pid(), Signal::HUP);
+    assert_eq!(first.wait().code(), Some(0));
+    assert!(home.daemons().is_empty());
+    assert!(home.names_in_runtime_dir().is_empty());
+
+    let script = "trap '' HUP; exec \"$0\" \"$@\"";
+    let mut first = Daemon::start(home.command_by_shell(script, &["serve"]));
+    let last = restarted(&home, &first, 1);
+    for process in [first.pid(), last] {
+        signal(process, Signal::HUP);
+    }
+    home.ok(&["chat", "well?"]);
+    assert_eq!(home.pid(), last);
+    signal(first.pid(), Signal::TERM);
+    assert_eq!(first.wait().code(), Some(0));
+}
+
+/// What a daemon's commands leave behind becomes the first process's when the daemon is replaced or the command ends.
+#[test]
+fn it_buries_what_others_have_left_behind() {
+    let home = Home::new(
+        "[providers.mine]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:9/v1'\ndefault_model = 'm-1'\n\
+         api_key_command = 'touch begun; (while test ! -e end; do sleep 0.02; done; touch ended) >/dev/null & echo sk-test-12345'\n",
+    );
+    let mut first = home.serve(&[]);
+    restarted(&home, &first, 2);
+    // Nobody listens there, but the key is fetched.
+    assert_eq!(home.run(&["chat", "well?"]).code, Some(1));
+    until("the command has run", || home.path("begun").exists());
+    let children = || {
+        let line = format!("PPid:\t{}", first.pid());
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let status = processes.map(|process| fs::read_to_string(process.path().join("status")));
+        status
+            .flatten()
+            .filter(|status| status.contains(&line))
+            .count()
+    };
+    until("what is left behind has another parent", || children() == 2);
+    fs::write(home.path("end"), "").unwrap();
+    until("it has ended, and is no zombie", || {
+        home.path("ended").exists() && children() == 1
+    });
+    home.ok(&["stop"]);
+    assert_eq!(first.wait().code(), Some(0));
 }
 
 /// A process that was started first and finishes what it has begun, when the daemon of that moment dies.

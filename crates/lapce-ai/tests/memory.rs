@@ -24,9 +24,10 @@ fn allow(daemon: &Daemon, more: Option<u64>) {
     let line = status.lines().find(|line| line.starts_with("VmSize:"));
     let kib = line.unwrap().split_whitespace().nth(1).unwrap();
     let has = kib.parse::<u64>().unwrap() << 10;
+    let Rlimit { maximum, .. } = getrlimit(Resource::As);
     let limit = Rlimit {
-        current: more.map(|more| has + more),
-        ..getrlimit(Resource::As)
+        current: more.map(|more| has + more).or(maximum),
+        maximum,
     };
     prlimit(Pid::from_raw(daemon.pid()), Resource::As, limit).unwrap();
 }

@@ -441,7 +441,7 @@ mod tests {
             budget: u64::MAX,
             ..PoolOptions::default()
         });
-        let bytes = usize::MAX >> 8;
+        let bytes = usize::MAX;
         let mut buffer = pool.reserve(bytes).unwrap();
         assert_eq!(buffer.allocate(), Err(NoMemory { bytes }));
         drop(buffer);

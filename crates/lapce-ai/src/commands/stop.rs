@@ -43,7 +43,7 @@ async fn wait_until_gone(config: &Config, pid: u32) -> Result<(), Failure> {
     while lock.exists() {
         if Instant::now() >= deadline {
             return Err(Failure::Failed(format!(
-                "the daemon (process {pid}) has been told to stop and still runs: see its log, or end it with `kill {pid}`"
+                "the daemon (process {pid}) has been told to stop and still runs: see its log, or end it with `kill -9 {pid}`"
             )));
         }
         tokio::time::sleep(PAUSE).await;

@@ -7,6 +7,7 @@ mod keys;
 mod log;
 pub(crate) mod providers;
 mod service;
+mod signals;
 pub(crate) mod spend;
 mod succession;
 mod wire;
@@ -17,11 +18,10 @@ mod relay_tests;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lapce_ai_server::{Options, Running, Server, ServerHandle, StartError};
-use lapce_ai_transport::{BindError, Listener, PoolOptions, RuntimeDir, trim_heap, usable_cpus};
-use rustix::process::{self, Resource, Rlimit, geteuid, getrlimit, setrlimit};
+use lapce_ai_server::{Options, Running, Server, StartError};
+use lapce_ai_transport::{BindError, Listener, PoolOptions, RuntimeDir, usable_cpus};
+use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::cli::ServeArgs;
@@ -30,6 +30,7 @@ use crate::failure::Failure;
 use handlers::App;
 use providers::Providers;
 use service::{Kept, Service};
+use signals::Signals;
 use succession::{Lineage, Predecessor, Successors};
 
 /// More threads do not make tokens come faster.
@@ -115,7 +116,6 @@ fn start(
         &lineage,
     );
     let ended = ended.and_then(|()| {
-        trim_heap();
         let outlived = runtime.block_on(lineage.outlive());
         outlived.map_err(|error| Failure::Failed(error.to_string()))
     });
@@ -178,6 +178,7 @@ fn serve(
         service.clone(),
         Arc::clone(lineage),
         restart_timeout,
+        drain,
     )
     .register(&mut server);
     let running = open(server, origin, service.as_deref(), runtime)?;
@@ -270,57 +271,6 @@ fn options(config: &Config, args: &ServeArgs) -> Options {
         shared_memory: ipc.shared_memory,
         exit_when_idle: args.exit_when_idle,
         ..Options::default()
-    }
-}
-
-/// What tells the daemon to stop.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind)
-                .map_err(|error| Failure::Failed(format!("cannot wait for signals: {error}")))
-        };
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    /// The first signal gives running requests time to end; Ctrl-C behind it gives none. SIGTERM again changes nothing: a service
-    /// manager may send it to all processes, of which one passes it on. What another daemon has taken over ends, too.
-    async fn stop(
-        mut self,
-        server: ServerHandle,
-        service: Option<Arc<Service>>,
-        lineage: Arc<Lineage>,
-        drain: Duration,
-    ) {
-        self.next().await;
-        lineage.pass_on(process::Signal::TERM);
-        tracing::info!(drain_secs = drain.as_secs_f64(), "stopping");
-        let leaving = server.clone();
-        let left = tokio::task::spawn_blocking(move || {
-            service.is_some_and(|service| service.leave(&leaving, drain))
-        });
-        if !left.await.unwrap_or(false) {
-            server.shutdown(drain);
-        }
-        self.interrupt.recv().await;
-        lineage.pass_on(process::Signal::INT);
-        tracing::info!("stopping at once");
-        server.shutdown(Duration::ZERO);
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
     }
 }
 

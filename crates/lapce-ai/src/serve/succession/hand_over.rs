@@ -51,6 +51,8 @@ pub(crate) struct Successors {
     arguments: Vec<OsString>,
     /// How long it may take until it is ready.
     timeout: Duration,
+    /// How long this one may finish what runs when all others have been stopped.
+    drain: Duration,
     /// Held by a restart that is under way: one after the other.
     under_way: Mutex<()>,
 }
@@ -158,6 +160,7 @@ impl Successors {
         service: Option<Arc<Service>>,
         lineage: Arc<Lineage>,
         timeout: Duration,
+        drain: Duration,
     ) -> Self {
         let arguments = std::env::args_os().skip(1);
         let mut arguments: Vec<OsString> = arguments.filter(|word| word != TAKE_OVER).collect();
@@ -169,6 +172,7 @@ impl Successors {
             program: program(),
             arguments,
             timeout,
+            drain,
             under_way: Mutex::default(),
         }
     }
@@ -237,10 +241,7 @@ impl Successors {
                     millis,
                     "another daemon has taken over: finishing what runs"
                 );
-                if let Some(child) = attempt.take_child() {
-                    self.lineage.followed(&child);
-                    self.watch();
-                }
+                self.watch();
                 Ok(pid)
             }
             Err(error) => {
@@ -263,15 +264,20 @@ impl Successors {
     }
 
     /// Sees to it that nobody takes a dead daemon for one that serves: whoever looks after the daemon hears of its end when this
-    /// process ends, which does not finish what it has begun then.
+    /// process ends, which does not finish what it has begun then. Where the last one was told to stop this one stops, too.
     fn watch(&self) {
-        let (server, lineage) = (self.server.clone(), Arc::clone(&self.lineage));
+        let (server, lineage, drain) = (self.server.clone(), Arc::clone(&self.lineage), self.drain);
         Handle::current().spawn(async move {
             match lineage.end().await {
-                Ok(()) => tracing::info!("the daemon that has taken over has stopped"),
-                Err(failure) => tracing::error!(%failure, "nobody serves any more"),
+                Ok(()) => {
+                    tracing::info!("the daemon that has taken over has stopped");
+                    server.shutdown(drain);
+                }
+                Err(failure) => {
+                    tracing::error!(%failure, "nobody serves any more");
+                    server.shutdown(DECISION);
+                }
             }
-            server.shutdown(DECISION);
         });
     }
 
@@ -286,6 +292,10 @@ impl Successors {
         if decided.is_err() {
             attempt.end();
             return decided;
+        }
+        // Before this daemon can end, which it may at once.
+        if let Some(child) = attempt.take_child() {
+            self.lineage.followed(&child);
         }
         retiring.leave(FOR_EVER);
         decided

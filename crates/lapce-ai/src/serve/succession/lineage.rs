@@ -10,11 +10,14 @@
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use lapce_ai_transport::trim_heap;
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, WaitOptions, getpgrp, getpid, kill_process_group, set_child_subreaper, waitpgid,
+    Pid, Signal, WaitOptions, WaitStatus, getpgrp, getpid, kill_process_group, set_child_subreaper,
+    wait, waitpgid,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -25,6 +28,8 @@ pub(crate) struct Lineage {
     follows: bool,
     /// Whether somebody watches this process and no other.
     stays: bool,
+    /// This process serves nobody any more, and starts nobody.
+    alone: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -33,7 +38,7 @@ struct State {
     /// The process group of those that have followed.
     group: Option<Pid>,
     /// How the one ended that was the last to end so far.
-    last: Option<ExitStatus>,
+    last: Option<WaitStatus>,
     /// What they are to be told; whoever follows in the same moment is told it then.
     told: Option<Signal>,
 }
@@ -44,6 +49,7 @@ impl Lineage {
         Self {
             follows,
             stays,
+            alone: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
@@ -93,6 +99,8 @@ impl Lineage {
         let has_begun = self.lock().group.is_some();
         if has_begun && self.stays {
             tracing::info!("this process ends when the daemon that has taken over does");
+            trim_heap();
+            self.alone.store(true, Ordering::Relaxed);
             return self.end().await;
         }
         self.ended().unwrap_or(Ok(()))
@@ -116,19 +124,37 @@ impl Lineage {
     fn ended(&self) -> Option<Result<(), LineageEnd>> {
         let mut state = self.lock();
         let group = state.group?;
+        // Whoever was waited for last, when it was not known who that would be.
+        let mut other = None;
         loop {
             match waitpgid(group, WaitOptions::NOHANG) {
-                Ok(Some((_, status))) => state.last = Some(ExitStatus::from_raw(status.as_raw())),
-                Ok(None) => return None,
+                Ok(Some((_, status))) => (state.last, other) = (Some(status), None),
+                Ok(None) => other = Some(self.reap_other()?),
                 Err(Errno::INTR) => {}
-                // No such child.
-                Err(_) => break,
+                // No such child. If there was one a moment ago, it has been waited for since then.
+                Err(_) => {
+                    state.last = other.or(state.last);
+                    break;
+                }
             }
         }
-        match state.last {
+        match state
+            .last
+            .map(|status| ExitStatus::from_raw(status.as_raw()))
+        {
             Some(status) if !status.success() => Some(Err(LineageEnd::Failed(status))),
             _ => Some(Ok(())),
         }
+    }
+
+    /// Waits for one of those that became this process's children with the others, such as what their commands have left behind.
+    /// While this process has children of its own it is theirs to wait.
+    fn reap_other(&self) -> Option<WaitStatus> {
+        if !self.alone.load(Ordering::Relaxed) {
+            return None;
+        }
+        let reaped = wait(WaitOptions::NOHANG).ok().flatten();
+        reaped.map(|(_, status)| status)
     }
 }
 
