@@ -175,6 +175,39 @@ fn no_command_runs_in_the_daemons_process_group() {
     assert!(commands >= 4, "{commands} files that start processes");
 }
 
+/// A promise whose proof has another name by now has none.
+#[test]
+fn the_proofs_of_the_reliability_page_exist() {
+    let mut files = Vec::new();
+    for dir in crates() {
+        sources(&dir.join("src"), &mut files);
+        sources(&dir.join("tests"), &mut files);
+    }
+    let texts: Vec<String> = files
+        .iter()
+        .map(|file| fs::read_to_string(file).unwrap())
+        .collect();
+    let page = fs::read_to_string(root().join("docs/reliability.md")).unwrap();
+    let quoted = page.split('`').skip(1).step_by(2);
+    let (mut tests, mut paths) = (0, 0);
+    for word in quoted {
+        // Names of tests are sentences; those of settings and errors are shorter.
+        let is_name = word
+            .chars()
+            .all(|char| char == '_' || char.is_ascii_alphanumeric());
+        if is_name && word.matches('_').count() >= 3 {
+            let function = format!("fn {word}(");
+            let found = texts.iter().any(|text| text.contains(&function));
+            assert!(found, "no test has the name {word}");
+            tests += 1;
+        } else if word.starts_with("crates/") && !word.ends_with('/') {
+            assert!(root().join(word).exists(), "there is no {word}");
+            paths += 1;
+        }
+    }
+    assert!(tests > 80 && paths > 40, "{tests} tests, {paths} paths");
+}
+
 #[test]
 fn every_crate_is_worth_its_name() {
     for dir in crates() {
