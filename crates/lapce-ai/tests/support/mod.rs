@@ -358,9 +358,9 @@ pub struct OpenAi {
 
 impl OpenAi {
     pub fn new() -> Self {
-        Self {
-            listener: TcpListener::bind("127.0.0.1:0").unwrap(),
-        }
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        Self { listener }
     }
 
     pub fn url(&self) -> String {
@@ -369,7 +369,12 @@ impl OpenAi {
 
     /// The next request: its head and body, and the connection.
     pub fn request(&self) -> (String, String, TcpStream) {
-        let (mut stream, _) = self.listener.accept().unwrap();
+        let mut accepted = None;
+        until("a request comes", || {
+            accepted = self.listener.accept().ok();
+            accepted.is_some()
+        });
+        let (mut stream, _) = accepted.unwrap();
         stream.set_read_timeout(Some(BOUND)).unwrap();
         let mut bytes = Vec::new();
         let mut chunk = [0; 4096];
