@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::reconnect::ReconnectPolicy;
+
 /// Where a client stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -25,14 +27,16 @@ pub enum State {
 }
 
 /// How a client's connection does.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Health {
     /// Where it stands.
     pub state: State,
     /// Since when there is a connection, or none.
     pub since: Instant,
-    /// Attempts that failed since there was a connection.
+    /// Attempts that failed since there was a connection. When no more are made, the policy says.
     pub attempts: u32,
+    /// The limits and pauses in force, as the client was given them.
+    pub policy: ReconnectPolicy,
     /// Whether the next attempt comes as soon as the socket does.
     pub watched: bool,
     /// How the last attempt failed, if one ever did.

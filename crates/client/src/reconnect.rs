@@ -119,6 +119,7 @@ impl Reconnect {
             state: self.state,
             since: self.since,
             attempts: self.attempts,
+            policy: self.policy.clone(),
             watched: self.watched,
             last_failure: self.last_reason.clone(),
             last_outage: self.last_outage,

@@ -5,9 +5,11 @@
 mod support;
 
 use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use lapce_ai_client::{Client, Options};
+use lapce_ai_client::{BlockingClient, Client, Options};
 use lapce_ai_proto::MessageType;
 use rustix::process::Signal;
 use support::{Home, ended, first_bytes, signal, until};
@@ -109,4 +111,44 @@ fn a_full_disk_under_the_log_stops_nobody() {
         home.ok(&["stop"]);
         assert!(daemon.wait().unwrap().success());
     }
+}
+
+#[test]
+fn standard_error_that_nobody_reads_stops_nobody() {
+    let home = Home::new("");
+    let mut daemon = home.command(&["serve"]).spawn().unwrap();
+    until("it serves", || home.run(&["status"]).code == Some(0));
+    let client = BlockingClient::connect(Options::new(home.socket())).unwrap();
+    // Each is a line; a pipe takes 64 KiB.
+    let misbehave = |times: usize| {
+        for _ in 0..times {
+            let mut stranger = UnixStream::connect(home.socket()).unwrap();
+            stranger.write_all(b"this is no handshake at all").unwrap();
+            stranger
+                .set_read_timeout(Some(Duration::from_secs(60)))
+                .unwrap();
+            // Until it is thrown out, however that looks.
+            if let Err(error) = stranger.read_to_end(&mut Vec::new()) {
+                assert_ne!(error.kind(), ErrorKind::WouldBlock, "the daemon hangs");
+            }
+        }
+    };
+    misbehave(1000);
+    assert_eq!(client.call(MessageType::ECHO, b"well").unwrap(), b"well");
+    let mut log = daemon.stderr.take().unwrap();
+    let mut read = vec![0; 32 << 10];
+    log.read_exact(&mut read).unwrap();
+    misbehave(1);
+    assert_eq!(client.call(MessageType::ECHO, b"well").unwrap(), b"well");
+    let rest = std::thread::spawn(move || {
+        let mut rest = String::new();
+        log.read_to_string(&mut rest).map(|_| rest)
+    });
+    home.ok(&["stop"]);
+    assert!(daemon.wait().unwrap().success());
+    let rest = rest.join().unwrap().unwrap();
+    assert!(
+        rest.contains("lines of the log could not be written"),
+        "{rest}"
+    );
 }

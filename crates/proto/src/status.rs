@@ -24,6 +24,8 @@ pub struct Status {
     pub connections: Vec<ConnectionStatus>,
     /// The threads that serve them, by number.
     pub reactors: Vec<ReactorStatus>,
+    /// What runs beside them: requests that are answered by and by, connections to providers, and what the daemon does for itself.
+    pub tasks: u64,
     /// Which providers are usable.
     pub providers: Vec<ProviderStatus>,
     /// Where requests without a model go.

@@ -50,6 +50,38 @@ const SEALED: SealFlags = SealFlags::SHRINK
     .union(SealFlags::GROW)
     .union(SealFlags::SEAL);
 
+/// The flags of this process's mappings of segments, as the kernel says them.
+fn flags_of_segments() -> Vec<String> {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut flags, mut ours) = (Vec::new(), false);
+    for line in maps.lines() {
+        match line.split_whitespace().next() {
+            Some("VmFlags:") if ours => flags.push(line.to_owned()),
+            Some(first) if !first.ends_with(':') => ours = line.contains("memfd:lapce-ai"),
+            _ => {}
+        }
+    }
+    flags
+}
+
+#[test]
+fn a_forked_child_has_no_segment() {
+    let (_segment, _file) = segment();
+    // Other tests of this process may be in the middle of making one.
+    let all_stay = || {
+        let flags = flags_of_segments();
+        !flags.is_empty()
+            && flags
+                .iter()
+                .all(|flags| flags.split(' ').any(|flag| flag == "dc"))
+    };
+    let seen = (0..1000).any(|_| {
+        std::thread::sleep(Duration::from_millis(1));
+        all_stay()
+    });
+    assert!(seen, "{:?}", flags_of_segments());
+}
+
 #[test]
 fn client_cannot_change_the_file() {
     let (_segment, file) = segment();

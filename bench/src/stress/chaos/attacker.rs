@@ -22,6 +22,8 @@ use crate::child::Parent;
 pub(super) enum Attack {
     /// Processes die in the middle of requests, answers and uploads.
     KilledClients,
+    /// Processes stand still there for a while, and go on.
+    StoppedClients,
     /// Frames whose bytes are not what they were.
     CorruptFrames,
     /// Frames and messages longer than is allowed.
@@ -37,8 +39,9 @@ pub(super) enum Attack {
 }
 
 impl Attack {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::KilledClients,
+        Self::StoppedClients,
         Self::CorruptFrames,
         Self::OversizedFrames,
         Self::ShortDeadlines,
@@ -66,8 +69,10 @@ const CONNECTIONS: usize = 8;
 /// What a flood and a pressure last.
 const WHILE: Duration = Duration::from_millis(500);
 
-/// The child: `<attack as JSON> <seed>`, any number of times. An attack of clients that are to be killed says `armed` and does
-/// not end.
+/// What an attack of clients that are to be killed or stopped says when they are in the middle.
+pub(super) const ARMED: &str = "armed";
+
+/// The child: `<attack as JSON> <seed>`, any number of times. An attack of clients that are to be killed does not end.
 pub(crate) fn attack(parent: Parent, socket: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -83,8 +88,19 @@ pub(crate) fn attack(parent: Parent, socket: &Path) -> Result<()> {
         let _ended = match serde_json::from_str(attack)? {
             Attack::KilledClients => runtime.block_on(async {
                 let _held = busy_clients(socket, &mut random).await;
-                voice.say("armed")?;
+                voice.say(ARMED)?;
                 std::future::pending().await
+            }),
+            Attack::StoppedClients => runtime.block_on(async {
+                let mut held = busy_clients(socket, &mut random).await?;
+                seen.tried += CONNECTIONS as u64;
+                voice.say(ARMED)?;
+                // Stopped somewhere in here, they take up what has come meanwhile.
+                tokio::time::sleep(WHILE).await;
+                held.shutdown().await;
+                // Their connections are closed by tasks of their own.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Ok(())
             }),
             Attack::CorruptFrames => corrupt(socket, &mut random, &mut seen),
             Attack::OversizedFrames => oversized(socket, &mut random, &mut seen),

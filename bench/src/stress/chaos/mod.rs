@@ -29,7 +29,7 @@ use rustix::process::Signal;
 use serde::Serialize;
 use serde_json::json;
 
-use self::attacker::{Attack, Seen};
+use self::attacker::{ARMED, Attack, Seen};
 use self::normal::{CLIENTS, GRACE, Told};
 use self::server::BUDGET;
 use super::Request;
@@ -54,6 +54,8 @@ const HANGS: Duration = Duration::from_secs(10);
 const NEVER: Duration = Duration::from_secs(10);
 /// Between two blows to the server, so that it is seen whether the clients recover.
 const RESPITE: Duration = Duration::from_millis(700);
+/// How long clients stand still.
+const CLIENTS_STOPPED: Duration = Duration::from_millis(200);
 /// The last part of the time, in which the server lives on, so that what is left over in it is seen.
 const LAST_LIFE: f64 = 0.1;
 /// Memory at rest: criterion 1.
@@ -234,7 +236,9 @@ impl Run {
         self.busy[free] = Some(attack);
         let word = format!("{} {seed}", serde_json::to_string(&attack)?);
         self.attackers[free].tell(&word)?;
-        self.happened(Kind::Clients(attack), monotonic());
+        if !matches!(attack, Attack::KilledClients | Attack::StoppedClients) {
+            self.happened(Kind::Clients(attack), monotonic());
+        }
         Ok(())
     }
 
@@ -242,12 +246,11 @@ impl Run {
     fn hear(&mut self, limit: Duration) -> Result<()> {
         for (index, word) in Child::next_words(&mut self.attackers, limit)? {
             let attack = self.busy[index].take();
-            if word == "armed" {
-                self.attackers[index].kill()?;
-                let socket = socket_in(&self.dir)?;
-                self.attackers[index] = start_attacker(&socket, &self.cpus, index)?;
-                self.happened(Kind::Clients(Attack::KilledClients), monotonic());
-                *self.tried.entry(Attack::KilledClients).or_default() += 1;
+            if word == ARMED {
+                match attack {
+                    Some(Attack::StoppedClients) => self.stop_clients(index)?,
+                    _ => self.kill_clients(index)?,
+                }
                 continue;
             }
             let seen: Seen = serde_json::from_str(&word)?;
@@ -258,6 +261,24 @@ impl Run {
             self.wrong.extend(seen.wrong);
         }
         Ok(())
+    }
+
+    fn kill_clients(&mut self, index: usize) -> Result<()> {
+        self.attackers[index].kill()?;
+        let socket = socket_in(&self.dir)?;
+        self.attackers[index] = start_attacker(&socket, &self.cpus, index)?;
+        self.happened(Kind::Clients(Attack::KilledClients), monotonic());
+        *self.tried.entry(Attack::KilledClients).or_default() += 1;
+        Ok(())
+    }
+
+    /// While they stand still nothing else is done to the server.
+    fn stop_clients(&mut self, index: usize) -> Result<()> {
+        self.attackers[index].signal(Signal::STOP)?;
+        self.happened(Kind::Clients(Attack::StoppedClients), monotonic());
+        self.busy[index] = Some(Attack::StoppedClients);
+        thread::sleep(CLIENTS_STOPPED);
+        self.attackers[index].signal(Signal::CONT)
     }
 
     fn look(&mut self) -> Result<()> {

@@ -107,6 +107,7 @@ fn history_is_bounded_and_tells_of_another_life() {
         machine.connected(now, life, u128::from(life / 2));
     }
     assert_eq!(machine.history().len(), HISTORY);
+    assert_eq!(machine.health().policy, ReconnectPolicy::default());
     let counters = machine.counters();
     assert_eq!(
         (counters.connected, counters.lost, counters.new_daemons),

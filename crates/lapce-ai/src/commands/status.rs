@@ -110,6 +110,7 @@ fn lines(status: &Status) -> Vec<String> {
         "TRANSPORT",
         "REQUESTS",
         "RUNNING",
+        "EARLIER",
         "SINCE",
     ];
     let mut connections = vec![header.map(text).to_vec()];
@@ -124,6 +125,7 @@ fn lines(status: &Status) -> Vec<String> {
             connection.transport.clone(),
             connection.requests.to_string(),
             connection.in_flight.to_string(),
+            connection.earlier.to_string(),
             span(connection.connected_secs),
         ]);
     }

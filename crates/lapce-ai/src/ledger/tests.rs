@@ -428,7 +428,13 @@ fn a_disk_that_does_not_answer_holds_no_request_up() {
     }
     other.connection().execute_batch("COMMIT").unwrap();
     until("all are written", || total(&path).requests == many as u64);
+    // Nor does the end wait for it, which is for good here.
+    other.connection().execute_batch("BEGIN IMMEDIATE").unwrap();
+    keeper.record(&entry("m0", Some(1)));
     keeper.close();
+    let writer = keeper.thread.lock().unwrap().take();
+    assert!(writer.is_some(), "it was not waited for");
+    other.connection().execute_batch("COMMIT").unwrap();
     let store = Store::look(&path).unwrap().unwrap();
     let listed = store.requests(Day::new(0), u32::MAX).unwrap().len();
     assert!((MOST_REQUESTS..=many).contains(&listed), "{listed}");

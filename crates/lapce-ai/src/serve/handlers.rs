@@ -15,6 +15,7 @@ use lapce_ai_providers::{
 };
 use lapce_ai_server::{OwnedRequest, Reply, Request, Responder, Server, ServerHandle};
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use super::cut::Cut;
@@ -38,6 +39,7 @@ pub(super) struct App {
     gateway: Gateway,
     ledger: Option<Arc<Keeper>>,
     server: ServerHandle,
+    runtime: Handle,
     begun: Instant,
 }
 
@@ -55,6 +57,7 @@ impl App {
         providers: Providers,
         (gateway, ledger): (Gateway, Option<Arc<Keeper>>),
         server: ServerHandle,
+        runtime: Handle,
         begun: Instant,
     ) -> Self {
         Self {
@@ -64,6 +67,7 @@ impl App {
             gateway,
             ledger,
             server,
+            runtime,
             begun,
         }
     }
@@ -135,6 +139,7 @@ impl App {
             stops_when_idle_secs: self.stops_when_idle.map(|idle| idle.as_secs()),
             connections,
             reactors: self.server.reactors(),
+            tasks: self.runtime.metrics().num_alive_tasks() as u64,
             providers: spend::providers(self.providers.status(), self.gateway.spend()),
             default_model: self.providers.default_model().map(str::to_owned),
             counters,

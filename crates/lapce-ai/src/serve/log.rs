@@ -2,9 +2,11 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Mutex;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
@@ -14,7 +16,7 @@ use crate::failure::Failure;
 pub(super) fn init(log: &Log) -> Result<(), Failure> {
     let json = matches!(log.format, LogFormat::Json);
     let writer = match &log.file {
-        None => BoxMakeWriter::new(Mutex::new(Lossy::new(io::stderr(), json))),
+        None => BoxMakeWriter::new(Mutex::new(Lossy::new(Ready(io::stderr()), json))),
         Some(path) => {
             let file = OpenOptions::new()
                 .append(true)
@@ -27,7 +29,7 @@ pub(super) fn init(log: &Log) -> Result<(), Failure> {
                         path.display()
                     ))
                 })?;
-            BoxMakeWriter::new(Mutex::new(Lossy::new(file, json)))
+            BoxMakeWriter::new(Mutex::new(Lossy::new(Ready(file), json)))
         }
     };
     let colours = log.file.is_none() && io::stderr().is_terminal();
@@ -61,6 +63,27 @@ fn filter(log: &Log) -> Result<EnvFilter, Failure> {
         "warn"
     };
     Ok(EnvFilter::new(format!("{others},lapce_ai={level}")))
+}
+
+/// What a pipe with any room takes without waiting (`PIPE_BUF`).
+const PIECE: usize = 4096;
+
+/// Writes what can be written at once: whoever reads the daemon's standard error, and has stopped to, must not hold it up. The
+/// descriptor itself stays as it is, since others have it too.
+struct Ready<W>(W);
+
+impl<W: Write + AsFd> Write for Ready<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut room = [PollFd::new(&self.0, PollFlags::OUT)];
+        if poll(&mut room, Some(&Timespec::default()))? == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.0.write(&bytes[..bytes.len().min(PIECE)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// Where the log goes. While it cannot be written, because the disk is full or nobody reads, its lines are lost and counted, and

@@ -170,6 +170,7 @@ fn serve(
         providers,
         (gateway, ledger.clone()),
         handle.clone(),
+        runtime.handle().clone(),
         begun,
     ));
     handlers::register(&mut server, &app);

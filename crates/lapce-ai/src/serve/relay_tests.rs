@@ -126,6 +126,7 @@ fn a_relayed_token_allocates_nothing() {
         providers,
         gateway,
         handle.clone(),
+        runtime.handle().clone(),
         Instant::now(),
     ));
     handlers::register(&mut server, &app);
