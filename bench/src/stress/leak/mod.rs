@@ -63,9 +63,13 @@ const QUICK: Shape = Shape {
 const AFTER: u64 = 512 << 10;
 const AT_END: u64 = 256 << 10;
 const PER_CONNECTION: u64 = 8 << 10;
-/// How long memory is watched going down, and for how long it must stay.
-const SETTLE: Duration = Duration::from_secs(8);
+/// How long memory is watched going down, and for how long, and how many looks, it must stay: where something else keeps the
+/// processors, time alone passes without anybody having done anything.
+const SETTLE: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_secs(2);
+const QUIET_LOOKS: u32 = 20;
+/// How long the daemon may take to notice that nothing is asked any more, and who has gone.
+const NOTICES: Duration = Duration::from_secs(60);
 /// Descriptors of a process of the run beside its connections: towards the provider there is one for each request in flight.
 const DESCRIPTORS: u64 = 1024;
 /// How far apart the marks of two processes' requests are.
@@ -216,10 +220,10 @@ impl Load {
         self.asked += connections * rounds * 3;
         self.tell_all(|index| format!("run {rounds} {window} {} {tick}", index * MARKS + first))?;
         let working = self.work()?;
-        let live = self.settled(true)?;
+        let live = self.settled(connections)?;
         self.tell_all(|_| "close".to_owned())?;
         self.expect_all("closed")?;
-        let after = self.settled(false)?;
+        let after = self.settled(0)?;
         let pid = self.pid();
         let count = |what: &str| -> Result<u64> {
             Ok(fs::read_dir(format!("/proc/{pid}/{what}"))?.count() as u64)
@@ -291,25 +295,47 @@ impl Load {
         Ok(())
     }
 
-    /// The memory once it goes down no further, or time is up. `living`: the clients rest meanwhile, which means that they do
-    /// what a client does when nothing is asked of it.
-    fn settled(&mut self, living: bool) -> Result<Held> {
+    /// The memory once it goes down no further, or time is up, with so many clients that ask nothing: they do what a client does
+    /// then.
+    fn settled(&mut self, clients: u64) -> Result<Held> {
+        self.daemon_is_idle(clients)?;
         let began = Instant::now();
         let mut least = Held::of(self.pid())?;
-        let mut since = began;
-        while since.elapsed() < QUIET && began.elapsed() < SETTLE {
-            if living {
+        let (mut since, mut looks) = (began, 0);
+        while (since.elapsed() < QUIET || looks < QUIET_LOOKS) && began.elapsed() < SETTLE {
+            if clients > 0 {
                 self.tell_all(|_| "rest 100".to_owned())?;
                 self.expect_all("rested")?;
             }
             self.look_on()?;
+            looks += 1;
             let held = Held::of(self.pid())?;
             if held.own() < least.own() {
-                (least, since) = (held, Instant::now());
+                (least, since, looks) = (held, Instant::now(), 0);
             }
         }
         // What it is, not what it was: it may have grown again.
         Held::of(self.pid())
+    }
+
+    /// Waits for the daemon's own word that nothing runs, and that nobody is connected but these clients and the one that looks on.
+    fn daemon_is_idle(&self, clients: u64) -> Result<()> {
+        let until = Instant::now() + NOTICES;
+        loop {
+            let connections = self.daemon.observer.status()?.connections;
+            let in_flight: u64 = connections.iter().map(|one| one.in_flight).sum();
+            // The question itself is one.
+            if connections.len() as u64 == clients + 1 && in_flight <= 1 {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                let found = connections.len();
+                bail!(
+                    "the daemon has {found} connections and {in_flight} requests, where {clients} clients and one more ask nothing"
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
@@ -319,6 +345,14 @@ fn judged(load: &Load, started: Held, warm: Cycle, cycles: &[Cycle], seconds: f6
     let level = warm.after.own();
     let over = |held: Held| held.own() as f64 / 1024.0 - kib(level);
     let most = |of: &dyn Fn(&Cycle) -> f64| cycles.iter().map(of).fold(f64::MIN, f64::max);
+    let worst_of = |of: &dyn Fn(&Cycle) -> f64| {
+        let numbered = (1_u32..)
+            .zip(cycles)
+            .map(|(number, cycle)| (number, of(cycle)));
+        numbered
+            .max_by(|a, b| a.1.total_cmp(&b.1))
+            .map_or(0.0, |worst| f64::from(worst.0))
+    };
     let last = cycles.last().unwrap_or(&warm);
     // Which cycle was nearest to its bound, or beyond it.
     let beyond = |cycle: &Cycle| over(cycle.live) - kib(PER_CONNECTION * cycle.connections);
@@ -355,6 +389,8 @@ fn judged(load: &Load, started: Held, warm: Cycle, cycles: &[Cycle], seconds: f6
             Some(Figure::new("the level: after the warm-up cycle", kib(level), "KiB")),
             Some(Figure::new("after the last cycle", kib(last.after.own()), "KiB")),
             Some(Figure::new("live and at rest, most", most(&|c| kib(c.live.own())), "KiB")),
+            Some(Figure::new("the cycle that was nearest to its live bound, of all", worst_of(&beyond), "")),
+            Some(Figure::new("the cycle after which most was left", worst_of(&|c| over(c.after)), "")),
             working,
             Some(Figure::new("requests/s", told.answered as f64 / seconds, "/s")),
             Some(Figure::new("longest cycle", most(&|c| c.seconds), "s")),
