@@ -10,7 +10,6 @@
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lapce_ai_transport::trim_heap;
@@ -28,8 +27,6 @@ pub(crate) struct Lineage {
     follows: bool,
     /// Whether somebody watches this process and no other.
     stays: bool,
-    /// This process serves nobody any more, and starts nobody.
-    alone: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -41,6 +38,8 @@ struct State {
     last: Option<WaitStatus>,
     /// What they are to be told; whoever follows in the same moment is told it then.
     told: Option<Signal>,
+    /// This process serves nobody any more, and starts nobody.
+    alone: bool,
 }
 
 impl Lineage {
@@ -49,7 +48,6 @@ impl Lineage {
         Self {
             follows,
             stays,
-            alone: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
@@ -96,14 +94,19 @@ impl Lineage {
     /// # Errors
     /// The last one failed, or it cannot be waited for.
     pub(crate) async fn outlive(&self) -> Result<(), LineageEnd> {
-        let has_begun = self.lock().group.is_some();
-        if has_begun && self.stays {
-            tracing::info!("this process ends when the daemon that has taken over does");
-            trim_heap();
-            self.alone.store(true, Ordering::Relaxed);
-            return self.end().await;
+        if !self.remains() {
+            return self.ended().unwrap_or(Ok(()));
         }
-        self.ended().unwrap_or(Ok(()))
+        tracing::info!("this process ends when the daemon that has taken over does");
+        trim_heap();
+        self.end().await
+    }
+
+    /// Notes that this daemon has ended. True: others have followed, and this process stands for them.
+    fn remains(&self) -> bool {
+        let mut state = self.lock();
+        state.alone = self.stays && state.group.is_some();
+        state.alone
     }
 
     /// Waits until none is left.
@@ -129,7 +132,7 @@ impl Lineage {
         loop {
             match waitpgid(group, WaitOptions::NOHANG) {
                 Ok(Some((_, status))) => (state.last, other) = (Some(status), None),
-                Ok(None) => other = Some(self.reap_other()?),
+                Ok(None) => other = Some(state.reap_other()?),
                 Err(Errno::INTR) => {}
                 // No such child. If there was one a moment ago, it has been waited for since then.
                 Err(_) => {
@@ -146,19 +149,19 @@ impl Lineage {
             _ => Some(Ok(())),
         }
     }
+}
 
+impl State {
     /// Waits for one of those that became this process's children with the others, such as what their commands have left behind.
     /// While this process has children of its own it is theirs to wait.
     fn reap_other(&self) -> Option<WaitStatus> {
-        if !self.alone.load(Ordering::Relaxed) {
+        if !self.alone {
             return None;
         }
         let reaped = wait(WaitOptions::NOHANG).ok().flatten();
         reaped.map(|(_, status)| status)
     }
-}
 
-impl State {
     fn pass_on(&self, signal: Signal) {
         if let Some(group) = self.group {
             // Those who have gone already need none.
