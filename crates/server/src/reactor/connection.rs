@@ -277,11 +277,8 @@ impl Connection {
         if tx.state.credit(waiter.id).is_none() {
             return Ok(());
         }
-        let memory = buffer.allocate();
-        if memory.is_ok() {
-            buffer.extend(&waiter.first);
-        }
-        if let Err(error) = memory {
+        let first = buffer.allocate().map(|()| buffer.extend(&waiter.first));
+        if let Err(error) = first {
             refuse_memory(&mut tx, waiter.id, error, tools.shared);
         } else if waiter.whole || ended {
             let Waiter {
