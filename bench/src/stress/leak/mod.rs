@@ -65,7 +65,7 @@ const AT_END: u64 = 256 << 10;
 const PER_CONNECTION: u64 = 8 << 10;
 /// How long memory is watched going down, and for how long, and how many looks, it must stay: where something else keeps the
 /// processors, time alone passes without anybody having done anything.
-const SETTLE: Duration = Duration::from_secs(30);
+const SETTLE: Duration = Duration::from_secs(8);
 const QUIET: Duration = Duration::from_secs(2);
 const QUIET_LOOKS: u32 = 20;
 /// How long the daemon may take to notice that nothing is asked any more, and who has gone.
