@@ -53,15 +53,9 @@ const SEALED: SealFlags = SealFlags::SHRINK
 /// The flags of this process's mappings of segments, as the kernel says them.
 fn flags_of_segments() -> Vec<String> {
     let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let (mut flags, mut ours) = (Vec::new(), false);
-    for line in maps.lines() {
-        match line.split_whitespace().next() {
-            Some("VmFlags:") if ours => flags.push(line.to_owned()),
-            Some(first) if !first.ends_with(':') => ours = line.contains("memfd:lapce-ai"),
-            _ => {}
-        }
-    }
-    flags
+    let segments = maps.split("memfd:lapce-ai").skip(1);
+    let flags = segments.filter_map(|rest| rest.lines().find(|line| line.starts_with("VmFlags:")));
+    flags.map(str::to_owned).collect()
 }
 
 #[test]
@@ -76,8 +70,10 @@ fn a_forked_child_has_no_segment() {
                 .all(|flags| flags.split(' ').any(|flag| flag == "dc"))
     };
     let seen = (0..1000).any(|_| {
-        std::thread::sleep(Duration::from_millis(1));
-        all_stay()
+        all_stay() || {
+            std::thread::sleep(Duration::from_millis(1));
+            false
+        }
     });
     assert!(seen, "{:?}", flags_of_segments());
 }
