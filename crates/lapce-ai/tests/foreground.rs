@@ -149,17 +149,11 @@ fn it_ends_as_the_last_daemon_does() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_it_has_begun_outlives_many_restarts() {
     let provider = OpenAi::new();
-    let home = Home::new(&format!(
-        "[providers.scripted]\ntype = 'openai'\nbase_url = '{}'\napi_key = 'sk-test-12345'\ndefault_model = 'm-1'\n",
-        provider.url()
-    ));
+    let home = Home::new(&provider.config());
     let first = home.serve(&[]);
     let client = connect(&home).await;
     let stream = client.chat(&question()).await.unwrap();
-    let answered = tokio::task::spawn_blocking(move || provider.request().2);
-    let mut answer = answered.await.unwrap();
-    OpenAi::begin(&mut answer);
-    OpenAi::say(&mut answer, "word");
+    let mut answer = provider.begun().await;
     restarted(&home, &first, 3);
     // Longer than a daemon goes on for when nobody serves any more.
     tokio::time::sleep(Duration::from_millis(2500)).await;

@@ -139,17 +139,13 @@ async fn no_request_fails_through_restart_after_restart() {
 async fn what_runs_is_finished_by_the_daemon_that_began_it() {
     let provider = OpenAi::new();
     let home = Home::new(&format!(
-        "[ipc]\ndrain_timeout_secs = 0\n[providers.scripted]\ntype = 'openai'\nbase_url = '{}'\napi_key = 'sk-test-12345'\ndefault_model = 'm-1'\n",
-        provider.url()
+        "[ipc]\ndrain_timeout_secs = 0\n{}",
+        provider.config()
     ));
     let mut first = home.serve(UNWATCHED);
     let client = connect(&home).await;
     let mut stream = client.chat(&question()).await.unwrap();
-    let (_, _, mut answer) = tokio::task::spawn_blocking(move || provider.request())
-        .await
-        .unwrap();
-    OpenAi::begin(&mut answer);
-    OpenAi::say(&mut answer, "word");
+    let mut answer = provider.begun().await;
     assert!(matches!(
         stream.next().await,
         Some(Ok(StreamEvent::Start { .. }))

@@ -367,6 +367,23 @@ impl OpenAi {
         format!("http://{}/v1", self.listener.local_addr().unwrap())
     }
 
+    /// The configuration of a daemon that asks nobody else.
+    pub fn config(&self) -> String {
+        format!(
+            "[providers.scripted]\ntype = 'openai'\nbase_url = '{}'\napi_key = 'sk-test-12345'\ndefault_model = 'm-1'\n",
+            self.url()
+        )
+    }
+
+    /// Waits for its one request, and begins to answer with a word.
+    pub async fn begun(self) -> TcpStream {
+        let asked = tokio::task::spawn_blocking(move || self.request().2);
+        let mut answer = asked.await.unwrap();
+        Self::begin(&mut answer);
+        Self::say(&mut answer, "word");
+        answer
+    }
+
     /// The next request: its head and body, and the connection.
     pub fn request(&self) -> (String, String, TcpStream) {
         let mut accepted = None;
