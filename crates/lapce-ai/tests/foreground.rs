@@ -181,7 +181,9 @@ async fn what_it_runs_has_its_time_when_all_are_stopped() {
 #[test]
 fn a_terminal_that_is_closed_stops_all_unless_that_is_to_be_outlived() {
     let home = Home::new(ANSWERS);
-    let mut first = home.serve(&[]);
+    // Whoever runs this test may outlive its terminal, and what it starts would, too.
+    let script = "exec env --default-signal=HUP \"$0\" \"$@\"";
+    let mut first = Daemon::start(home.command_by_shell(script, &["serve"]));
     restarted(&home, &first, 1);
     signal(first.pid(), Signal::HUP);
     assert_eq!(first.wait().code(), Some(0));
