@@ -17,8 +17,8 @@ use lapce_ai_client::{
     BlockingClient, Client, ClientError, ErrorCode, Options, RequestOptions, State,
 };
 use lapce_ai_proto::MessageType;
-use rustix::process::Signal;
-use support::{ANSWERS, Daemon, HANGS, Home, connect, question, signal, until};
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use support::{ANSWERS, Daemon, HANGS, Home, OpenAi, connect, question, signal, until};
 
 /// How many requests run, beside the one that asks.
 fn running(home: &Home) -> u64 {
@@ -111,7 +111,7 @@ async fn a_stopped_daemon_is_given_up_by_the_deadline_and_works_on() {
 }
 
 /// A daemon that may have only so many descriptors.
-fn with_descriptors(home: &Home, most: u32) -> Daemon {
+fn with_descriptors(home: &Home, most: u64) -> Daemon {
     let script = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
     Daemon::start(home.command_by_shell(&script, &["serve"]))
 }
@@ -146,6 +146,46 @@ fn without_descriptors_newcomers_are_refused_and_nobody_else_notices() {
         Err(_) => false,
     });
     assert_eq!(first.call(MessageType::ECHO, b"well").unwrap(), b"well");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_is_not_blamed_for_descriptors_that_the_daemon_lacks() {
+    const MOST: u64 = 100;
+    // An address, and a name: looking one up takes descriptors, too.
+    for host in ["127.0.0.1", "localhost"] {
+        let upstream = OpenAi::new();
+        let config = upstream.config().replace("127.0.0.1", host);
+        let home = Home::new(&format!("[retries]\nattempts = 1\n{config}"));
+        let daemon = with_descriptors(&home, MOST);
+        let client = connect(&home).await;
+        let may_have = |most| {
+            let limit = Rlimit {
+                current: Some(most),
+                maximum: Some(MOST),
+            };
+            let daemon = Pid::from_raw(daemon.pid());
+            prlimit(daemon, Resource::Nofile, limit).unwrap();
+        };
+        // Those that every process has from its start: there can be no other.
+        may_have(3);
+        // More than a breaker wants to open.
+        for _ in 0..10 {
+            let error = client.complete(&question()).await.unwrap_err();
+            assert_eq!(error.code(), Some(ErrorCode::Overloaded), "{host}: {error}");
+            assert!(error.is_retryable());
+        }
+        may_have(MOST);
+        let mut chat = client.chat(&question()).await.unwrap();
+        let mut answer = upstream.begun().await;
+        OpenAi::end(&mut answer);
+        let mut text = String::new();
+        while let Some(event) = chat.next().await {
+            if let StreamEvent::Text { text: more } = event.unwrap() {
+                text.push_str(&more);
+            }
+        }
+        assert_eq!(text, "word", "{host}");
+    }
 }
 
 /// What a process holds.

@@ -75,6 +75,8 @@ pub enum ErrorKind {
     /// The provider's address could not be resolved or connected to, TLS failed, or the connection broke before
     /// an answer came.
     ConnectionFailed,
+    /// This process or machine had no descriptor or no memory for a connection. The provider was not asked.
+    NoResources,
     /// The provider was not asked: it failed too often just now, and its circuit breaker is open.
     CircuitOpen,
     /// The provider was not asked: our own limits had no room for the request in time.
@@ -149,6 +151,7 @@ impl ErrorKind {
             | Self::Overloaded
             | Self::ProviderInternal
             | Self::ConnectionFailed
+            | Self::NoResources
             | Self::CircuitOpen
             | Self::Shed
             | Self::StreamCut => true,
@@ -178,6 +181,7 @@ impl ErrorKind {
             Self::Authentication
             | Self::Permission
             | Self::RateLimited
+            | Self::NoResources
             | Self::Shed
             | Self::QuotaExhausted
             | Self::BudgetSpent
@@ -203,6 +207,7 @@ impl ErrorKind {
             Self::ProviderInternal => "provider_internal",
             Self::ContentFiltered => "content_filtered",
             Self::ConnectionFailed => "connection_failed",
+            Self::NoResources => "no_resources",
             Self::CircuitOpen => "circuit_open",
             Self::Shed => "shed",
             Self::TimedOut(Phase::Connect) => "connect_timed_out",
@@ -234,6 +239,7 @@ impl ErrorKind {
             Self::ProviderInternal => "the provider failed",
             Self::ContentFiltered => "refused by the provider's content filter",
             Self::ConnectionFailed => "no connection",
+            Self::NoResources => "no descriptor or memory left for a connection",
             Self::CircuitOpen => "not asked",
             Self::Shed => "no room for it now",
             Self::TimedOut(Phase::Connect) => "connecting took too long",

@@ -33,6 +33,7 @@ mod bell;
 #[cfg(not(ring_loom))]
 mod copy;
 mod fds;
+mod fork;
 mod heap;
 pub mod layout;
 #[cfg(not(ring_loom))]
@@ -50,6 +51,7 @@ pub use fds::{
     FdError, MAX_FDS, PeerCredentials, peer_credentials, recv_with_fd, recv_with_fds, send_with_fd,
     send_with_fds, take_inherited,
 };
+pub use fork::ForkGuard;
 pub use heap::{release_thread_cache, trim_heap};
 #[cfg(not(ring_loom))]
 pub use mapping::{Mapping, ShmError};

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use lapce_ai_proto::{Codec, ErrorBody, Fault, Features, Hello, Kind, Welcome};
 use lapce_ai_shm::{
-    Bell, PeerCredentials, Segment, ShmError, Woken, peer_credentials, recv_with_fd, send_with_fd,
+    Bell, ForkGuard, PeerCredentials, Segment, ShmError, Woken, peer_credentials, recv_with_fd,
+    send_with_fd,
 };
 use rustix::io::Errno;
 use rustix::net::{
@@ -105,6 +106,7 @@ pub struct Connecting {
     path: PathBuf,
     address: SocketAddrUnix,
     socket: Arc<OwnedFd>,
+    guard: ForkGuard,
     /// Who listens, once that is known and HELLO has been sent.
     credentials: Option<PeerCredentials>,
     received: Vec<u8>,
@@ -159,10 +161,12 @@ impl Connecting {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket =
             socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(io_error)?;
+        let socket = Arc::new(socket);
         let connecting = Self {
             path: path.to_owned(),
             address,
-            socket: Arc::new(socket),
+            guard: ForkGuard::new(Arc::clone(&socket)),
+            socket,
             credentials: None,
             received: Vec::new(),
             segment: None,
@@ -325,7 +329,7 @@ impl Connecting {
             crc: welcome.features.crc,
             max_payload: welcome.limits.max_frame_payload,
         };
-        let connection = match (welcome.features.shared_memory, self.segment) {
+        let mut connection = match (welcome.features.shared_memory, self.segment) {
             (true, Some(segment)) => {
                 let segment =
                     Segment::open(segment, welcome.request_capacity, welcome.response_capacity)?;
@@ -335,6 +339,7 @@ impl Connecting {
             (false, None) => Connection::over_socket(self.socket, self.received, codec, peer),
             _ => return Err(TransportError::Fault(Fault::BadPayload).into()),
         };
+        connection.reader.guard = Some(self.guard);
         Ok(Attempt::Done(Box::new((connection, welcome))))
     }
 }

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::io;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,6 +18,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustix::io::Errno;
 use secrecy::SecretString;
 use tokio::net::TcpStream;
 use tower_service::Service;
@@ -124,17 +127,31 @@ fn send_error(error: ClientError) -> ProviderError {
     let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
     let mut deepest = String::new();
     let mut timed_out = false;
+    let mut refused = None;
     while let Some(current) = cause {
         timed_out |= current.is::<ConnectTimedOut>();
+        let of_system = current.downcast_ref::<io::Error>();
+        refused = refused.or(of_system.and_then(io::Error::raw_os_error));
         deepest = current.to_string();
         cause = current.source();
     }
     let kind = if timed_out {
         ErrorKind::TimedOut(Phase::Connect)
+    } else if error.is_connect() && has_no_resources(refused) {
+        ErrorKind::NoResources
     } else {
         ErrorKind::ConnectionFailed
     };
     ProviderError::new(kind, deepest).caused_by(error)
+}
+
+/// Whether no connection could be made because this process or machine had nothing left to make one with. `refused` is the
+/// system's word. Where there is none it is asked again: who looks a name up without descriptors is only told that it failed.
+fn has_no_resources(refused: Option<i32>) -> bool {
+    let refused = refused.or_else(|| UnixDatagram::unbound().err()?.raw_os_error());
+    let none_left = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    let mut none_left = none_left.into_iter().map(Errno::raw_os_error);
+    refused.is_some_and(|code| none_left.any(|of| of == code))
 }
 
 /// hyper's own connect time-out ends with TCP; this one covers name resolution and TLS, too.
@@ -183,6 +200,18 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn what_the_system_had_nothing_left_for_is_told_from_what_nobody_answered() {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert!(has_no_resources(Some(errno.raw_os_error())), "{errno}");
+        }
+        for errno in [Errno::CONNREFUSED, Errno::NETUNREACH, Errno::HOSTUNREACH] {
+            assert!(!has_no_resources(Some(errno.raw_os_error())), "{errno}");
+        }
+        assert!(!has_no_resources(Some(0)), "an error that is none");
+        assert!(!has_no_resources(None), "this process has descriptors left");
+    }
 
     #[test]
     fn extra_certificates_must_be_there_and_be_some() {

@@ -70,6 +70,7 @@ impl Connection {
             codec,
             long: false,
             rung: false,
+            guard: None,
         };
         let writer = Writer {
             socket,
@@ -106,6 +107,7 @@ impl Connection {
             codec,
             long: false,
             rung: false,
+            guard: None,
         };
         let writer = Writer {
             socket,

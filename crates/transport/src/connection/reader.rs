@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use lapce_ai_proto::{Codec, Fault, Frame, HEADER_LEN, ITEM_PREFIX_LEN};
-use lapce_ai_shm::{Bell, Consumer, MappedRing};
+use lapce_ai_shm::{Bell, Consumer, ForkGuard, MappedRing};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
@@ -37,6 +37,8 @@ pub struct Reader {
     pub(super) long: bool,
     /// A bell was rung, and has not been taken yet.
     pub(super) rung: bool,
+    /// On a client's side: its program may fork. A daemon's children run other programs.
+    pub(crate) guard: Option<ForkGuard>,
 }
 
 /// The end of a long frame's payload, still in the ring. What is not taken from there is skipped.

@@ -15,7 +15,7 @@ pub(in crate::serve) fn provider_error(error: &ProviderError) -> ErrorBody {
         ErrorKind::QuotaExhausted => ErrorCode::QuotaExhausted,
         ErrorKind::BudgetSpent => ErrorCode::BudgetSpent,
         ErrorKind::Overloaded => ErrorCode::ProviderOverloaded,
-        ErrorKind::Shed => ErrorCode::Overloaded,
+        ErrorKind::Shed | ErrorKind::NoResources => ErrorCode::Overloaded,
         ErrorKind::ContentFiltered => ErrorCode::ContentFiltered,
         // A wrong address, too: the advice is to check the base URL.
         ErrorKind::ConnectionFailed | ErrorKind::NotFound | ErrorKind::TimedOut(Phase::Connect) => {
@@ -108,6 +108,7 @@ mod tests {
                 ErrorKind::TimedOut(Phase::Deadline),
                 ErrorCode::DeadlineExceeded,
             ),
+            (ErrorKind::NoResources, ErrorCode::Overloaded),
             (ErrorKind::ProviderInternal, ErrorCode::ProviderFailed),
             (ErrorKind::CircuitOpen, ErrorCode::ProviderFailed),
             (ErrorKind::Configuration, ErrorCode::NoProvider),
