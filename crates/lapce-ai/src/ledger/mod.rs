@@ -34,8 +34,6 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How often old requests are forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(86_400);
-/// What is known of older days is not compared any more: more than this month and the one before.
-const KNOWN_DAYS: u32 = 62;
 /// How long the start waits for what was spent before, and the end for the last write.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// So many broken databases are put aside in one run: more of them mean that it is not the database.
@@ -107,6 +105,9 @@ impl Shared {
     }
 }
 
+/// Tells the time.
+type Clock = Box<dyn Fn() -> SystemTime + Send + Sync>;
+
 /// What was spent in this month before the start; `None`: it cannot be read now, and comes later.
 type Before = Option<Vec<(Key, Totals)>>;
 
@@ -116,6 +117,15 @@ impl Keeper {
         path: &Path,
         keep_requests: Duration,
     ) -> (Arc<Self>, mpsc::Receiver<Before>) {
+        Self::with_clock(path, keep_requests, Box::new(SystemTime::now))
+    }
+
+    /// The same by another clock.
+    fn with_clock(
+        path: &Path,
+        keep_requests: Duration,
+        clock: Clock,
+    ) -> (Arc<Self>, mpsc::Receiver<Before>) {
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             pending: Mutex::default(),
@@ -124,15 +134,18 @@ impl Keeper {
         });
         let (send_before, before) = mpsc::channel();
         let (alive, ended) = mpsc::channel();
+        let month = Day::of(clock()).month();
         let mut writer = Writer {
             shared: Arc::clone(&shared),
             keep_requests,
+            clock,
+            month,
             store: None,
             before: Some(send_before),
             aside: 0,
             forget_at: None,
             known: HashMap::new(),
-            version: None,
+            read: None,
         };
         let thread = thread::Builder::new()
             .name("lapce-ai-ledger".to_owned())
@@ -235,6 +248,9 @@ fn add_up(to: &mut HashMap<Key, Totals>, sums: impl IntoIterator<Item = (Key, To
 struct Writer {
     shared: Arc<Shared>,
     keep_requests: Duration,
+    clock: Clock,
+    /// The first day of this month.
+    month: Day,
     store: Option<Store>,
     /// Whom to tell what was spent before, once.
     before: Option<mpsc::Sender<Before>>,
@@ -242,10 +258,10 @@ struct Writer {
     /// When old requests are forgotten next; `None`: with the first batch.
     forget_at: Option<Instant>,
     /// What is in the database and was counted here: what was told of the time before, what was written since, what others wrote.
-    /// All models are one.
+    /// All models are one, and so nothing need be forgotten.
     known: HashMap<Key, Totals>,
-    /// The store's, when it was looked at last; `None`: it is another connection since.
-    version: Option<i64>,
+    /// The store's version and the month, when it was read last; `None`: it is another connection since.
+    read: Option<(i64, Day)>,
 }
 
 impl Writer {
@@ -304,13 +320,14 @@ impl Writer {
             return Ok(());
         }
         let store = Store::open(&self.shared.path)?;
-        self.version = None;
+        self.read = None;
+        self.turn();
         if let Some(to) = self.before.take() {
             // Before the sums: who writes between the two is seen the next time.
             let version = store.version();
-            match version.and_then(|version| Ok((version, store.this_month()?))) {
+            match version.and_then(|version| Ok((version, store.month(self.month)?))) {
                 Ok((version, sums)) => {
-                    self.version = Some(version);
+                    self.read = Some((version, self.month));
                     self.know(sums.iter().cloned());
                     // Whoever does not wait any more needs nothing.
                     let _ = to.send(Some(sums));
@@ -337,8 +354,14 @@ impl Writer {
         add_up(&mut self.known, sums);
     }
 
-    /// Counts what somebody else has written.
+    /// Looks which month it is.
+    fn turn(&mut self) {
+        self.month = Day::of((self.clock)()).month();
+    }
+
+    /// Counts what somebody else has written; and after the clock has come to another month, what it did not know of that.
     fn count_others(&mut self) {
+        self.turn();
         let (Some(store), Some(spend)) = (&self.store, self.shared.spend.get()) else {
             return;
         };
@@ -346,12 +369,12 @@ impl Writer {
             return;
         };
         let version = match store.version() {
-            Ok(version) if self.version == Some(version) => return,
+            Ok(version) if self.read == Some((version, self.month)) => return,
             version => version,
         };
-        let sums = match version.and_then(|version| Ok((version, store.this_month()?))) {
+        let sums = match version.and_then(|version| Ok((version, store.month(self.month)?))) {
             Ok((version, sums)) => {
-                self.version = Some(version);
+                self.read = Some((version, self.month));
                 sums
             }
             Err(error) => {
@@ -359,8 +382,6 @@ impl Writer {
                 return;
             }
         };
-        let oldest = Day::of(SystemTime::now()).before(KNOWN_DAYS);
-        self.known.retain(|key, _| key.day >= oldest);
         let mut written = HashMap::new();
         add_up(&mut written, sums);
         let mut others = Vec::new();
@@ -461,7 +482,9 @@ impl Writer {
             return;
         };
         let looked = Store::look(&self.shared.path);
-        let sums = looked.and_then(|store| store.map(|store| store.this_month()).transpose());
+        self.turn();
+        let month = self.month;
+        let sums = looked.and_then(|store| store.map(|store| store.month(month)).transpose());
         let sums = sums.ok().flatten();
         let is_read = sums.is_some();
         self.know(sums.iter().flatten().cloned());

@@ -274,9 +274,9 @@ impl Store {
         Ok(())
     }
 
-    /// The sums of this month, in UTC.
-    pub(super) fn this_month(&self) -> Result<Vec<(Key, Totals)>, StoreError> {
-        self.since(Day::of(SystemTime::now()).month())
+    /// The sums of the month that begins on this day, in UTC.
+    pub(super) fn month(&self, first: Day) -> Result<Vec<(Key, Totals)>, StoreError> {
+        self.between(first, first.next_month())
     }
 
     /// A number that is another one after somebody else has written to the database, and is told of this connection alone:
@@ -291,7 +291,7 @@ impl Store {
     /// What was spent since this day, the most expensive first; days in their order. For [`By::Request`]: all in one.
     pub(crate) fn sums(&self, since: Day, by: By) -> Result<Vec<Sum>, StoreError> {
         let mut sums: BTreeMap<String, Totals> = BTreeMap::new();
-        for (key, totals) in self.since(since)? {
+        for (key, totals) in self.between(since, Day::new(u32::MAX))? {
             let of = match by {
                 By::Provider => key.provider.to_string(),
                 By::Model => format!("{}/{}", key.provider, key.model),
@@ -309,12 +309,13 @@ impl Store {
         Ok(sums)
     }
 
-    fn since(&self, day: Day) -> Result<Vec<(Key, Totals)>, StoreError> {
+    /// The sums of these days, without the last.
+    fn between(&self, from: Day, to: Day) -> Result<Vec<(Key, Totals)>, StoreError> {
         let mut query = self.connection.prepare(&format!(
-            "SELECT day, client, provider, model, {} FROM daily WHERE day >= ?1",
+            "SELECT day, client, provider, model, {} FROM daily WHERE day >= ?1 AND day < ?2",
             SUMS.join(", ")
         ))?;
-        let rows = query.query_map([day.number()], |row| {
+        let rows = query.query_map([from.number(), to.number()], |row| {
             let key = Key {
                 day: Day::new(row.get(0)?),
                 client: row.get(1)?,

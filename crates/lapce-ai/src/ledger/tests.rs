@@ -1,7 +1,8 @@
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use lapce_ai_providers::{Day, NanoUsd, PriceTable, Usage};
+use lapce_ai_providers::{Budget, Clients, Day, NanoUsd, Period, PriceTable, Usage};
 
 use super::*;
 
@@ -407,6 +408,67 @@ fn what_another_daemon_spends_counts_here_too_and_once() {
     let known = known().unwrap();
     assert_eq!((known.requests, known.cost.get()), (7, 49));
     assert_eq!(total(&path).requests, 10);
+}
+
+#[test]
+fn a_daemon_that_starts_with_a_wrong_clock_knows_what_was_spent_when_it_is_right() {
+    // 2026-11-26, noon.
+    const RIGHT: u64 = 1_795_694_400;
+    const DAY: u64 = 86_400;
+    fn at(secs: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(secs)
+    }
+    for wrong in [0, RIGHT - 40 * DAY, RIGHT - DAY, RIGHT + 40 * DAY] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spend.db");
+        let one = |secs| Entry {
+            at: at(secs),
+            ..entry("m", Some(7))
+        };
+        let mut before = Batch::default();
+        for ago in [0, 3 * DAY, 3 * DAY] {
+            before.add(&one(RIGHT - ago));
+        }
+        let mut other = Store::open(&path).unwrap();
+        other.write(&before.sums, &before.requests).unwrap();
+
+        let now = Arc::new(AtomicU64::new(wrong));
+        let clock = || {
+            let now = Arc::clone(&now);
+            move || at(now.load(Ordering::Relaxed))
+        };
+        let (keeper, before) =
+            Keeper::with_clock(&path, Duration::from_secs(DAY), Box::new(clock()));
+        let budgets = [Period::Day, Period::Month].map(|period| Budget {
+            name: "all".into(),
+            period,
+            provider: None,
+            clients: Clients::All,
+            soft: None,
+            hard: None,
+            refuse_unpriced: false,
+        });
+        let prices = PriceTable::embedded().unwrap();
+        let spend = Spend::with_clock(prices, budgets.into(), keeper.clone(), clock());
+        let spend = Arc::new(spend);
+        load(&keeper, &spend, before);
+        let known = || spend.budgets().into_iter().map(|budget| budget.spent.get());
+        // Wrong, right, wrong and right again; what is written meanwhile this daemon knows already.
+        for (written, now_it_is) in (4..).zip([wrong, RIGHT, wrong, RIGHT]) {
+            now.store(now_it_is, Ordering::Relaxed);
+            keeper.record(&one(now_it_is));
+            until("it is written", || total(&path).requests == written);
+            if now_it_is == RIGHT {
+                until("this month is known", || known().eq([7, 21]));
+            }
+        }
+        keeper.close();
+        assert!(
+            known().eq([7, 21]),
+            "{wrong}: {:?}",
+            known().collect::<Vec<_>>()
+        );
+    }
 }
 
 #[test]

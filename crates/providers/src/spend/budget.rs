@@ -3,7 +3,7 @@
 //! What a request will cost at most is reserved before it is sent, and what it did cost is counted when it is over. So a hard budget
 //! is not exceeded, as far as estimates and prices are right, however many requests are under way.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::day::Day;
 use super::money::NanoUsd;
@@ -117,50 +117,21 @@ pub(super) struct Budgets {
     all: Vec<(Budget, HashMap<Option<u32>, Account>)>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Account {
-    now: Tally,
-    /// The period before: a clock that is set wrong and then right comes back to it.
-    before: Option<Tally>,
+    /// What was spent on which day, for good: a number a day. So it does not matter what the clock says meanwhile.
+    days: BTreeMap<Day, NanoUsd>,
+    /// The first days of the periods of which there was a warning.
+    warned: BTreeSet<Day>,
     /// What is reserved belongs to no period: it is counted when it is over.
     reserved: NanoUsd,
 }
 
-/// What was spent in a period.
-#[derive(Clone, Copy, Debug)]
-struct Tally {
-    /// Its first day.
-    since: Day,
-    spent: NanoUsd,
-    warned: bool,
-}
-
-impl Tally {
-    fn new(since: Day) -> Self {
-        Self {
-            since,
-            spent: NanoUsd::ZERO,
-            warned: false,
-        }
-    }
-}
-
 impl Account {
-    fn new(since: Day) -> Self {
-        Self {
-            now: Tally::new(since),
-            before: None,
-            reserved: NanoUsd::ZERO,
-        }
-    }
-
-    /// Goes to another period, if it is another: to the one before, or to a new one.
-    fn turn(&mut self, since: Day) {
-        if self.now.since != since {
-            let known = self.before.filter(|before| before.since == since);
-            let next = known.unwrap_or(Tally::new(since));
-            self.before = Some(std::mem::replace(&mut self.now, next));
-        }
+    /// What was spent in the period that this day is in.
+    fn spent(&self, period: Period, today: Day) -> NanoUsd {
+        let days = self.days.range(period.start(today)..period.end(today));
+        days.fold(NanoUsd::ZERO, |sum, (_, spent)| sum + *spent)
     }
 }
 
@@ -177,7 +148,6 @@ impl Budgets {
     /// The budgets that a request of this client to this provider counts for, each with the account that is meant.
     fn of<'a>(
         &'a mut self,
-        today: Day,
         client: u32,
         provider: &'a str,
     ) -> impl Iterator<Item = (usize, Option<u32>, &'a Budget, &'a mut Account)> {
@@ -193,9 +163,7 @@ impl Budgets {
                 Clients::One(uid) if uid == client => None,
                 Clients::One(_) => return None,
             };
-            let since = budget.period.start(today);
-            let account = accounts.entry(whose).or_insert(Account::new(since));
-            account.turn(since);
+            let account = accounts.entry(whose).or_default();
             Some((at, whose, &*budget, account))
         })
     }
@@ -208,7 +176,7 @@ impl Budgets {
         provider: &str,
         estimate: Option<NanoUsd>,
     ) -> Option<Refused> {
-        self.of(today, client, provider)
+        self.of(client, provider)
             .find_map(|(_, whose, budget, account)| {
                 let until = budget.period.end(today);
                 let Some(estimate) = estimate else {
@@ -219,17 +187,17 @@ impl Budgets {
                     return budget.refuse_unpriced.then_some(Refused { message, until });
                 };
                 let hard = budget.hard?;
-                let left = hard.minus(account.now.spent + account.reserved);
+                let spent = account.spent(budget.period, today);
+                let left = hard.minus(spent + account.reserved);
                 (estimate > left).then(|| {
                     let reserved = match account.reserved {
                         NanoUsd::ZERO => String::new(),
                         reserved => format!(" and {reserved} reserved"),
                     };
                     let message = format!(
-                        "{} of {hard} a {} has {} spent{reserved}; this request may cost up to {estimate}",
+                        "{} of {hard} a {} has {spent} spent{reserved}; this request may cost up to {estimate}",
                         name(budget, whose),
                         budget.period.name(),
-                        account.now.spent,
                     );
                     Refused { message, until }
                 })
@@ -239,13 +207,12 @@ impl Budgets {
     /// Reserves what a request may cost at each of the providers that may answer it: of each budget the most that it can be.
     pub(super) fn reserve<'a>(
         &'a mut self,
-        today: Day,
         client: u32,
         estimates: impl IntoIterator<Item = (&'a str, NanoUsd)>,
     ) -> Vec<Share> {
         let mut shares: Vec<Share> = Vec::new();
         for (provider, amount) in estimates {
-            for (budget, client, _, account) in self.of(today, client, provider) {
+            for (budget, client, _, account) in self.of(client, provider) {
                 let at = shares
                     .iter()
                     .position(|share| share.budget == budget && share.client == client);
@@ -274,35 +241,27 @@ impl Budgets {
         }
     }
 
-    /// Counts what was spent `on` a day, which is no later than today.
-    pub(super) fn spend(
-        &mut self,
-        on: Day,
-        today: Day,
-        client: u32,
-        provider: &str,
-        cost: NanoUsd,
-    ) {
-        for (_, _, _, account) in self.of(today, client, provider) {
-            if on >= account.now.since {
-                account.now.spent = account.now.spent + cost;
-            }
+    /// Counts what was spent on a day.
+    pub(super) fn spend(&mut self, on: Day, client: u32, provider: &str, cost: NanoUsd) {
+        for (_, _, _, account) in self.of(client, provider) {
+            let spent = account.days.entry(on).or_default();
+            *spent = *spent + cost;
         }
     }
 
     /// The soft budgets of a request that are exceeded.
     pub(super) fn exceeded(&mut self, today: Day, client: u32, provider: &str) -> Vec<Exceeded> {
         let over = self
-            .of(today, client, provider)
+            .of(client, provider)
             .filter_map(|(_, whose, budget, account)| {
-                let soft = budget.soft.filter(|soft| account.now.spent >= *soft)?;
+                let spent = account.spent(budget.period, today);
+                let soft = budget.soft.filter(|soft| spent >= *soft)?;
                 let message = format!(
-                    "{} is over its soft limit of {soft} a {}: {} spent",
+                    "{} is over its soft limit of {soft} a {}: {spent} spent",
                     name(budget, whose),
                     budget.period.name(),
-                    account.now.spent
                 );
-                let is_new = !std::mem::replace(&mut account.now.warned, true);
+                let is_new = account.warned.insert(budget.period.start(today));
                 Some(Exceeded { message, is_new })
             });
         over.collect()
@@ -312,17 +271,15 @@ impl Budgets {
     pub(super) fn status(&mut self, today: Day) -> Vec<BudgetStatus> {
         let mut all = Vec::new();
         for (budget, accounts) in &mut self.all {
-            let since = budget.period.start(today);
             if budget.clients != Clients::Each {
-                accounts.entry(None).or_insert(Account::new(since));
+                accounts.entry(None).or_default();
             }
             let begin = all.len();
             for (client, account) in accounts {
-                account.turn(since);
                 all.push(BudgetStatus {
                     budget: budget.clone(),
                     client: *client,
-                    spent: account.now.spent,
+                    spent: account.spent(budget.period, today),
                     reserved: account.reserved,
                     until: budget.period.end(today),
                 });
@@ -375,11 +332,7 @@ mod tests {
         let today = Day::new(TODAY);
         let mut budgets = Budgets::new(vec![budget("all", 10.0)]);
         assert!(may(&mut budgets, 1, "p", 10.0));
-        let shares = budgets.reserve(
-            today,
-            1,
-            [("p", usd(4.0)), ("q", usd(6.0)), ("p", usd(5.0))],
-        );
+        let shares = budgets.reserve(1, [("p", usd(4.0)), ("q", usd(6.0)), ("p", usd(5.0))]);
         assert_eq!(
             budgets.status(today)[0].reserved,
             usd(6.0),
@@ -388,7 +341,7 @@ mod tests {
         assert!(may(&mut budgets, 2, "q", 4.0));
         assert!(!may(&mut budgets, 2, "q", 4.5));
         budgets.release(&shares);
-        budgets.spend(today, today, 1, "p", usd(1.0));
+        budgets.spend(today, 1, "p", usd(1.0));
         assert!(may(&mut budgets, 2, "q", 9.0));
         let refused = budgets.refusal(today, 2, "q", Some(usd(9.5))).unwrap();
         assert_eq!(
@@ -402,12 +355,19 @@ mod tests {
             None,
             "a new day"
         );
-        budgets.spend(today, tomorrow, 1, "p", usd(5.0));
+        budgets.spend(today, 1, "p", usd(5.0));
         assert_eq!(
             budgets.status(tomorrow)[0].spent,
             NanoUsd::ZERO,
             "an old one"
         );
+        budgets.spend(tomorrow.next(), 1, "p", usd(5.0));
+        assert_eq!(
+            budgets.status(tomorrow)[0].spent,
+            NanoUsd::ZERO,
+            "a later one"
+        );
+        assert_eq!(budgets.status(today)[0].spent, usd(6.0), "it is kept");
     }
 
     #[test]
@@ -431,7 +391,7 @@ mod tests {
         assert!(!may(&mut budgets, 1, "p", 1.5));
         assert!(may(&mut budgets, 1, "q", 1.5));
         assert!(!may(&mut budgets, 7, "q", 1.5));
-        budgets.spend(today, today, 1, "q", usd(1.5));
+        budgets.spend(today, 1, "q", usd(1.5));
         assert!(!may(&mut budgets, 1, "q", 1.0));
         assert!(may(&mut budgets, 2, "q", 1.0), "another's");
         let names: Vec<_> = budgets.status(today).into_iter().collect();
@@ -482,7 +442,7 @@ mod tests {
         };
         let mut budgets = Budgets::new(vec![soft]);
         assert!(budgets.exceeded(today, 1, "p").is_empty());
-        budgets.spend(today, today, 1, "p", usd(1.25));
+        budgets.spend(today, 1, "p", usd(1.25));
         let first = budgets.exceeded(today, 1, "p");
         assert_eq!(
             first[0].message,
@@ -490,6 +450,10 @@ mod tests {
         );
         assert!(first[0].is_new && !budgets.exceeded(today, 1, "p")[0].is_new);
         assert!(budgets.exceeded(today.next(), 1, "p").is_empty());
+        budgets.spend(today.next(), 1, "p", usd(1.5));
+        for (day, is_new) in [(today.next(), true), (today, false), (today.next(), false)] {
+            assert_eq!(budgets.exceeded(day, 1, "p")[0].is_new, is_new);
+        }
         assert!(may(&mut budgets, 1, "p", 1000.0), "it refuses nothing");
     }
 
@@ -507,12 +471,12 @@ mod tests {
             for (client, estimate, part, ends) in steps {
                 let amount = NanoUsd::new(estimate);
                 if budgets.refusal(today, client, "p", Some(amount)).is_none() {
-                    running.push((client, budgets.reserve(today, client, [("p", amount)]), estimate * part / 100));
+                    running.push((client, budgets.reserve(client, [("p", amount)]), estimate * part / 100));
                 }
                 if ends && !running.is_empty() {
                     let (client, shares, cost) = running.swap_remove(0);
                     budgets.release(&shares);
-                    budgets.spend(today, today, client, "p", NanoUsd::new(cost));
+                    budgets.spend(today, client, "p", NanoUsd::new(cost));
                 }
                 for status in budgets.status(today) {
                     prop_assert!(status.spent + status.reserved <= status.budget.hard.unwrap());
@@ -520,7 +484,7 @@ mod tests {
             }
             for (client, shares, cost) in running {
                 budgets.release(&shares);
-                budgets.spend(today, today, client, "p", NanoUsd::new(cost));
+                budgets.spend(today, client, "p", NanoUsd::new(cost));
             }
             for status in budgets.status(today) {
                 prop_assert_eq!(status.reserved, NanoUsd::ZERO);

@@ -96,11 +96,10 @@ impl Hold {
     fn narrow(&mut self, client: u32, provider: &str, model: &str, estimate: &Usage) {
         let price = self.spend.prices.price(provider, model);
         let cost = price.map(|price| price.cost(estimate));
-        let today = self.spend.today();
         let mut state = self.spend.lock();
         state.budgets.release(&self.shares);
         let estimates = cost.map(|cost| (provider, cost));
-        self.shares = state.budgets.reserve(today, client, estimates);
+        self.shares = state.budgets.reserve(client, estimates);
     }
 }
 
@@ -153,7 +152,7 @@ impl Spend {
         }
     }
 
-    /// Takes over what was spent before the start, or elsewhere; only this month matters.
+    /// Takes over what was spent before the start, or elsewhere, on whichever day.
     pub fn load(&self, sums: impl IntoIterator<Item = (Key, Totals)>) {
         let today = self.today();
         let mut state = self.lock();
@@ -240,7 +239,7 @@ impl Spend {
         let estimates = targets.iter();
         let estimates =
             estimates.filter_map(|(cost, target)| Some((&**target.member.name(), (*cost)?)));
-        let shares = state.budgets.reserve(today, client, estimates);
+        let shares = state.budgets.reserve(client, estimates);
         drop(state);
         plan.targets = targets.into_iter().map(|(_, target)| target).collect();
         Ok(Admitted {
@@ -329,13 +328,13 @@ impl Spend {
 
 impl State {
     fn count(&mut self, today: Day, key: Key, totals: &Totals) {
-        self.budgets
-            .spend(key.day, today, key.client, &key.provider, totals.cost);
         let month = today.month();
         if month != self.month {
             self.month_before = std::mem::replace(&mut self.month, month);
             self.book.forget_before(self.first_day());
         }
+        self.budgets
+            .spend(key.day, key.client, &key.provider, totals.cost);
         if key.day >= self.first_day() {
             self.book.add(key, totals);
         }
