@@ -2,13 +2,13 @@
 //! rules work on.
 //!
 //! What happens is drawn from a seed, which is printed: the same seed gives the same events in the same order, at about the same
-//! times. After each event every client that keeps the rules must be served again. *Recovered* is when its next answer has
-//! come, counted from when service was possible again: from the new server's word that it is ready, from SIGCONT, or from
-//! the beginning of whatever clients do to it.
+//! times. After each event every client that keeps the rules must be served again, and be served all the time while nothing is
+//! done to the server itself: `recovery.rs`.
 
 mod attacker;
 mod normal;
 mod raw;
+mod recovery;
 mod script;
 mod server;
 
@@ -26,11 +26,11 @@ use anyhow::{Context, Result, bail};
 use fastrand::Rng;
 use lapce_ai_transport::RuntimeDir;
 use rustix::process::Signal;
-use serde::Serialize;
 use serde_json::json;
 
 use self::attacker::{ARMED, Attack, Seen};
 use self::normal::{CLIENTS, GRACE, Told};
+use self::recovery::{Kind, Record};
 use self::server::BUDGET;
 use super::Request;
 use super::report::{Bound, Figure, NamedLatency, Outcome};
@@ -43,15 +43,12 @@ use crate::measure::Latency;
 /// Processes whose clients keep the rules, and of those that do not: eight together.
 const NORMAL: usize = 2;
 const ATTACKERS: usize = 6;
-/// The bounds: so many of the events may leave a client without an answer for longer.
-const SOON: Duration = Duration::from_millis(100);
+/// The bound: so many of the events may leave a client without an answer for longer than [`SOON`](recovery::SOON).
 const NOT_SOON_PERCENT: f64 = 1.0;
 /// A request has ended at the latest when its client gives up by itself; this is for the machine to run it then.
 const SLACK: Duration = Duration::from_millis(100);
 /// The same where times are not judged: a client that hangs is found.
 const HANGS: Duration = Duration::from_secs(10);
-/// Nobody is served again only after this.
-const NEVER: Duration = Duration::from_secs(10);
 /// Between two blows to the server, so that it is seen whether the clients recover.
 const RESPITE: Duration = Duration::from_millis(700);
 /// How long clients stand still.
@@ -64,23 +61,6 @@ const PER_CONNECTION: u64 = 8 << 10;
 /// How long memory is given to go back.
 const SETTLE: Duration = Duration::from_secs(10);
 const CONNECTIONS: u64 = 4000;
-
-/// Something that happened, and when service was possible again.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Event {
-    kind: Kind,
-    /// On the clock that all processes share, in nanoseconds.
-    at: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Kind {
-    ServerKilled,
-    ServerStopped,
-    #[serde(untagged)]
-    Clients(Attack),
-}
 
 pub(super) fn run(request: &Request, seed: Option<u64>) -> Result<Outcome> {
     raise_limit(CONNECTIONS)?;
@@ -100,12 +80,10 @@ struct Run {
     server: Child,
     normal: Vec<Child>,
     attackers: Vec<Child>,
-    /// What each attacker is at.
+    /// What each attacker is at, and what stands for it in the record once it has begun.
     busy: Vec<Option<Attack>>,
-    events: Vec<Event>,
-    /// Of each client that keeps the rules: its gaps, and its latest answer.
-    gaps: Vec<Vec<[u64; 2]>>,
-    last: Vec<u64>,
+    begun: Vec<Option<usize>>,
+    record: Record,
     answered: Vec<u64>,
     latencies: Vec<Latency>,
     noise: Vec<Latency>,
@@ -158,9 +136,8 @@ impl Run {
             normal,
             attackers,
             busy: vec![None; ATTACKERS],
-            events: Vec::new(),
-            gaps: vec![Vec::new(); NORMAL * CLIENTS],
-            last: vec![0; NORMAL * CLIENTS],
+            begun: vec![None; ATTACKERS],
+            record: Record::new(NORMAL * CLIENTS),
             answered: vec![0; NORMAL],
             latencies: Vec::new(),
             noise: Vec::new(),
@@ -202,28 +179,26 @@ impl Run {
         Ok(())
     }
 
-    fn happened(&mut self, kind: Kind, at: u64) {
-        self.events.push(Event { kind, at });
-    }
-
     fn kill_server(&mut self, away: Duration) -> Result<()> {
         let socket = socket_in(&self.dir)?;
         self.server.check()?;
+        let from = monotonic();
         self.server.kill()?;
         thread::sleep(away);
         self.server = start_server(&socket, &self.cpus)?;
-        self.happened(Kind::ServerKilled, monotonic());
+        self.record.blow(Kind::ServerKilled, from, monotonic());
         self.blow = Instant::now();
         Ok(())
     }
 
     fn stop_server(&mut self, away: Duration) -> Result<()> {
         self.server.check()?;
+        let from = monotonic();
         self.server.signal(Signal::STOP)?;
         thread::sleep(away);
         let at = monotonic();
         self.server.signal(Signal::CONT)?;
-        self.happened(Kind::ServerStopped, at);
+        self.record.blow(Kind::ServerStopped, from, at);
         self.blow = Instant::now();
         Ok(())
     }
@@ -237,7 +212,7 @@ impl Run {
         let word = format!("{} {seed}", serde_json::to_string(&attack)?);
         self.attackers[free].tell(&word)?;
         if !matches!(attack, Attack::KilledClients | Attack::StoppedClients) {
-            self.happened(Kind::Clients(attack), monotonic());
+            self.begun[free] = Some(self.record.attack(attack, monotonic()));
         }
         Ok(())
     }
@@ -253,6 +228,9 @@ impl Run {
                 }
                 continue;
             }
+            if let Some(begun) = self.begun[index].take() {
+                self.record.attack_is_over(begun, monotonic());
+            }
             let seen: Seen = serde_json::from_str(&word)?;
             if let Some(attack) = attack {
                 *self.tried.entry(attack).or_default() += seen.tried;
@@ -264,18 +242,19 @@ impl Run {
     }
 
     fn kill_clients(&mut self, index: usize) -> Result<()> {
+        self.record.attack(Attack::KilledClients, monotonic());
         self.attackers[index].kill()?;
         let socket = socket_in(&self.dir)?;
         self.attackers[index] = start_attacker(&socket, &self.cpus, index)?;
-        self.happened(Kind::Clients(Attack::KilledClients), monotonic());
         *self.tried.entry(Attack::KilledClients).or_default() += 1;
         Ok(())
     }
 
     /// While they stand still nothing else is done to the server.
     fn stop_clients(&mut self, index: usize) -> Result<()> {
+        let begun = self.record.attack(Attack::StoppedClients, monotonic());
+        self.begun[index] = Some(begun);
         self.attackers[index].signal(Signal::STOP)?;
-        self.happened(Kind::Clients(Attack::StoppedClients), monotonic());
         self.busy[index] = Some(Attack::StoppedClients);
         thread::sleep(CLIENTS_STOPPED);
         self.attackers[index].signal(Signal::CONT)
@@ -301,8 +280,7 @@ impl Run {
         self.noise.extend(told.noise);
         for client in 0..CLIENTS {
             let at = process * CLIENTS + client;
-            self.gaps[at].extend(&told.gaps[client]);
-            self.last[at] = told.last[client];
+            self.record.told(at, &told.gaps[client], told.last[client]);
         }
     }
 
@@ -320,8 +298,12 @@ impl Run {
         thread::sleep(Duration::from_millis(500));
         let mut all = Vec::new();
         for index in 0..self.normal.len() {
+            let stopped = monotonic();
             let told = Told::read(&self.normal[index].ask("stop")?)?;
             self.take(index, &told);
+            for client in 0..CLIENTS {
+                self.record.stopped(index * CLIENTS + client, stopped);
+            }
             all.push(told);
         }
         let began = Instant::now();
@@ -341,17 +323,6 @@ impl Run {
         })
     }
 
-    /// How long after it each client had an answer, for each event; `None`: never.
-    fn recoveries(&self, is_kind: impl Fn(Kind) -> bool) -> Vec<Option<Duration>> {
-        let events = self.events.iter().filter(|event| is_kind(event.kind));
-        events
-            .flat_map(|event| {
-                let clients = self.gaps.iter().zip(&self.last);
-                clients.map(|(gaps, last)| recovery(event.at, gaps, *last))
-            })
-            .collect()
-    }
-
     fn judged(self, request: &Request, fresh: u64, aftermath: &Aftermath) -> Result<Outcome> {
         let told = &aftermath.told;
         let mut ends: BTreeMap<String, u64> = BTreeMap::new();
@@ -366,34 +337,18 @@ impl Run {
         let out_of_place: Vec<String> = told.iter().flat_map(|t| t.out_of_place.clone()).collect();
         let latest = told.iter().map(|told| told.latest).max().unwrap_or(0);
         let lost: u64 = told.iter().map(|told| told.lost_connections).sum();
-        let blows = self.recoveries(|kind| !matches!(kind, Kind::Clients(_)));
-        let attacks = self.recoveries(|kind| matches!(kind, Kind::Clients(_)));
-        let never = blows
-            .iter()
-            .chain(&attacks)
-            .filter(|r| r.is_none_or(|r| r > NEVER))
-            .count();
-        let kills = self
-            .events
-            .iter()
-            .filter(|e| e.kind == Kind::ServerKilled)
-            .count() as u64;
+        let recovered = self.record.judged();
+        let kills = self.record.number_of(Kind::ServerKilled);
         let clients = (NORMAL * CLIENTS) as u64;
         let why_not = request.times_are_printed_only();
         let millis = |time: Duration| time.as_secs_f64() * 1e3;
         let kib = |bytes: u64| bytes as f64 / 1024.0;
         let late = millis(Duration::from_nanos(latest));
-        let mut by_kind = BTreeMap::new();
-        for kind in self.events.iter().map(|event| event.kind) {
-            by_kind
-                .entry(kind)
-                .or_insert_with(|| self.recoveries(|other| other == kind));
-        }
         let mut notes = vec![format!(
             "seed {}: --seed {0} gives the same events again",
             self.seed
         )];
-        notes.push(recoveries_told(&by_kind));
+        notes.push(recovered.table());
         let ends_told: Vec<String> = ends
             .iter()
             .map(|(how, n)| format!("{n:>9} {how}"))
@@ -420,7 +375,7 @@ impl Run {
             what: format!(
                 "{clients} clients that keep the rules, in {NORMAL} processes, CRC on; {ATTACKERS} processes that attack; the server is killed \
                  and stopped; {} events",
-                self.events.len()
+                self.record.events()
             ),
             seconds: aftermath.seconds,
             bounds: vec![
@@ -432,17 +387,20 @@ impl Run {
                     "errors that nobody who keeps the rules should see",
                     out_of_place.len() as u64,
                 ),
-                Bound::none("recoveries that never came, or after 10 s", never as u64),
+                Bound::none(
+                    "recoveries that never came, or after 10 s",
+                    recovered.never(),
+                ),
                 Bound::below(
                     "server killed or stopped: not served within 100 ms",
-                    not_soon(&blows),
+                    recovered.blows_not_soon(),
                     NOT_SOON_PERCENT,
                     "%",
                 )
                 .unless(why_not),
                 Bound::below(
-                    "clients' attacks: others not served within 100 ms",
-                    not_soon(&attacks),
+                    "clients' attacks: others without answer for over 100 ms",
+                    recovered.attacks_not_soon(),
                     NOT_SOON_PERCENT,
                     "%",
                 )
@@ -483,6 +441,16 @@ impl Run {
                     "",
                 ),
                 Figure::new("connections they lost", lost as f64, ""),
+                Figure::new(
+                    "gaps over 100 ms that no blow to the server explains",
+                    recovered.unexplained() as f64,
+                    "",
+                ),
+                Figure::new(
+                    "the longest of them",
+                    millis(recovered.longest_unexplained()),
+                    "ms",
+                ),
                 Figure::new("times the server was killed", kills as f64, ""),
                 Figure::new(
                     "the server's Pss_Anon + Pss_Shmem, most",
@@ -494,7 +462,7 @@ impl Run {
             notes,
             failures: [wrong, out_of_place, self.let_pass.clone()].concat(),
             detail: json!({
-                "seed": self.seed, "events": self.events, "tried": self.tried, "ends": ends,
+                "seed": self.seed, "events": self.record.json(), "tried": self.tried, "ends": ends,
                 "descriptors": [fresh, aftermath.descriptors],
             }),
             ..Outcome::default()
@@ -527,74 +495,4 @@ fn socket_in(dir: &tempfile::TempDir) -> Result<String> {
         .to_str()
         .context("the temporary directory's path is no UTF-8")?;
     Ok(socket.to_owned())
-}
-
-/// From an event to a client's next answer. What is in no gap has answers close by.
-fn recovery(at: u64, gaps: &[[u64; 2]], last: u64) -> Option<Duration> {
-    if at > last {
-        return None;
-    }
-    let gap = gaps.iter().find(|[from, to]| (*from..*to).contains(&at));
-    Some(gap.map_or(Duration::ZERO, |[_, to]| Duration::from_nanos(to - at)))
-}
-
-/// The share of those that took longer than [`SOON`], in per cent.
-fn not_soon(recoveries: &[Option<Duration>]) -> f64 {
-    let late = recoveries
-        .iter()
-        .filter(|r| r.is_none_or(|r| r > SOON))
-        .count();
-    100.0 * late as f64 / recoveries.len().max(1) as f64
-}
-
-fn recoveries_told(by_kind: &BTreeMap<Kind, Vec<Option<Duration>>>) -> String {
-    let mut told = format!(
-        "{:<20} {:>8} {:>10} {:>9} {:>9} {:>9} {:>12}",
-        "until served, ms", "events", "x clients", "p50", "p99", "worst", "over 100 ms"
-    );
-    for (kind, recoveries) in by_kind {
-        let name = serde_json::to_value(kind).ok();
-        let name = name.as_ref().and_then(|name| name.as_str()).unwrap_or("?");
-        let mut times: Vec<Duration> = recoveries
-            .iter()
-            .map(|r| r.unwrap_or(Duration::MAX))
-            .collect();
-        times.sort_unstable();
-        let at = |quantile: f64| {
-            let rank = (times.len() as f64 * quantile).ceil() as usize;
-            times[rank.saturating_sub(1)].as_secs_f64() * 1e3
-        };
-        told += &format!(
-            "\n{:<20} {:>8} {:>10} {:>9.1} {:>9.1} {:>9.1} {:>10.2} %",
-            name.replace('_', " "),
-            times.len() / (NORMAL * CLIENTS),
-            times.len(),
-            at(0.5),
-            at(0.99),
-            at(1.0),
-            not_soon(recoveries)
-        );
-    }
-    told + "\nkilled: from the new server's readiness; stopped: from SIGCONT; else from the attack's beginning. 0: answers less than 4 ms apart"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn recovery_is_from_the_event_to_the_next_answer() {
-        let gaps = [[100, 200], [300, 1000]];
-        assert_eq!(recovery(150, &gaps, 2000), Some(Duration::from_nanos(50)));
-        assert_eq!(recovery(250, &gaps, 2000), Some(Duration::ZERO));
-        assert_eq!(recovery(300, &gaps, 2000), Some(Duration::from_nanos(700)));
-        assert_eq!(recovery(2001, &gaps, 2000), None, "no answer came any more");
-    }
-
-    #[test]
-    fn late_ones_and_those_that_never_came_are_counted() {
-        let millis = |n| Some(Duration::from_millis(n));
-        assert_eq!(not_soon(&[millis(100), millis(101), None, millis(0)]), 50.0);
-        assert_eq!(not_soon(&[]), 0.0);
-    }
 }
