@@ -108,6 +108,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print what `status` tells in numbers as Prometheus reads it, for `node_exporter`'s textfile collector or a script
+    Metrics,
     /// List the models that can be asked, as `chat --model` takes them
     Models {
         /// Only this provider's
@@ -321,6 +323,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Stop => commands::stop::run(&config),
         Command::Restart => commands::restart::run(&config),
         Command::Status { json } => commands::status::run(&config, *json),
+        Command::Metrics => commands::metrics::run(&config),
         Command::Models { provider, json } => {
             commands::models::run(&config, &cli.global, provider.as_deref(), *json)
         }

@@ -2,11 +2,14 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../../providers/tests/support/sdk.rs"]
+mod sdk;
 mod support;
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{fs, thread};
@@ -307,6 +310,41 @@ fn a_daemon_that_cannot_start_says_why_to_the_one_who_waits() {
     let serve = home.run(&["serve"]);
     assert_eq!(serve.code, Some(1));
     assert!(serve.err.contains("chmod 700"), "{}", serve.err);
+}
+
+#[test]
+fn metrics_are_what_prometheus_reads() {
+    let home = Home::new("");
+    let _daemon = home.serve(&[]);
+    home.ok(&["chat", "hello"]);
+    let mut text = String::new();
+    // The chat's connection has gone, and there is the one that asks.
+    until("one is connected", || {
+        text = home.ok(&["metrics"]);
+        text.contains("lapce_ai_connections{transport=\"shared memory\"} 1\n")
+    });
+    for line in [
+        "lapce_ai_reconnections_total 0",
+        "lapce_ai_provider_answered_total{provider=\"local\"} 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    let Some(python) = sdk::python() else {
+        return;
+    };
+    // Prometheus's own client reads it, every line.
+    let script = "import sys\nfrom prometheus_client.parser import text_string_to_metric_families as families\n\
+                  print(sum(len(family.samples) for family in families(sys.stdin.read())))";
+    let mut reader = Command::new(python);
+    reader.args(["-c", script]).stdin(Stdio::piped());
+    reader.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut reader = reader.spawn().unwrap();
+    let mut to = reader.stdin.take().unwrap();
+    to.write_all(text.as_bytes()).unwrap();
+    drop(to);
+    let read = ended(reader);
+    let samples = text.lines().filter(|line| !line.starts_with('#')).count();
+    assert_eq!(read.out.trim(), samples.to_string(), "{}", read.err);
 }
 
 #[test]

@@ -6,6 +6,7 @@ pub(crate) mod count;
 pub(crate) mod embed;
 mod image;
 pub(crate) mod live;
+pub(crate) mod metrics;
 pub(crate) mod models;
 mod prompt;
 pub(crate) mod providers;

@@ -152,7 +152,9 @@ fn serve(
         probes.spawn_on(Arc::clone(member).keep_probing(every), runtime.handle());
     }
     if config.metrics.enable {
-        tracing::warn!("metrics.enable has no effect yet: this version exports no metrics");
+        tracing::warn!(
+            "metrics.enable has no effect yet: this version exports nothing by itself; `lapce-ai metrics` prints the figures"
+        );
     }
     let (gateway, ledger) = spend::gateway(&config)?;
     let drain = config.ipc.drain_timeout;
