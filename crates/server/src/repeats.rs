@@ -116,6 +116,13 @@ struct Past {
     /// The latest connection on which something came again.
     present: u64,
     through: u64,
+    /// Few clients have any, and a place in the table is there for each.
+    exceptions: Option<Box<Exceptions>>,
+}
+
+/// What a client's highest id does not tell.
+#[derive(Debug, Default)]
+struct Exceptions {
     spared: BTreeSet<u64>,
     /// Above `through`, and run since.
     since: BTreeSet<u64>,
@@ -124,7 +131,20 @@ struct Past {
 
 impl Past {
     fn ids(&self) -> usize {
-        self.spared.len() + self.since.len()
+        let exceptions = self.exceptions.as_ref();
+        exceptions.map_or(0, |of| of.spared.len() + of.since.len())
+    }
+
+    /// So much was taken.
+    fn take(&mut self, through: u64) {
+        self.through = self.through.max(through);
+        if let Some(exceptions) = &mut self.exceptions {
+            exceptions.since.retain(|id| *id > self.through);
+        }
+    }
+
+    fn exceptions(&mut self) -> &mut Exceptions {
+        self.exceptions.get_or_insert_default()
     }
 }
 
@@ -142,6 +162,22 @@ impl Inner {
                 .retain(|(loss, whose)| clients.get(whose).is_some_and(|past| past.loss == *loss));
         }
         self.order.push_back((loss, whose));
+    }
+
+    /// Forgets what is too much or too old.
+    fn forget(&mut self, options: &RepeatOptions, now: Instant) {
+        while let Some((loss, whose)) = self.order.front().copied() {
+            if let Some(past) = self.latest(loss, whose) {
+                let old = now.saturating_duration_since(past.at) >= options.age;
+                let over = self.clients.len() > options.clients || self.ids > MOST_IDS;
+                if !over && !old {
+                    break;
+                }
+                self.ids -= past.ids();
+                self.clients.remove(&whose);
+            }
+            self.order.pop_front();
+        }
     }
 }
 
@@ -177,8 +213,10 @@ impl Repeats {
 
     /// A request that ran on and was not fetched has ended.
     pub(crate) fn unfetched(&self, whose: Whose, first: u64) {
-        if let Some(past) = self.lock().clients.get_mut(&whose) {
-            past.running.remove(&first);
+        let mut inner = self.lock();
+        let past = inner.clients.get_mut(&whose);
+        if let Some(exceptions) = past.and_then(|past| past.exceptions.as_mut()) {
+            exceptions.running.remove(&first);
         }
     }
 
@@ -204,9 +242,7 @@ impl Repeats {
         // Whoever is not remembered is refused anyway.
         if let Some(past) = inner.clients.get_mut(&whose) {
             inner.ids -= past.ids();
-            past.through = past.through.max(through);
-            let through = past.through;
-            past.since.retain(|id| *id > through);
+            past.take(through);
             inner.ids += past.ids();
         }
     }
@@ -231,31 +267,27 @@ impl Repeats {
             at: now,
             present: 0,
             through: 0,
-            spared: BTreeSet::new(),
-            since: BTreeSet::new(),
-            running: HashMap::new(),
+            exceptions: None,
         });
         inner.ids -= past.ids();
         (past.loss, past.at) = (loss, now);
-        past.through = past.through.max(left.through);
-        let through = past.through;
-        past.since.retain(|id| *id > through);
-        past.spared.extend(left.spared);
-        past.running.extend(left.running);
+        past.take(left.through);
+        if !left.spared.is_empty() || !left.running.is_empty() {
+            let exceptions = past.exceptions();
+            exceptions.spared.extend(left.spared);
+            exceptions.running.extend(left.running);
+        }
         inner.ids += past.ids();
         inner.note(loss, whose, 2 * self.options.clients);
-        while let Some((loss, whose)) = inner.order.front().copied() {
-            if let Some(past) = inner.latest(loss, whose) {
-                let old = now.saturating_duration_since(past.at) >= self.options.age;
-                let over = inner.clients.len() > self.options.clients || inner.ids > MOST_IDS;
-                if !over && !old {
-                    break;
-                }
-                inner.ids -= past.ids();
-                inner.clients.remove(&whose);
-            }
-            inner.order.pop_front();
-        }
+        inner.forget(&self.options, now);
+    }
+
+    /// Gives back what memory it can: for moments of quiet. After a crowd has gone the tables would keep room for it for good.
+    pub(crate) fn shrink(&self, now: Instant) {
+        let mut inner = self.lock();
+        inner.forget(&self.options, now);
+        inner.clients.shrink_to_fit();
+        inner.order.shrink_to_fit();
     }
 
     /// A request comes again that had this id at first.
@@ -268,14 +300,17 @@ impl Repeats {
         if now.saturating_duration_since(past.at) >= self.options.age {
             return Verdict::Refuse;
         }
-        if let Some(running) = past.running.remove(&sequence) {
-            return Verdict::Fetch(running);
+        if let Some(exceptions) = &mut past.exceptions {
+            if let Some(running) = exceptions.running.remove(&sequence) {
+                return Verdict::Fetch(running);
+            }
+            if exceptions.spared.remove(&sequence) {
+                inner.ids -= 1;
+                return Verdict::Run;
+            }
         }
-        if past.spared.remove(&sequence) {
-            inner.ids -= 1;
-            return Verdict::Run;
-        }
-        if sequence > past.through && inner.ids < MOST_IDS && past.since.insert(sequence) {
+        let is_new = sequence > past.through && inner.ids < MOST_IDS;
+        if is_new && past.exceptions().since.insert(sequence) {
             inner.ids += 1;
             return Verdict::Run;
         }
@@ -289,14 +324,21 @@ impl Repeats {
         let clients =
             in_order.filter_map(|(loss, whose)| Some((whose, inner.latest(*loss, *whose)?)));
         clients
-            .map(|(whose, past)| Remembered {
-                uid: whose.uid,
-                instance: whose.instance,
-                age: now.saturating_duration_since(past.at),
-                present: past.present,
-                through: past.through,
-                spared: past.spared.iter().copied().collect(),
-                since: past.since.iter().copied().collect(),
+            .map(|(whose, past)| {
+                let exceptions = past.exceptions.as_ref();
+                let ids = |of: fn(&Exceptions) -> &BTreeSet<u64>| {
+                    let ids = exceptions.into_iter().flat_map(|exceptions| of(exceptions));
+                    ids.copied().collect()
+                };
+                Remembered {
+                    uid: whose.uid,
+                    instance: whose.instance,
+                    age: now.saturating_duration_since(past.at),
+                    present: past.present,
+                    through: past.through,
+                    spared: ids(|exceptions| &exceptions.spared),
+                    since: ids(|exceptions| &exceptions.since),
+                }
             })
             .collect()
     }
@@ -322,8 +364,9 @@ impl Repeats {
                 past.present = past.present.max(client.present);
                 inner.ids -= past.ids();
                 let through = past.through;
-                past.since
-                    .extend(client.since.into_iter().filter(|id| *id > through));
+                for id in client.since.into_iter().filter(|id| *id > through) {
+                    past.exceptions().since.insert(id);
+                }
                 inner.ids += past.ids();
             }
         }
@@ -480,5 +523,36 @@ mod tests {
         assert!(!repeats.hold());
         repeats.release();
         assert!(repeats.hold());
+    }
+
+    #[test]
+    fn a_crowd_that_has_gone_takes_no_memory_for_good() {
+        // In the table one for each of 1,024 clients, and as much again that is free.
+        assert!(size_of::<(Whose, Past)>() <= 80);
+        let (repeats, now) = (Repeats::new(RepeatOptions::default()), Instant::now());
+        let room = || {
+            let inner = repeats.lock();
+            (inner.clients.capacity(), inner.order.capacity())
+        };
+        for instance in 0..1000 {
+            repeats.lost(whose(instance), left(5, &[]), now);
+        }
+        let (later, full) = (now + Duration::from_secs(59), room());
+        repeats.lost(whose(1000), left(5, &[3]), later);
+        repeats.shrink(later);
+        assert!(
+            runs(&repeats, whose(999), 6, later),
+            "as long as it is remembered"
+        );
+        assert_eq!(repeats.sizes(), (1001, 2, 0));
+        repeats.shrink(now + Duration::from_secs(60));
+        assert_eq!(repeats.sizes(), (1, 1, 0));
+        assert!(
+            room().0 < full.0 / 100 && room().1 < full.1 / 100,
+            "{:?}",
+            room()
+        );
+        repeats.shrink(later + Duration::from_secs(60));
+        assert_eq!(room(), (0, 0));
     }
 }

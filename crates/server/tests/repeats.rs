@@ -302,8 +302,11 @@ fn a_stream_of_which_something_was_lost_is_not_gone_on_with() {
             ..again(id)
         };
         let repeated = client.open_with(ITEMS, &anew, b"");
-        // By then the other has been told to end, and takes no permit any more.
         await_accepted(&mut client, repeated);
+        // The other has been told to end, and takes no permit any more when it has.
+        runs.dropped
+            .recv_timeout(support::PATIENCE)
+            .expect("it does not run on");
         runs.gate.add_permits(10);
         assert_eq!(client.items(repeated).len(), 10);
         assert_eq!(runs.count(), 3);

@@ -61,6 +61,7 @@ impl Reactor {
         // Where something ran until a moment ago it has not been done yet.
         self.trim_quiet(now);
         self.shared.pool.release_kept();
+        self.shared.repeats.shrink(now);
         release_thread_cache();
         trim_heap();
         let workers = self.runtime.metrics().num_workers();
