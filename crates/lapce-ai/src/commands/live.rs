@@ -2,17 +2,14 @@
 
 use lapce_ai_proto::status::{Breaker, Health, LimitStatus, Probe, Status};
 
-use super::{or_interrupted, spend};
+use super::{or_interrupted, spend, status};
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::launch;
 use crate::output::{Output, table};
 
 pub(crate) fn run(config: &Config, json: bool) -> Result<(), Failure> {
     super::run(or_interrupted(async {
-        let client = launch::connect(config).await?;
-        let status = client.status().await?;
-        client.close().await;
+        let status = status::ask(config).await?;
         let mut out = Output::stdout();
         if json {
             out.json(&serde_json::json!({

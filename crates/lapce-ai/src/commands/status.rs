@@ -10,9 +10,7 @@ use crate::output::{Output, table};
 
 pub(crate) fn run(config: &Config, json: bool) -> Result<(), Failure> {
     super::run(or_interrupted(async {
-        let client = launch::connect(config).await?;
-        let status = client.status().await?;
-        client.close().await;
+        let status = ask(config).await?;
         let mut out = Output::stdout();
         if json {
             out.json(&status)?;
@@ -23,6 +21,14 @@ pub(crate) fn run(config: &Config, json: bool) -> Result<(), Failure> {
         }
         Ok(())
     }))
+}
+
+/// What the daemon says of itself.
+pub(super) async fn ask(config: &Config) -> Result<Status, Failure> {
+    let client = launch::connect(config).await?;
+    let status = client.status().await?;
+    client.close().await;
+    Ok(status)
 }
 
 fn lines(status: &Status) -> Vec<String> {

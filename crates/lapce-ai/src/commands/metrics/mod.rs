@@ -10,17 +10,14 @@ use lapce_ai_proto::status::{BudgetStatus, Health, LimitStatus, ProviderStatus, 
 
 use self::text::Kind::{self, Counter, Gauge};
 use self::text::{Text, seconds_of_micros, seconds_of_millis, usd};
-use super::or_interrupted;
+use super::{or_interrupted, status};
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::launch;
 use crate::output::Output;
 
 pub(crate) fn run(config: &Config) -> Result<(), Failure> {
     super::run(or_interrupted(async {
-        let client = launch::connect(config).await?;
-        let status = client.status().await?;
-        client.close().await;
+        let status = status::ask(config).await?;
         Output::stdout().text(&exposition(&status))?;
         Ok(())
     }))
