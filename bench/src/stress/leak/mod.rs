@@ -403,11 +403,24 @@ fn judged(load: &Load, started: Held, warm: Cycle, cycles: &[Cycle], seconds: f6
             "The bounds are about memory when nothing is asked: a request that is under way costs the daemon a connection to the provider, a task \
              and\nbuffers, which \"while it works\" has. One segment is that of the client that looks on."
                 .to_owned(),
+            one_by_one(cycles, &over),
         ],
         failures: told.errors.clone(),
         detail: json!({ "warm_up": warm, "cycles": cycles }),
         ..Outcome::default()
     }
+}
+
+/// What every cycle left, in the order of time: a leak is a slope, and what fragments leave is a step.
+fn one_by_one(cycles: &[Cycle], over: &dyn Fn(Held) -> f64) -> String {
+    let found: Vec<String> = (cycles.iter())
+        .map(|cycle| format!("{:>5}:{:<5.0}", cycle.connections, over(cycle.after)))
+        .collect();
+    let lines: Vec<String> = found.chunks(10).map(|line| line.concat()).collect();
+    format!(
+        "Connections of each cycle, and what was left after it, over the level, KiB:\n{}",
+        lines.join("\n")
+    )
 }
 
 #[cfg(test)]
