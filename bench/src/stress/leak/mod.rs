@@ -416,7 +416,7 @@ fn one_by_one(cycles: &[Cycle], over: &dyn Fn(Held) -> f64) -> String {
     let found: Vec<String> = (cycles.iter())
         .map(|cycle| format!("{:>5}:{:<5.0}", cycle.connections, over(cycle.after)))
         .collect();
-    let lines: Vec<String> = found.chunks(10).map(|line| line.concat()).collect();
+    let lines: Vec<String> = found.chunks(10).map(<[String]>::concat).collect();
     format!(
         "Connections of each cycle, and what was left after it, over the level, KiB:\n{}",
         lines.join("\n")
