@@ -54,9 +54,9 @@ error_codes! {
     DeadlineExceeded = 2, "deadline_exceeded", Caller, true, "give more time, or a smaller request";
     InvalidRequest = 3, "invalid_request", Caller, false, "correct the request as the message says";
     UnknownType = 4, "unknown_type", Caller, false, "use a message type that this daemon knows";
-    MessageTooLarge = 5, "message_too_large", Caller, false, "send less, or raise ipc.max_message_size";
+    MessageTooLarge = 5, "message_too_large", Caller, false, "send less or ask for less, or raise ipc.max_message_size";
     Overloaded = 6, "overloaded", Server, true, "wait a little and try again, or raise ipc.buffer_pool_size or the limits of the provider";
-    Stalled = 7, "stalled", Caller, true, "send the whole request without a pause";
+    Stalled = 7, "stalled", Caller, true, "send the whole request, and read its answer, without a pause";
     Internal = 8, "internal", Server, false, "report it, with the daemon's log";
     ServerRestarting = 9, "server_restarting", Server, true, "reconnect and send it again";
     OutcomeUnknown = 10, "outcome_unknown", Server, false, "the daemon went away while it ran: check before you repeat it";

@@ -101,14 +101,20 @@ pub struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    /// Answers with these bytes, one item. They go straight into the ring if it has room and are kept otherwise.
+    /// Answers with these bytes, one item. They go straight into the ring if it has room and are kept otherwise. More than
+    /// `max_message_size` of them are the error `message_too_large`.
     #[inline]
     pub fn send(mut self, bytes: &[u8]) {
         self.answered = true;
+        if let Some(body) = too_large(bytes.len(), self.shared) {
+            self.fail_with(body);
+            return;
+        }
         if self.send_now(bytes) {
             return;
         }
-        let bytes = match self.shared.pool.reserve(bytes.len()) {
+        // Requests that wait for memory go first.
+        let bytes = match self.shared.at_once(bytes.len()) {
             Some(mut buffer) => {
                 buffer.extend(bytes);
                 ReplyBytes::Buffer(buffer)
@@ -183,6 +189,16 @@ impl Drop for Reply<'_> {
     }
 }
 
+/// Why an item cannot be sent that is longer than a message may be: its client would take it for a fault, and hang up.
+#[inline]
+fn too_large(bytes: usize, shared: &Shared) -> Option<ErrorBody> {
+    let most = shared.options.limits.max_message_size;
+    (bytes as u64 > most).then(|| {
+        let message = format!("the answer has {bytes} bytes, and a message at most {most}");
+        ErrorBody::new(ErrorCode::MessageTooLarge, message)
+    })
+}
+
 fn unanswered() -> ErrorBody {
     let why = if std::thread::panicking() {
         "the handler panicked"
@@ -235,7 +251,7 @@ pub struct Responder {
 }
 
 impl Responder {
-    /// Sends one item.
+    /// Sends one item. One longer than `max_message_size` ends the response with `message_too_large`.
     ///
     /// # Errors
     /// [`Gone`]: stop working on it.
@@ -277,6 +293,10 @@ impl Responder {
     }
 
     async fn send_item(&mut self, item: &[u8], last: bool) -> Result<(), Gone> {
+        if let Some(body) = too_large(item.len(), &self.shared) {
+            self.session.fail(&self.shared, self.id, body);
+            return Err(Gone);
+        }
         loop {
             let mut offset = 0;
             let sent = poll_fn(|context| {

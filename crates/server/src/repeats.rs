@@ -220,11 +220,15 @@ impl Repeats {
         }
     }
 
-    /// The client has let go of its connections before this one.
-    pub(crate) fn let_go(&self, whose: Whose, connection: u64) {
-        if let Some(past) = self.lock().clients.get_mut(&whose) {
-            past.present = past.present.max(connection);
-        }
+    /// The client has let go of its connections before this one. False: nothing is known of the client, and so that is not
+    /// noted.
+    pub(crate) fn let_go(&self, whose: Whose, connection: u64) -> bool {
+        let mut inner = self.lock();
+        let Some(past) = inner.clients.get_mut(&whose) else {
+            return false;
+        };
+        past.present = past.present.max(connection);
+        true
     }
 
     /// Whether the client has let go of a connection before it was even served: it was on its way to its reactor.

@@ -86,6 +86,14 @@ pub(crate) struct AtomicCounters {
     pub(crate) overruns: AtomicU64,
 }
 
+/// What is left of a client's earlier connections.
+#[derive(Debug, Clone, Copy, Default)]
+struct Earlier {
+    any: bool,
+    /// One of them has taken as much as the request in question.
+    may_run: bool,
+}
+
 impl Shared {
     fn new(options: Options) -> Self {
         let reactors = options.reactors.clamp(1, Options::MOST_REACTORS);
@@ -140,18 +148,28 @@ impl Shared {
         runtime: &Handle,
     ) -> Verdict {
         let whose = session.whose();
-        let mut elsewhere = self.close_earlier(session, sequence, runtime);
-        // One that is on its way to its reactor is seen by one of the two: here, or there.
-        self.repeats.let_go(whose, session.id);
-        elsewhere |= self.close_earlier(session, sequence, runtime);
-        if elsewhere {
-            return Verdict::Refuse;
+        // Once none is left none comes any more, and a look through all sessions for each request would hold others up.
+        if !session.is_only.load(Ordering::Relaxed) {
+            let before = self.close_earlier(session, sequence, runtime);
+            // One that is on its way to its reactor is seen by one of the two: here, or there.
+            let is_noted = self.repeats.let_go(whose, session.id);
+            let left = self.close_earlier(session, sequence, runtime);
+            if before.may_run || left.may_run {
+                return Verdict::Refuse;
+            }
+            let is_only = is_noted && !left.any;
+            session.is_only.store(is_only, Ordering::Relaxed);
         }
         self.repeats.judge(whose, sequence, Instant::now())
     }
 
-    /// Closes a client's connections before this one. True: one of them goes on, and may run that request.
-    fn close_earlier(self: &Arc<Self>, session: &Session, sequence: u64, runtime: &Handle) -> bool {
+    /// Closes a client's connections before this one. What is left of them drains.
+    fn close_earlier(
+        self: &Arc<Self>,
+        session: &Session,
+        sequence: u64,
+        runtime: &Handle,
+    ) -> Earlier {
         let whose = session.whose();
         let earlier: Vec<Arc<Session>> = {
             let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -161,7 +179,7 @@ impl Shared {
                 .cloned()
                 .collect()
         };
-        let mut elsewhere = false;
+        let mut left = Earlier::default();
         for earlier in earlier {
             let mut tx = earlier.lock();
             if tx.closed {
@@ -169,7 +187,8 @@ impl Shared {
             }
             // One that drains takes nothing new, and is used to its end.
             if tx.state.is_going_away() && !tx.writer.is_hung_up() {
-                elsewhere |= tx.state.last_taken() >= sequence;
+                left.any = true;
+                left.may_run |= tx.state.last_taken() >= sequence;
                 continue;
             }
             let ended = earlier.close(&mut tx, self, runtime);
@@ -177,7 +196,7 @@ impl Shared {
                 .cancelled
                 .fetch_add(ended as u64, Ordering::Relaxed);
         }
-        elsewhere
+        left
     }
 
     /// Memory came back that somebody waits for.

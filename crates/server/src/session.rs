@@ -31,6 +31,8 @@ pub(crate) struct Session {
     pub(crate) live: AtomicU64,
     /// Whether the reactor has been asked to look after this connection.
     pub(crate) attention: AtomicBool,
+    /// The client's earlier connections are known to be closed.
+    pub(crate) is_only: AtomicBool,
     /// The reactor that serves it, and its token there.
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) token: u64,
@@ -63,6 +65,7 @@ impl Session {
             requests: AtomicU64::new(0),
             live: AtomicU64::new(0),
             attention: AtomicBool::new(false),
+            is_only: AtomicBool::new(false),
             mailbox,
             token,
             tx: Mutex::new(Tx::new(state, writer, options)),
@@ -126,10 +129,18 @@ impl Session {
         }
         let outcome = loop {
             match tx.write_piece(id, item, *offset, last) {
-                Ok(Some(Written::All)) => break Poll::Ready(Ok(())),
-                Ok(Some(Written::Some(bytes))) => *offset += bytes,
+                Ok(Some(Written::All)) => {
+                    tx.completed(id);
+                    break Poll::Ready(Ok(()));
+                }
+                Ok(Some(Written::Some(bytes))) => {
+                    *offset += bytes;
+                    tx.moved(id, bytes);
+                }
                 Ok(Some(Written::NoCredit)) => {
-                    tx.wait(id, context);
+                    if tx.wait_for_credit(id, context) {
+                        self.call_reactor();
+                    }
                     break Poll::Pending;
                 }
                 Ok(Some(Written::NoRoom)) => {

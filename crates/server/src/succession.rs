@@ -61,12 +61,22 @@ pub(crate) enum Order {
     Open,
 }
 
-/// What a reactor has when it takes nothing new.
+/// What a reactor has when it takes nothing new. Whoever has given up waiting for it drops it, unread as it may be, and what rests
+/// is served again.
 #[derive(Debug)]
 pub(crate) struct Report {
+    pub(crate) shared: Arc<Shared>,
     pub(crate) listener: Arc<Listener>,
     /// Connections that it does not serve any more.
     pub(crate) resting: Vec<Newcomer>,
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        for newcomer in self.resting.drain(..) {
+            self.shared.hand_out(newcomer);
+        }
+    }
 }
 
 /// A connection at rest, as the next server needs to know it. Its socket and its segment's descriptor go with it.
@@ -149,13 +159,14 @@ impl ServerHandle {
         if shared.retiring.swap(true, Ordering::AcqRel) {
             return Err(RetireError::Busy);
         }
+        // Before the other: what comes too late is served again behind the word that all goes on.
+        let (report, reports) = mpsc::channel();
         let mut retiring = Retiring {
             shared: Arc::clone(shared),
             listener: None,
             resting: Vec::new(),
             followed: false,
         };
-        let (report, reports) = mpsc::channel();
         for mailbox in &shared.mailboxes {
             let report = report.clone();
             mailbox.post(|letters| {
@@ -169,12 +180,12 @@ impl ServerHandle {
         drop(report);
         for _ in &shared.mailboxes {
             let left = deadline.saturating_duration_since(Instant::now());
-            let report = reports.recv_timeout(left).map_err(|error| match error {
+            let mut report = reports.recv_timeout(left).map_err(|error| match error {
                 RecvTimeoutError::Timeout => RetireError::TooSlow,
                 RecvTimeoutError::Disconnected => RetireError::Stopping,
             })?;
-            retiring.listener = Some(report.listener);
-            retiring.resting.extend(report.resting);
+            retiring.listener = Some(Arc::clone(&report.listener));
+            retiring.resting.append(&mut report.resting);
         }
         if retiring.is_stopping() {
             return Err(RetireError::Stopping);

@@ -4,14 +4,18 @@
 mod support;
 
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use lapce_ai_proto::{Codec, ErrorBody, ErrorCode, FIN, Fault, Features, Hello, Kind};
-use lapce_ai_server::Options;
+use lapce_ai_proto::{
+    Codec, ErrorBody, ErrorCode, FIN, Fault, Features, Hello, Kind, MessageType, OpenPrefix,
+};
+use lapce_ai_server::{Options, Responder};
 use lapce_ai_shm::Bell;
 use support::{
-    Carrier, Client, Daemon, ECHO, LARGE, LENGTH, Witness, eventually, last_words, options,
-    pattern, prefix, socket,
+    Carrier, Client, Daemon, ECHO, LARGE, LENGTH, OWN, STREAM, Witness, eventually, last_words,
+    options, pattern, prefix, socket,
 };
 
 const SHORT: Duration = Duration::from_millis(50);
@@ -323,6 +327,62 @@ fn an_answer_without_credit_does_not_hold_memory_for_ever() {
 }
 
 #[test]
+fn a_stream_whose_reader_gives_no_credit_is_cut_and_its_task_with_it() {
+    struct Running(Arc<AtomicU64>);
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let running = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&running);
+    let options = Options {
+        stall_timeout: BEARABLE,
+        ..stalling()
+    };
+    let daemon = Daemon::with(options, move |server| {
+        server.handle_async(MessageType(OWN), move |_, mut responder: Responder| {
+            count.fetch_add(1, Ordering::SeqCst);
+            let running = Running(Arc::clone(&count));
+            async move {
+                let _running = running;
+                while responder.send(&[7; 1000]).await.is_ok() {}
+            }
+        });
+    });
+    for carrier in Carrier::ALL {
+        let witness = Witness::new(&daemon, carrier);
+        let mut client = Client::with_window(&daemon, carrier, 1500);
+        // Without a deadline to speak of, so that nothing else ends it.
+        let patient = OpenPrefix {
+            deadline_ms: u32::MAX,
+            ..prefix(0)
+        };
+        let ids: Vec<u64> = (0..3)
+            .map(|_| client.open_with(OWN, &patient, b""))
+            .collect();
+        for id in ids {
+            assert_eq!(client.next_of(id).kind, Kind::Accepted);
+            // What the window allows, and not a byte more.
+            for bytes in [1000, 500] {
+                let piece = client.next_of(id);
+                assert_eq!(piece.kind, Kind::Data);
+                let prefix = if bytes == 500 { 8 } else { 0 };
+                assert_eq!(piece.payload.len(), bytes + prefix);
+            }
+            assert_eq!(client.error_of(id).code, ErrorCode::Stalled);
+        }
+        eventually("their tasks are gone", || {
+            running.load(Ordering::SeqCst) == 0
+        });
+        // Who gives credit gets all of it.
+        let id = client.open(STREAM, &[20, 2]);
+        assert_eq!(client.items(id).len(), 20);
+        witness.was_served();
+    }
+}
+
+#[test]
 fn a_reader_that_is_late_with_its_credit_is_heard_when_it_gives_it() {
     // So small that no answer fits: they are held beside the budget.
     let mut options = options();
@@ -390,6 +450,50 @@ fn a_long_pipeline_is_answered_to_the_last_byte() {
             }
         }
     }
+}
+
+/// Where a segment says that the daemon sleeps until it is rung for: the request ring's data-wanted flag.
+const DATA_WANTED: usize = 0x300;
+
+#[test]
+fn one_that_talks_now_and_then_keeps_nobody_waiting_who_rings() {
+    let daemon = Daemon::start(Options {
+        spin: Duration::from_micros(500),
+        ..options()
+    });
+    let mut seldom = Client::new(&daemon, Carrier::SHARED_MEMORY);
+    let mut sleeper = Client::new(&daemon, Carrier::SHARED_MEMORY);
+    let (stop, said) = (AtomicBool::new(false), AtomicU64::new(0));
+    let meanwhile = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Always in time for the reactor to find it while it spins.
+            for _ in 0..1_000_000 {
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                seldom.echo(10);
+                said.fetch_add(1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        });
+        let meanwhile = (0..5).map(|_| {
+            let wanted = sleeper.mapping();
+            eventually("the daemon waits for the bell", || {
+                wanted.atomic_u32(DATA_WANTED).load(Ordering::SeqCst) == 1
+            });
+            let before = said.load(Ordering::SeqCst);
+            sleeper.echo(10);
+            said.load(Ordering::SeqCst) - before
+        });
+        let least = meanwhile.min();
+        stop.store(true, Ordering::SeqCst);
+        least
+    });
+    // The sockets are looked at whenever the reactor has waited for as long as it spins at most.
+    assert!(
+        meanwhile < Some(32),
+        "{meanwhile:?} of the other one's came first"
+    );
 }
 
 #[test]

@@ -6,11 +6,11 @@ mod support;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lapce_ai_proto::{ErrorCode, Kind};
-use lapce_ai_server::Options;
+use lapce_ai_proto::{ErrorCode, Kind, MessageType};
+use lapce_ai_server::{Options, Responder};
 use lapce_ai_transport::PoolOptions;
 use support::{
-    ASYNC_ECHO, Carrier, Client, Daemon, ECHO, FAIL, LARGE, LENGTH, Witness, options, pattern,
+    ASYNC_ECHO, Carrier, Client, Daemon, ECHO, FAIL, LARGE, LENGTH, OWN, Witness, options, pattern,
 };
 
 #[test]
@@ -224,6 +224,33 @@ fn a_request_that_could_never_fit_is_refused_at_once() {
         let id = client.upload(LENGTH, &vec![0; 1 << 20]);
         assert_eq!(client.answer(id), b"1048576", "the largest fits");
     }
+}
+
+#[test]
+fn an_answer_longer_than_a_message_may_be_is_its_requests_error_and_nothing_else() {
+    let daemon = Daemon::with(options(), |server| {
+        server.handle_async(
+            MessageType(OWN),
+            |request, responder: Responder| async move {
+                let len = std::str::from_utf8(&request.body).unwrap();
+                let answer = pattern(1, len.parse().unwrap());
+                let _ = responder.answer(&answer).await;
+            },
+        );
+    });
+    for carrier in Carrier::ALL {
+        let mut client = Client::new(&daemon, carrier);
+        let most = client.welcome.limits.max_message_size as usize;
+        for ty in [LARGE, OWN] {
+            let id = client.open(ty, (most + 1).to_string().as_bytes());
+            let error = client.error_of(id);
+            assert_eq!(error.code, ErrorCode::MessageTooLarge);
+            assert!(error.message.contains("1048577"), "{error}");
+            let id = client.open(ty, most.to_string().as_bytes());
+            assert!(client.answer(id) == pattern(1, most), "the largest fits");
+        }
+    }
+    daemon.await_quiet(0);
 }
 
 #[test]

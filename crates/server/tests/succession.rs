@@ -429,6 +429,35 @@ fn clients_of_connections_at_rest_notice_nothing() {
 }
 
 #[test]
+fn what_a_client_writes_over_its_segments_header_holds_no_daemon_up() {
+    let runs = Runs::new();
+    let first = Daemon::with(keeping(), runs.handlers());
+    let mut scribbler = Client::again(&first, Carrier::SHARED_MEMORY, 1, 0);
+    let mut other = Client::again(&first, Carrier::SHARED_MEMORY, 2, 0);
+    for (client, answer) in [(&mut scribbler, b"1"), (&mut other, b"2")] {
+        let id = client.open(COUNT, b"");
+        assert_eq!(client.answer(id), answer);
+    }
+    // All of it, up to the control lines of the rings.
+    let mapping = scribbler.mapping();
+    for offset in (0..0x200).step_by(8) {
+        let word = mapping.atomic_u64(offset);
+        word.store(u64::MAX, Ordering::SeqCst);
+    }
+    let second = first.followed(keeping(), runs.handlers());
+    first.await_stop();
+    for (client, answer) in [(&mut other, b"3"), (&mut scribbler, b"4")] {
+        let id = client.open(COUNT, b"");
+        assert_eq!(client.answer(id), answer);
+    }
+    assert_eq!(
+        second.handle.counters().connections,
+        0,
+        "none was made here"
+    );
+}
+
+#[test]
 fn connections_with_work_and_those_over_sockets_are_sent_away() {
     let runs = Runs::new();
     let first = Daemon::with(keeping(), runs.handlers());

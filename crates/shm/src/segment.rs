@@ -63,10 +63,25 @@ impl Segment {
         request_capacity: u32,
         response_capacity: u32,
     ) -> Result<Self, ShmError> {
+        let segment = Self::reopen(file, request_capacity, response_capacity)?;
+        let len = layout::segment_len(request_capacity, response_capacity);
+        check_header(&segment.mapping, len, request_capacity, response_capacity)?;
+        Ok(segment)
+    }
+
+    /// Maps a segment that another server made, from the descriptor that it kept, and closes the descriptor. The header is for
+    /// clients, which may have written over it since; no server reads it.
+    ///
+    /// # Errors
+    /// [`ShmError::InvalidCapacity`], a file that is not sealed or not as long as that, or the system's refusal.
+    pub fn reopen(
+        file: OwnedFd,
+        request_capacity: u32,
+        response_capacity: u32,
+    ) -> Result<Self, ShmError> {
         check_capacities(request_capacity, response_capacity)?;
         let len = layout::segment_len(request_capacity, response_capacity);
         let mapping = Mapping::open(file, len)?;
-        check_header(&mapping, len, request_capacity, response_capacity)?;
         Ok(Self {
             mapping: Arc::new(mapping),
             request_capacity,

@@ -30,6 +30,7 @@ pub struct Spin {
     budget: Duration,
     turns: u32,
     began: Option<Instant>,
+    waited: Duration,
 }
 
 impl Spin {
@@ -42,7 +43,15 @@ impl Spin {
             budget,
             turns: 0,
             began: None,
+            waited: Duration::ZERO,
         }
+    }
+
+    /// How long it has turned, as of its last look at the clock: nothing where what it waited for came quickly.
+    #[inline]
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// True: look again. False: the time is over, or spinning cannot help here.
@@ -65,7 +74,8 @@ impl Spin {
         self.turns = 1;
         let now = Instant::now();
         let began = *self.began.get_or_insert(now);
-        now.duration_since(began) < self.budget
+        self.waited = now.duration_since(began);
+        self.waited < self.budget
     }
 }
 
@@ -90,6 +100,7 @@ mod tests {
         if usable_cpus() < 2 {
             assert_eq!((turns, spin.began), (0, None));
         } else {
+            assert!(spin.waited() >= Duration::from_micros(50));
             // The first look starts the clock, a later one ends the spin: whole rounds.
             assert!(turns >= 2 * TURNS_PER_LOOK as usize);
             assert!(turns.is_multiple_of(TURNS_PER_LOOK as usize), "{turns}");

@@ -132,6 +132,9 @@ struct Shared {
 struct State {
     free: [Vec<Vec<u8>>; LARGER],
     held: u64,
+    /// Memory for them: a buffer has the size of its tier, so that it can be used again, as long as all together fit the budget,
+    /// and otherwise no more than was reserved. So it is twice the budget at most, however the lengths are chosen.
+    taken: u64,
     peak: u64,
     kept: u64,
     refused: u64,
@@ -185,7 +188,7 @@ impl BufferPool {
     pub fn reserve(&self, len: usize) -> Option<Buffer> {
         let shared = &self.shared;
         let tier = tier_of(len);
-        let (bytes, surplus) = {
+        let (bytes, size, surplus) = {
             let mut state = shared.lock();
             let fits = |sum: &u64| *sum <= shared.options.budget;
             let Some(held) = state.held.checked_add(len as u64).filter(fits) else {
@@ -196,13 +199,19 @@ impl BufferPool {
             state.held = held;
             state.peak = state.peak.max(held);
             let bytes = state.take(tier);
-            (bytes, state.make_way(shared.options.budget))
+            let size = match TIERS.get(tier) {
+                Some(size) if bytes.is_some() || fits(&(state.taken + *size as u64)) => *size,
+                _ => len,
+            };
+            state.taken += size as u64;
+            (bytes, size, state.make_way(shared.options.budget))
         };
         // Memory comes from the system, and goes there, without the lock.
         drop(surplus);
         Some(Buffer {
             bytes: bytes.unwrap_or_default(),
             reserved: len,
+            size,
             shared: Arc::clone(shared),
         })
     }
@@ -289,11 +298,11 @@ impl State {
         bytes
     }
 
-    /// Takes kept buffers out, large ones first, until the rest fits the budget beside the held bytes.
+    /// Takes kept buffers out, large ones first, until the rest fits the budget beside those in use.
     fn make_way(&mut self, budget: u64) -> Vec<Vec<u8>> {
         let mut surplus = Vec::new();
         for (tier, size) in TIERS.iter().enumerate().rev() {
-            while self.kept + self.held > budget
+            while self.kept + self.taken > budget
                 && let Some(bytes) = self.free[tier].pop()
             {
                 self.kept -= *size as u64;
@@ -310,17 +319,18 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn give_back(&self, mut bytes: Vec<u8>, reserved: usize) {
+    fn give_back(&self, mut bytes: Vec<u8>, reserved: usize, size: usize) {
         bytes.clear();
         let tier = tier_of(reserved);
         let (surplus, wanted) = {
             let mut state = self.lock();
             state.held -= reserved as u64;
+            state.taken -= size as u64;
             state.tiers[tier].in_use -= 1;
             let keeps = tier < LARGER && bytes.capacity() >= TIERS[tier] && {
                 let kept = state.kept + TIERS[tier] as u64;
                 state.free[tier].len() < self.options.keep[tier]
-                    && kept + state.held <= self.options.budget
+                    && kept + state.taken <= self.options.budget
             };
             let surplus = if keeps {
                 state.kept += TIERS[tier] as u64;
@@ -350,6 +360,8 @@ pub struct NoMemory {
 pub struct Buffer {
     bytes: Vec<u8>,
     reserved: usize,
+    /// Bytes of memory that it has, or will have.
+    size: usize,
     shared: Arc<Shared>,
 }
 
@@ -371,8 +383,7 @@ impl Buffer {
         if self.bytes.capacity() >= self.reserved {
             return 0;
         }
-        let size = TIERS.get(tier_of(self.reserved)).copied();
-        size.unwrap_or(self.reserved) - self.bytes.len()
+        self.size - self.bytes.len()
     }
 
     /// Appends bytes.
@@ -412,8 +423,8 @@ impl std::ops::Deref for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.shared
-            .give_back(std::mem::take(&mut self.bytes), self.reserved);
+        let bytes = std::mem::take(&mut self.bytes);
+        self.shared.give_back(bytes, self.reserved, self.size);
     }
 }
 
@@ -522,6 +533,35 @@ mod tests {
             4096,
             "the large one made way: together they would go over the budget"
         );
+    }
+
+    #[test]
+    fn lengths_just_over_a_tier_take_twice_the_budget_at_most() {
+        let budget = 4 << 20;
+        let pool = BufferPool::new(PoolOptions {
+            budget,
+            ..PoolOptions::default()
+        });
+        let capacity = |buffers: &[Buffer]| -> u64 {
+            let capacities = buffers.iter().map(|buffer| buffer.bytes.capacity() as u64);
+            capacities.sum()
+        };
+        for len in [(4 << 10) + 1, (64 << 10) + 1] {
+            let mut buffers = Vec::new();
+            while let Some(mut buffer) = pool.reserve(len) {
+                buffer.allocate().unwrap();
+                buffers.push(buffer);
+            }
+            assert_eq!(buffers.len() as u64, budget / len as u64);
+            let taken = capacity(&buffers);
+            assert!(taken <= 2 * budget, "{taken}");
+            drop(buffers);
+            assert_eq!(pool.shared.lock().taken, 0);
+            // Where there is room for it, one has its tier's size, and is kept.
+            pool.release_kept();
+            drop(filled(&pool, len));
+            assert_eq!(pool.stats().kept, TIERS[tier_of(len)] as u64);
+        }
     }
 
     #[test]

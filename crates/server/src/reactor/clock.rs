@@ -10,7 +10,7 @@ use super::Reactor;
 use super::retire::Succession;
 
 /// How often the reactor looks at the clock while something may stall or expire.
-const TICK: Duration = Duration::from_millis(100);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 /// The same while it drains.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
 /// After so long without traffic a connection gives back what memory it can.
@@ -34,8 +34,8 @@ impl Reactor {
         } else {
             None
         };
-        let heap = self.heap.next_look;
-        [tick, self.next_idle_look, self.next_trim, heap, exit]
+        let (heap, door) = (self.heap.next_look, self.door.rests_until());
+        [tick, self.next_idle_look, self.next_trim, heap, door, exit]
             .into_iter()
             .flatten()
             .min()
@@ -60,6 +60,7 @@ impl Reactor {
     pub(super) fn tick(&mut self) {
         let now = Instant::now();
         self.tick_at(now);
+        self.door.wake(now);
         if self.may_leave_idle() {
             self.shared.stop_if_idle(now);
         }
@@ -149,12 +150,16 @@ impl Reactor {
         }
     }
 
-    /// Sees to it that a connection which went to sleep is looked at when it may be quiet, if there is a reason.
+    /// A connection goes to sleep. Sees to it that it is looked at when it may be quiet, if there is a reason.
     pub(super) fn note_cooled(&mut self, index: u32) {
-        if let Some(connection) = self.connections.get(index)
-            && !connection.quieting
-            && connection.may_trim()
-        {
+        let Some(connection) = self.connections.get(index) else {
+            return;
+        };
+        if let Err(error) = connection.settle_to_sleep(&self.epoll) {
+            self.close(index, &error);
+            return;
+        }
+        if !connection.quieting && connection.may_trim() {
             connection.quieting = true;
             let at = connection.last_activity + QUIET;
             self.quieting.push(index);

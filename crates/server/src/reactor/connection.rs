@@ -53,9 +53,12 @@ pub(super) struct Connection {
     pub(super) quieting: bool,
     /// Asleep without a bell for its data, since it is not read until it reads.
     pub(super) paused: bool,
-    /// The epoll waits for the socket to be writable.
-    writable_wanted: bool,
+    /// What the epoll tells of, beside the end.
+    interest: epoll::EventFlags,
 }
+
+/// What it tells of at first.
+const READABLE: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP);
 
 /// What a look at a connection came to.
 #[derive(Debug, Clone, Copy)]
@@ -107,7 +110,7 @@ impl Connection {
             listed: false,
             quieting: false,
             paused: false,
-            writable_wanted: false,
+            interest: READABLE,
         }
     }
 
@@ -185,7 +188,7 @@ impl Connection {
 
     /// Over a plain socket: has the reactor wait until the socket takes the rest of what was written.
     fn watch_for_writable(&self, tx: &Tx) {
-        if tx.writer.wants_writable() && !self.writable_wanted {
+        if tx.writer.wants_writable() && !self.interest.contains(epoll::EventFlags::OUT) {
             self.session.call_reactor();
         }
     }
@@ -244,18 +247,42 @@ impl Connection {
         self.watched = may_stall(&self.uploads, &tx);
         let wants = tx.writer.wants_writable();
         drop(tx);
-        if wants != self.writable_wanted {
-            self.writable_wanted = wants;
-            let mut flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-            flags.set(epoll::EventFlags::OUT, wants);
-            let data = epoll::EventData::new_u64(self.session.token);
-            epoll::modify(epoll, self.reader.socket(), data, flags).map_err(|errno| {
-                TransportError::System {
-                    call: "epoll_ctl",
-                    source: errno.into(),
-                }
-            })?;
+        self.watch_socket(wants, epoll)
+    }
+
+    /// Before it sleeps: has its socket wake it for what it can do then.
+    pub(super) fn settle_to_sleep(
+        &mut self,
+        epoll: &impl std::os::fd::AsFd,
+    ) -> Result<(), TransportError> {
+        let writable = self.interest.contains(epoll::EventFlags::OUT);
+        self.watch_socket(writable, epoll)
+    }
+
+    fn watch_socket(
+        &mut self,
+        writable: bool,
+        epoll: &impl std::os::fd::AsFd,
+    ) -> Result<(), TransportError> {
+        // What lies unread in a plain socket would wake the reactor again and again while it is not read, and so would half of a
+        // hang-up. The whole of one is told in any case.
+        let mut interest = if self.paused && !self.session.peer.shared_memory {
+            epoll::EventFlags::empty()
+        } else {
+            READABLE
+        };
+        interest.set(epoll::EventFlags::OUT, writable);
+        if interest == self.interest {
+            return Ok(());
         }
+        let data = epoll::EventData::new_u64(self.session.token);
+        epoll::modify(epoll, self.reader.socket(), data, interest).map_err(|errno| {
+            TransportError::System {
+                call: "epoll_ctl",
+                source: errno.into(),
+            }
+        })?;
+        self.interest = interest;
         Ok(())
     }
 
@@ -354,7 +381,7 @@ impl Connection {
             }
             !(stalled || expired)
         });
-        for id in tx.unread_replies(now, limit) {
+        for id in tx.unread(now, limit) {
             tracing::warn!(
                 connection = self.session.id,
                 id,
@@ -362,8 +389,7 @@ impl Connection {
             );
             shared.counters.failed.fetch_add(1, Ordering::Relaxed);
             let message = "too little credit came for the rest of the answer";
-            tx.state
-                .fail(id, ErrorBody::new(ErrorCode::Stalled, message));
+            tx.cut(id, ErrorBody::new(ErrorCode::Stalled, message));
         }
         tx.pump()?;
         self.session.note_live(&tx);
@@ -518,7 +544,7 @@ impl Connection {
 fn may_stall(uploads: &HashMap<u64, Upload>, tx: &Tx) -> bool {
     !uploads.is_empty()
         || tx.blocked_since.is_some()
-        || tx.owes_replies()
+        || tx.owes_answers()
         || tx.state.is_going_away()
 }
 

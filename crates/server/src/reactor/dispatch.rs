@@ -147,7 +147,7 @@ pub(super) fn on_frame(
                     },
                     tools,
                 )?;
-            } else {
+            } else if !tx.is_running(id) {
                 // Its first piece was all of it, and it has no memory yet.
                 arriving.ended_early.push(id);
             }

@@ -11,6 +11,7 @@ use lapce_ai_transport::{Handshake, Listener, Progress, ServerTerms};
 use rustix::event::epoll;
 use rustix::io::{self, Errno};
 
+use super::clock::TICK;
 use super::seldom::Seldom;
 use super::{LISTENER, Reactor};
 use crate::mailbox::{Newcomer, Past};
@@ -37,8 +38,12 @@ pub(crate) struct Door {
     spare: Option<File>,
     /// Whether the epoll tells of newcomers.
     watched: bool,
+    /// Nobody could be taken, for a reason that takes time to pass: until when nobody is.
+    rests: Option<Instant>,
     /// Refusals are told of seldom: anybody who can connect can cause them.
     refusals: Seldom,
+    /// And so are failures of the system, which come again and again.
+    failures: Seldom,
 }
 
 /// A client in its handshake.
@@ -65,7 +70,9 @@ impl Door {
             next_handshake: 0,
             spare: File::open("/dev/null").ok(),
             watched: false,
+            rests: None,
             refusals: Seldom::default(),
+            failures: Seldom::default(),
         }
     }
 
@@ -76,16 +83,29 @@ impl Door {
         let Some(listener) = &self.listener else {
             return Ok(());
         };
-        let watch = self.open && !self.is_full();
+        let watch = self.open && !self.is_full() && self.rests.is_none();
         if watch == self.watched {
             return Ok(());
         }
-        self.watched = watch;
         if watch {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
-            epoll::add(epoll, listener, epoll::EventData::new_u64(LISTENER), flags)
+            epoll::add(epoll, listener, epoll::EventData::new_u64(LISTENER), flags)?;
         } else {
-            epoll::delete(epoll, listener)
+            epoll::delete(epoll, listener)?;
+        }
+        self.watched = watch;
+        Ok(())
+    }
+
+    /// When it is tried again to take newcomers, if that failed.
+    pub(super) fn rests_until(&self) -> Option<Instant> {
+        self.rests
+    }
+
+    /// Ends that rest once it is over.
+    pub(super) fn wake(&mut self, now: Instant) {
+        if self.rests.is_some_and(|until| until <= now) {
+            self.rests = None;
         }
     }
 
@@ -128,11 +148,16 @@ impl Reactor {
                 Ok(None) => return,
                 Err(error) => {
                     let errno = Errno::from_io_error(&error);
-                    if !matches!(errno, Some(Errno::MFILE | Errno::NFILE)) || !self.refuse_one() {
-                        tracing::warn!(%error, "accept failed");
-                        return;
+                    if matches!(errno, Some(Errno::MFILE | Errno::NFILE)) && self.refuse_one() {
+                        continue;
                     }
-                    continue;
+                    // Those who wait in the backlog would wake the reactor again and again.
+                    let now = Instant::now();
+                    self.door.rests = Some(now + TICK);
+                    if let Some(others) = self.door.failures.turn(now) {
+                        tracing::warn!(%error, others_since_the_last_line = others, "accept failed");
+                    }
+                    return;
                 }
             };
             match Handshake::new(socket) {
@@ -258,7 +283,11 @@ impl Reactor {
     /// Watches the listener, or stops watching it, as the door has it.
     pub(super) fn mind_the_door(&mut self) {
         if let Err(errno) = self.door.watch(&self.epoll) {
-            tracing::error!(%errno, "cannot watch the listener");
+            let now = Instant::now();
+            if let Some(others) = self.door.failures.turn(now) {
+                tracing::error!(%errno, others_since_the_last_line = others, "cannot watch the listener");
+            }
+            self.door.rests = Some(now + TICK);
         }
     }
 

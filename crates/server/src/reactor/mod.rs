@@ -62,6 +62,8 @@ pub(crate) struct Reactor {
     connections: Connections,
     /// Connections that are polled without a system call.
     hot: Schedule,
+    /// Somebody was admitted since hot connections were last served.
+    has_newcomers: bool,
     /// Indices of connections where something may stall, each once: those that are [listed](Connection::listed).
     watched: Vec<u32>,
     /// Empty; takes turns with it.
@@ -157,6 +159,7 @@ impl Reactor {
             door,
             connections: Connections::default(),
             hot: Schedule::default(),
+            has_newcomers: false,
             watched: Vec::new(),
             watched_before: Vec::new(),
             quieting: Vec::new(),
@@ -205,18 +208,29 @@ impl Reactor {
     }
 
     /// Serves hot connections in turn until none has had anything for the spin time (true), or until sockets are due for
-    /// a look (false); the next call goes on where this one stopped.
+    /// a look (false); the next call goes on where this one stopped. Right after newcomers it does not spin.
     fn serve_hot(&mut self) -> bool {
-        let mut spin = Spin::new(self.spin);
+        // Newcomers need the processors, and what they do before their first request takes longer than a spin.
+        let patience = match std::mem::take(&mut self.has_newcomers) {
+            true => Duration::ZERO,
+            false => self.spin,
+        };
+        let mut spin = Spin::new(patience);
         let mut batches = 0;
+        let mut waited = Duration::ZERO;
         let mut progress = false;
         while !self.hot.is_empty() {
             let Some(turn) = self.hot.next() else {
                 // Nobody had anything in a whole round.
                 self.grant();
                 if std::mem::take(&mut progress) {
+                    // One that talks now and then must not keep those who ring waiting for many spins.
+                    waited += spin.waited();
+                    if waited > self.spin {
+                        return false;
+                    }
                     // What was served may bring the next at once: the spin begins anew.
-                    spin = Spin::new(self.spin);
+                    spin = Spin::new(patience);
                 } else if !spin.turn() {
                     return true;
                 }
@@ -442,6 +456,7 @@ impl Reactor {
             connection.segment,
         )));
         self.note_idle_deadline();
+        self.has_newcomers = true;
         self.heat(index);
         if let Some(until) = self.draining {
             // It shook hands with a reactor that had not heard of the stop.

@@ -1,6 +1,5 @@
 //! What a reactor does when another daemon follows, or may follow.
 
-use std::sync::mpsc;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,14 +40,13 @@ impl Reactor {
                     resting.extend(rests);
                 }
                 if let Some(listener) = self.door.listener() {
-                    let listener = Arc::clone(listener);
-                    // To one that has given up waiting nothing comes: what rests is served here again.
-                    if let Err(mpsc::SendError(unheard)) = report.send(Report { listener, resting })
-                    {
-                        for newcomer in unheard.resting {
-                            self.admit(newcomer);
-                        }
-                    }
+                    let (shared, listener) = (Arc::clone(&self.shared), Arc::clone(listener));
+                    // One that has given up waiting hears nothing, and the report is dropped.
+                    let _ = report.send(Report {
+                        shared,
+                        listener,
+                        resting,
+                    });
                 }
             }
             Order::Resume => {

@@ -158,6 +158,7 @@ impl Session {
         }
         tx.replies.clear();
         tx.room_waiters.clear();
+        tx.credit_waiters.clear();
         tx.parked = 0;
         tx.writer.hang_up();
         let running = left.running.len();

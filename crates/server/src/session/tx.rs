@@ -25,6 +25,8 @@ pub(crate) struct Tx {
     pub(super) replies: VecDeque<PendingReply>,
     /// Streams whose tasks wait for room in the ring.
     pub(super) room_waiters: Vec<u64>,
+    /// Streams whose tasks wait for credit, or did since the last look, and how the item moves that each of them sends.
+    pub(super) credit_waiters: Vec<(u64, Pace)>,
     /// Bytes held for this connection outside the budget: they bound how far it is read.
     pub(crate) parked: usize,
     /// When the client stopped taking what is written, if it has.
@@ -91,6 +93,7 @@ impl Tx {
             streams: HashMap::new(),
             replies: VecDeque::new(),
             room_waiters: Vec::new(),
+            credit_waiters: Vec::new(),
             parked: 0,
             blocked_since: None,
             closed: false,
@@ -164,6 +167,30 @@ impl Tx {
         }
     }
 
+    /// True: nobody did so far, so the reactor does not look after it yet.
+    pub(super) fn wait_for_credit(&mut self, id: u64, context: &Context<'_>) -> bool {
+        self.wait(id, context);
+        let first = self.credit_waiters.is_empty();
+        if !self.credit_waiters.iter().any(|(waiter, _)| *waiter == id) {
+            self.credit_waiters.push((id, Pace::new(Instant::now())));
+        }
+        first
+    }
+
+    /// So much more of an item was written, which may have waited for credit.
+    pub(super) fn moved(&mut self, id: u64, bytes: usize) {
+        let least = self.stall_bytes;
+        let mut waiters = self.credit_waiters.iter_mut();
+        if let Some((_, pace)) = waiters.find(|(waiter, _)| *waiter == id) {
+            pace.moved(bytes, least, Instant::now);
+        }
+    }
+
+    /// The whole item was.
+    pub(super) fn completed(&mut self, id: u64) {
+        self.credit_waiters.retain(|(waiter, _)| *waiter != id);
+    }
+
     pub(super) fn wait(&mut self, id: u64, context: &Context<'_>) {
         let stream = self.streams.entry(id).or_default();
         match &mut stream.waker {
@@ -199,17 +226,22 @@ impl Tx {
         });
     }
 
-    /// Whether answers of sync handlers wait for credit or room.
-    pub(crate) fn owes_replies(&self) -> bool {
-        !self.replies.is_empty()
+    /// Whether answers wait for credit, or those of sync handlers for room.
+    pub(crate) fn owes_answers(&self) -> bool {
+        !self.replies.is_empty() || !self.credit_waiters.is_empty()
     }
 
     /// Those of them of which too little was read in the last `limit`.
-    pub(crate) fn unread_replies(&self, now: Instant, limit: Duration) -> Vec<u64> {
-        self.replies
-            .iter()
-            .filter(|reply| reply.pace.is_late(now, limit))
-            .map(|reply| reply.id)
+    pub(crate) fn unread(&mut self, now: Instant, limit: Duration) -> Vec<u64> {
+        let state = &self.state;
+        self.credit_waiters
+            .retain(|(id, _)| state.credit(*id).is_some());
+        let replies = self.replies.iter().map(|reply| (reply.id, &reply.pace));
+        let items = self.credit_waiters.iter().map(|(id, pace)| (*id, pace));
+        replies
+            .chain(items)
+            .filter(|(_, pace)| pace.is_late(now, limit))
+            .map(|(id, _)| id)
             .collect()
     }
 
@@ -226,6 +258,11 @@ impl Tx {
     /// Notes how to end the task behind a stream.
     pub(crate) fn running(&mut self, id: u64, abort: AbortHandle) {
         self.streams.entry(id).or_default().abort = Some(abort);
+    }
+
+    /// Whether a task is behind a stream.
+    pub(crate) fn is_running(&self, id: u64) -> bool {
+        self.streams.contains_key(&id)
     }
 
     /// Ends a stream with an error and the task behind it.
@@ -359,6 +396,7 @@ impl Tx {
             && self.streams.capacity() == 0
             && self.replies.capacity() == 0
             && self.room_waiters.capacity() == 0
+            && self.credit_waiters.capacity() == 0
             && self.repeats.capacity() == 0
     }
 
@@ -381,6 +419,8 @@ impl Tx {
         if self.room_waiters.is_empty() {
             self.room_waiters = Vec::new();
         }
+        // No stream is live.
+        self.credit_waiters = Vec::new();
         Ok(true)
     }
 

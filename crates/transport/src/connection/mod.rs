@@ -174,8 +174,8 @@ impl Connection {
     }
 
     /// Goes on with a connection that another process has served on these terms, and serves no more. Nothing is believed:
-    /// the kernel says whose it is, and the segment is checked like one from a stranger. `said` is what the client said of
-    /// itself.
+    /// the kernel says whose it is, how long the segment is, and that it stays so long. What the client may have written into it is
+    /// no reason to refuse: its faults are found when it is read. `said` is what the client said of itself.
     ///
     /// # Errors
     /// See [`ResumeError`].
@@ -191,7 +191,7 @@ impl Connection {
             call: "fcntl(F_DUPFD_CLOEXEC)",
             source,
         })?;
-        let mapped = Segment::open(segment, terms.request_capacity, terms.response_capacity)?;
+        let mapped = Segment::reopen(segment, terms.request_capacity, terms.response_capacity)?;
         let ends = mapped.resume_server_ends(at_rest.consumed, &at_rest.produced)?;
         let codec = Codec {
             crc: at_rest.crc,
