@@ -136,9 +136,14 @@ impl Session {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Connects. Blocks.
-    pub(crate) fn connect(&self) -> Connected {
-        connect(&self.options.socket, &self.connect_options())
+    /// Connects. Blocks, at most until `deadline`.
+    pub(crate) fn connect(&self, deadline: Option<Instant>) -> Connected {
+        let mut options = self.connect_options();
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            options.timeout = options.timeout.min(left);
+        }
+        connect(&self.options.socket, &options)
     }
 
     /// What is said to the daemon now.

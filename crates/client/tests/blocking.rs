@@ -7,6 +7,7 @@
 
 mod support;
 
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,8 +19,8 @@ use lapce_ai_client::{
 };
 use lapce_ai_proto::Limits;
 use support::{
-    ACCEPT_DIE, ACCEPT_HOLD, BAD_ID, DIE, Daemon, FAIL, GO_AWAY, HOLD, IDLE, ITEMS, Note, bounded,
-    limits,
+    ACCEPT_DIE, ACCEPT_HOLD, BAD_ID, DIE, Daemon, FAIL, GO_AWAY, HOLD, IDLE, ITEMS, LIMIT, Note,
+    bounded, limits,
 };
 
 const ECHO: MessageType = MessageType::ECHO;
@@ -267,6 +268,37 @@ over_both! {
             daemon.restart();
             callers.into_iter().for_each(|caller| assert_eq!(caller.join().unwrap(), b"who is there?"));
         }
+    }
+
+    fn a_deadline_cuts_an_attempt_to_connect_short_and_others_wait_on(shared: bool) {
+        let mut daemon = Daemon::start();
+        // Longer than a test may take.
+        let connect_timeout = 2 * LIMIT;
+        let client = BlockingClient::connect(Options { connect_timeout, ..daemon.options(shared) });
+        let client = Arc::new(client.unwrap());
+        daemon.kill();
+        std::fs::remove_file(daemon.socket()).unwrap();
+        // The kernel lets everybody in here, and nobody answers.
+        let silent = UnixListener::bind(daemon.socket()).unwrap();
+        let hurry = |client: &BlockingClient| {
+            let soon = RequestOptions::with_deadline(Duration::from_millis(100));
+            let error = client.call_with(ECHO, b"soon", &soon).unwrap_err();
+            assert!(matches!(error, ClientError::DeadlineExceeded), "{error}");
+        };
+        hurry(&client);
+        assert_eq!(client.counters().failed, 0, "the time was the caller's");
+        let hurried = thread::spawn({
+            let client = Arc::clone(&client);
+            move || hurry(&client)
+        });
+        let patient = thread::spawn({
+            let client = Arc::clone(&client);
+            move || client.call(ECHO, b"at some time").unwrap()
+        });
+        hurried.join().unwrap();
+        drop(silent);
+        daemon.restart();
+        assert_eq!(patient.join().unwrap(), b"at some time");
     }
 
     fn a_daemon_that_stays_away_is_given_up(shared: bool) {

@@ -16,7 +16,10 @@ use self::wait::{park, passed, with_waker};
 use crate::link::{Lent, Link, Outgoing, Stream, Tx};
 use crate::plan::Plan;
 use crate::session::{Session, Step, Wait};
-use crate::{Body, ClientError, Event, Health, Options, ReconnectCounters, RequestOptions, State};
+use crate::{
+    Body, ClientError, ConnectError, Event, Health, Options, ReconnectCounters, RequestOptions,
+    State,
+};
 
 /// A client of the daemon for programs without a runtime. Any number of threads may use it at once, over one connection.
 ///
@@ -48,7 +51,7 @@ impl BlockingClient {
     /// [`ClientError::Connect`] if the first attempt fails; only lost connections are made again.
     pub fn connect(options: Options) -> Result<Self, ClientError> {
         let session = Session::new(options, false)?;
-        let connected = session.connect();
+        let connected = session.connect(None);
         session.connected(connected)?;
         Ok(Self {
             session,
@@ -256,10 +259,16 @@ impl BlockingClient {
                 continue;
             };
             match with_waker(|waker| self.session.step(waker)) {
-                Step::Connect => {
+                Step::Connect => match self.session.connect(deadline) {
+                    // Our own time was over first, which says nothing of the daemon. So no attempt has failed, and whoever still
+                    // waits, or asks next, makes one at once.
+                    Err(ConnectError::TimedOut { timeout, .. })
+                        if timeout < self.session.options.connect_timeout => {}
                     // Why it failed stands in the state, which is looked at next.
-                    let _ = self.session.connected(self.session.connect());
-                }
+                    connected => {
+                        let _ = self.session.connected(connected);
+                    }
+                },
                 Step::WaitUntil(until) => {
                     park(Some(deadline.map_or(until, |deadline| deadline.min(until))));
                 }

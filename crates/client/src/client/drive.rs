@@ -117,20 +117,19 @@ pub(super) async fn drive(session: Arc<Session>, link: Arc<Link>) {
     session.note(&link);
 }
 
-/// A while after the ring was used beyond its first page, gives that memory back if it is empty; then there is no timer
-/// any more.
+/// A while after there was memory that a quiet link need not hold, gives it back; then there is no timer any more.
 fn poll_quiet(link: &Link, mut quiet: Pin<&mut Sleep>, trimming: &mut bool, cx: &mut Context<'_>) {
-    if !link.may_trim() {
-        *trimming = false;
-        return;
-    }
-    if !std::mem::replace(trimming, true) {
-        quiet.as_mut().reset(Instant::now() + QUIET);
-    }
-    if quiet.as_mut().poll(cx).is_ready() {
+    while link.may_trim() {
+        if !std::mem::replace(trimming, true) {
+            quiet.as_mut().reset(Instant::now() + QUIET);
+        }
+        if quiet.as_mut().poll(cx).is_pending() {
+            return;
+        }
         link.trim();
         *trimming = false;
     }
+    *trimming = false;
 }
 
 /// The runtime shuts down, and nobody will be woken by the socket any more.

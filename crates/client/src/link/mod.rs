@@ -18,6 +18,8 @@ mod end;
 mod lead;
 mod pump;
 mod slot;
+#[cfg(test)]
+mod tests;
 mod tx;
 mod upload;
 
@@ -283,6 +285,9 @@ impl Link {
         {
             self.write_failed(&mut tx, error, &mut wakes);
         }
+        if tx.undeferred {
+            tx.call_next(&mut wakes);
+        }
         drop(tx);
         wake_all(&mut wakes);
         found
@@ -295,6 +300,9 @@ impl Link {
             && let Err(error) = tx.write_on()
         {
             self.write_failed(tx, error, wakes);
+        }
+        if tx.undeferred {
+            tx.call_next(wakes);
         }
     }
 
@@ -371,6 +379,9 @@ impl Link {
             self.write_failed(&mut tx, error, &mut wakes);
         } else if tx.writer.wants_writable() {
             wakes.extend(tx.driver.clone());
+        }
+        if tx.undeferred {
+            tx.call_next(&mut wakes);
         }
         drop(tx);
         wake_all(&mut wakes);

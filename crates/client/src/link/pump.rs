@@ -8,6 +8,7 @@ use lapce_ai_transport::{Reader, TransportError, flush};
 
 use super::Link;
 use super::lead::{LeadGuard, Leading, Turn, wake_all};
+use super::slot::Kept;
 use super::tx::Tx;
 use super::upload::Lent;
 
@@ -68,6 +69,9 @@ impl Link {
         // Who pumps so may go away without another look.
         self.leave_blocked(&mut tx, &mut rx.wakes);
         let then = then(&mut tx);
+        if tx.undeferred {
+            tx.call_next(&mut rx.wakes);
+        }
         drop(tx);
         if !rx.wakes.is_empty() {
             wake_all(&mut rx.wakes);
@@ -87,7 +91,11 @@ impl Link {
         let mut frames = 0;
         let led = self.lead.lead(rx, |rx, tx| {
             frames = self.take_in(tx, rx, lent);
-            then(tx)
+            let then = then(tx);
+            if tx.undeferred {
+                tx.call_next(&mut rx.wakes);
+            }
+            then
         });
         led.map_err(|rx| (frames, rx))
     }
@@ -133,10 +141,9 @@ impl Link {
         });
         match pumped {
             Err(end) => self.fail(tx, end, wakes),
-            Ok(()) if frames > 0 => {
-                if let Some((_, waker)) = tx.queue.front() {
-                    wakes.push(waker.clone());
-                }
+            // Without a frame too, what stood before the first in line may have found room.
+            Ok(()) if frames > 0 || tx.undeferred => {
+                tx.call_next(wakes);
                 self.note_phase(tx, wakes);
             }
             Ok(()) => {}
@@ -181,25 +188,27 @@ impl Link {
     /// Writes what is blocked, or asks for a bell when it finds room.
     #[inline]
     fn leave_blocked(&self, tx: &mut Tx, wakes: &mut Vec<Waker>) {
-        if tx.blocked.is_some()
-            && tx.end.is_none()
-            && let Err(error) = tx.write_on()
-        {
-            self.write_failed(tx, error, wakes);
+        if tx.blocked.is_some() && tx.end.is_none() {
+            if let Err(error) = tx.write_on() {
+                self.write_failed(tx, error, wakes);
+            }
+            if tx.undeferred {
+                tx.call_next(wakes);
+            }
         }
     }
 
     /// Whether there is memory that a quiet connection need not hold.
     pub(crate) fn may_trim(&self) -> bool {
         let tx = self.tx();
-        !tx.writer.is_trimmed() || tx.spare.capacity() > 0
+        !tx.writer.is_trimmed() || tx.kept != Kept::Nothing
     }
 
-    /// Gives the memory of the request ring's further pages back, and what is kept for long answers. For a link on which
-    /// nothing has happened for [`QUIET`].
+    /// Gives the memory of the request ring's further pages back, and at the second call in a row what is kept for requests and
+    /// answers to come. For a link on which nothing has happened for [`QUIET`], as far as the caller knows.
     pub(crate) fn trim(&self) {
         let mut tx = self.tx();
-        tx.spare = Vec::new();
+        tx.trim_slots();
         // A ring that is corrupt is found by the next pump.
         let _ = tx.writer.trim();
     }
@@ -230,9 +239,7 @@ impl Link {
         {
             self.write_failed(&mut tx, error, &mut wakes);
         }
-        if let Some((_, waker)) = tx.queue.front() {
-            wakes.push(waker.clone());
-        }
+        tx.call_next(&mut wakes);
         let done = tx.end.is_some() || !tx.writer.wants_writable();
         drop(tx);
         wake_all(&mut wakes);

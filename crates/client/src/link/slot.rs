@@ -12,7 +12,7 @@ use super::tx::Tx;
 use super::upload::Upload;
 use super::{End, Link, Outcome};
 
-/// Longest memory that a free slot keeps in each of its buffers.
+/// Longest memory that a free slot keeps in each of its buffers, until the link is quiet.
 const KEPT: usize = 1 << 20;
 
 /// Most that is set aside for an item on the daemon's word that it will come: addresses, which cost no memory before the
@@ -126,6 +126,16 @@ impl Slot {
     }
 }
 
+/// Whether free slots keep memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    Nothing,
+    /// One was given back since the last trim.
+    Lately,
+    /// None was.
+    Before,
+}
+
 impl Tx {
     /// Gives a slot back. Of what is too long for it the longest buffer is kept for the next long answer, so that not each of
     /// them is a thousand page faults.
@@ -140,6 +150,26 @@ impl Tx {
             }
         }
         self.free.push(index);
+        self.kept = Kept::Lately;
+    }
+
+    /// Gives back the memory that is kept for other streams, if none has ended since this was last called: a link that is in use needs
+    /// it again at once.
+    pub(super) fn trim_slots(&mut self) {
+        self.kept = match self.kept {
+            Kept::Lately => Kept::Before,
+            Kept::Before => {
+                self.spare = Vec::new();
+                for &index in &self.free {
+                    let slot = &mut self.slots[index as usize];
+                    slot.bytes = Vec::new();
+                    slot.items = VecDeque::new();
+                    slot.body = Vec::new();
+                }
+                Kept::Nothing
+            }
+            Kept::Nothing => Kept::Nothing,
+        };
     }
 
     /// Takes the answer of a one-item request if it is there and right, and gives the slot back.

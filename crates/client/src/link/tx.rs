@@ -12,7 +12,7 @@ use lapce_ai_proto::{
 use lapce_ai_transport::{CONTROL_ROOM, Rest, TransportError, Writer, append};
 
 use super::lead::{Followers, Shared};
-use super::slot::{Slot, SlotEnd};
+use super::slot::{Kept, Slot, SlotEnd};
 use super::upload::{Lent, Upload};
 use super::{End, Outgoing};
 use crate::Body;
@@ -26,12 +26,16 @@ pub(crate) struct Tx {
     pub(super) free: Vec<u32>,
     /// Empty memory for a long answer. Goes back when the link is quiet.
     pub(super) spare: Vec<u8>,
+    /// Whether free slots keep memory.
+    pub(super) kept: Kept,
     /// The slot of each live stream, by the stream's [place](ClientState::place).
     places: Vec<u32>,
     /// Slots with credit and bytes to send, in turn.
     pub(super) uploads: VecDeque<u32>,
     /// The one request whose OPEN found no room in the ring. No other is begun before it is out: ids rise.
     pub(super) deferred: Option<u32>,
+    /// It has gone out, and the first of those who wait has not been told that it may be his turn.
+    pub(super) undeferred: bool,
     /// Who waits to begin a request, in order. Only the first may.
     pub(super) queue: VecDeque<(u64, Waker)>,
     next_ticket: u64,
@@ -85,9 +89,11 @@ impl Tx {
             slots: Vec::new(),
             free: Vec::new(),
             spare: Vec::new(),
+            kept: Kept::Nothing,
             places: Vec::new(),
             uploads: VecDeque::new(),
             deferred: None,
+            undeferred: false,
             queue: VecDeque::new(),
             next_ticket: 0,
             followers: Followers::default(),
@@ -119,6 +125,12 @@ impl Tx {
         let ticket = ticket.take();
         self.queue.retain(|(other, _)| Some(*other) != ticket);
         // The next in line may find room too.
+        self.call_next(wakes);
+    }
+
+    /// Has the first in line woken, whose turn it may be.
+    pub(super) fn call_next(&mut self, wakes: &mut Vec<Waker>) {
+        self.undeferred = false;
         if let Some((_, waker)) = self.queue.front() {
             wakes.push(waker.clone());
         }
@@ -331,6 +343,7 @@ impl Tx {
                 return Ok(Some(OPEN_PREFIX_LEN + body));
             }
             self.deferred = None;
+            self.undeferred = true;
             if slot.abandoned {
                 self.state.cancel(slot.id);
                 return self.write_some(lent);
@@ -396,9 +409,10 @@ impl Tx {
             ClientEvent::Ended { id } => self.finish(id, SlotEnd::Fine, wakes),
             ClientEvent::Failed { id, body } => {
                 let end = match (self.goaway, self.slot_of(id)) {
-                    // Not run: it goes to the next connection.
+                    // Not run: it goes to the next connection. What was taken before gets the same code when the drain is over.
                     (Some(goaway), Some(index))
                         if body.code == goaway.code
+                            && id > goaway.last_id
                             && self.slots[index as usize].is_untouched() =>
                     {
                         self.reason = Arc::from(body.to_string());
