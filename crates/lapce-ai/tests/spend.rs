@@ -13,7 +13,7 @@ use std::process::Command;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, geteuid, getrlimit, prlimit};
 use serde_json::Value;
-use support::{Daemon, Home, ended, signal, until};
+use support::{Daemon, HANGS, Home, ended, first_bytes, signal, until};
 
 fn total(home: &Home, of: &str) -> u64 {
     let spend: Value = serde_json::from_str(&home.ok(&["spend", "--json"])).unwrap();
@@ -62,6 +62,35 @@ fn a_daemon_that_is_killed_leaves_sums_that_agree_with_its_requests() {
         .permissions()
         .mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn what_is_cut_at_the_end_is_in_the_ledger() {
+    // Over sockets the daemon does not see that a client is dead, and so lets its request run on.
+    let ipc = "[ipc]\nshared_memory = false\nlost_request_secs = 600\ndrain_timeout_secs = 0\n";
+    let home = Home::new(&format!("[spend]\nprices = 'prices.toml'\n{ipc}{HANGS}"));
+    let prices = "[[price]]\nprovider = 'local'\nmodels = ['*']\ninput = 10\noutput = 10\n";
+    fs::write(home.path("config/lapce-ai/prices.toml"), prices).unwrap();
+    let mut daemon = home.serve(&[]);
+    let begun = || {
+        let mut chat = home.command(&["chat", "--no-start", "hi"]).spawn().unwrap();
+        first_bytes(&mut chat);
+        chat
+    };
+    let mut dead = begun();
+    dead.kill().unwrap();
+    dead.wait().unwrap();
+    until("it was hung up on", || {
+        home.status()["connections"].as_array().unwrap().len() == 1
+    });
+    let living = begun();
+    signal(daemon.pid(), Signal::TERM);
+    assert!(daemon.wait().success());
+    ended(living);
+    // One is cut when the time is over, the other with everything that is left.
+    let kept = [total(&home, "requests"), total(&home, "estimated")];
+    assert_eq!(kept, [2, 2]);
+    assert!(total(&home, "costNanoUsd") > 0);
 }
 
 #[test]
@@ -164,6 +193,24 @@ fn a_full_disk_stops_nothing_and_what_was_spent_meanwhile_is_written_later() {
     until("they are written", || total(&home, "requests") == 5);
     assert!(trouble(&home).is_none());
     home.ok(&["stop"]);
+    assert!(daemon.wait().success());
+}
+
+#[test]
+fn what_a_full_disk_does_not_take_at_the_end_either_is_told_of() {
+    let home = Home::new("[ipc]\nshared_memory = false\n");
+    let mut daemon = serve_limited(&home, "16");
+    for _ in 0..5 {
+        home.ok(&["chat", "--no-start", "hi"]);
+    }
+    daemon.log.wait_for("counted in memory");
+    home.ok(&["stop"]);
+    daemon.log.wait_for("what was spent last is not kept");
+    assert!(
+        daemon.log.seen.contains("requests=5"),
+        "{}",
+        daemon.log.seen
+    );
     assert!(daemon.wait().success());
 }
 

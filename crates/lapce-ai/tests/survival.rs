@@ -7,12 +7,14 @@ mod support;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Child;
 use std::time::Duration;
 
 use lapce_ai_client::{BlockingClient, Client, Options};
 use lapce_ai_proto::MessageType;
 use rustix::process::Signal;
-use support::{Home, ended, first_bytes, signal, until};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use support::{Home, Log, ended, first_bytes, signal, until, wait};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_outlives_its_daemon() {
@@ -69,12 +71,17 @@ fn a_stopped_client_slows_nobody_and_costs_bounded_memory() {
     first_bytes(&mut chat);
     let before = memory(daemon.pid());
     support::stop(pid);
-    // Its window and its ring are full soon; then the daemon gives up on it, and says so.
+    // Its ring is full soon, or its window, whichever had less room left; then the daemon gives up on it, or on its request, and
+    // says so.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let other = Client::connect(Options::new(home.socket())).await.unwrap();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-        while other.status().await.unwrap().connections.len() > 1 {
+        loop {
+            let status = other.status().await.unwrap();
+            if status.connections.len() == 1 || status.counters.failed > 0 {
+                break;
+            }
             assert_eq!(
                 other.call(MessageType::ECHO, b"still here").await.unwrap(),
                 b"still here"
@@ -117,9 +124,26 @@ fn a_full_disk_under_the_log_stops_nobody() {
 fn standard_error_that_nobody_reads_stops_nobody() {
     let home = Home::new("");
     let mut daemon = home.command(&["serve"]).spawn().unwrap();
+    let log = daemon.stderr.take().unwrap();
+    stops_nobody(&home, daemon, log, 32 << 10);
+}
+
+#[test]
+fn a_terminal_that_nobody_reads_stops_nobody() {
+    let home = Home::new("");
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let log = openpt(flags).unwrap();
+    unlockpt(&log).unwrap();
+    let terminal = ioctl_tiocgptpeer(&log, flags).unwrap();
+    let daemon = home.command(&["serve"]).stderr(terminal).spawn().unwrap();
+    stops_nobody(&home, daemon, fs::File::from(log), 1 << 10);
+}
+
+/// What a daemon says is not read, then `some` bytes of it are, and then all.
+fn stops_nobody(home: &Home, mut daemon: Child, mut log: impl Read + Send + 'static, some: usize) {
     until("it serves", || home.run(&["status"]).code == Some(0));
     let client = BlockingClient::connect(Options::new(home.socket())).unwrap();
-    // Each is a line; a pipe takes 64 KiB.
+    // Each is a line; a pipe takes 64 KiB, and a terminal less.
     let misbehave = |times: usize| {
         for _ in 0..times {
             let mut stranger = UnixStream::connect(home.socket()).unwrap();
@@ -135,20 +159,14 @@ fn standard_error_that_nobody_reads_stops_nobody() {
     };
     misbehave(1000);
     assert_eq!(client.call(MessageType::ECHO, b"well").unwrap(), b"well");
-    let mut log = daemon.stderr.take().unwrap();
-    let mut read = vec![0; 32 << 10];
-    log.read_exact(&mut read).unwrap();
+    log.read_exact(&mut vec![0; some]).unwrap();
     misbehave(1);
     assert_eq!(client.call(MessageType::ECHO, b"well").unwrap(), b"well");
-    let rest = std::thread::spawn(move || {
-        let mut rest = String::new();
-        log.read_to_string(&mut rest).map(|_| rest)
+    let mut log = Log::read(log);
+    until("it is told what was lost", || {
+        misbehave(1);
+        log.try_seen("lines of the log could not be written", 1)
     });
     home.ok(&["stop"]);
-    assert!(daemon.wait().unwrap().success());
-    let rest = rest.join().unwrap().unwrap();
-    assert!(
-        rest.contains("lines of the log could not be written"),
-        "{rest}"
-    );
+    assert!(wait(&mut daemon).success());
 }

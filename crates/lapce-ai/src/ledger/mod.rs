@@ -21,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use lapce_ai_providers::{Book, Day, Entry, Key, Ledger, Spend, Totals};
 use lapce_ai_transport::release_thread_cache;
 
+use store::FileId;
 pub(crate) use store::{By, RequestRow, Store, StoreError, Sum};
 
 /// So many requests wait to be written one by one, at most. Further ones are in the sums only.
@@ -141,6 +142,7 @@ impl Keeper {
             clock,
             month,
             store: None,
+            file: None,
             before: Some(send_before),
             aside: 0,
             forget_at: None,
@@ -252,6 +254,8 @@ struct Writer {
     /// The first day of this month.
     month: Day,
     store: Option<Store>,
+    /// The file that was opened last, or could not be; `None`: there was none. Another one may have its name by now.
+    file: Option<FileId>,
     /// Whom to tell what was spent before, once.
     before: Option<mpsc::Sender<Before>>,
     aside: u32,
@@ -267,6 +271,7 @@ struct Writer {
 impl Writer {
     fn run(&mut self) {
         let mut wait = FIRST_WAIT;
+        let mut is_last = false;
         // At once, for what was spent before.
         let mut outcome = self.open();
         loop {
@@ -287,12 +292,13 @@ impl Writer {
                             Err(also) => why = format!("{why}, and it cannot be put aside: {also}"),
                         }
                     }
+                    if is_last {
+                        return self.say_what_is_lost(&why);
+                    }
                     self.say(Some(why));
                     self.tell_what_can_be_read();
-                    if self.rest(wait) {
-                        // Told to end, and it did not work a moment ago.
-                        return;
-                    }
+                    // Told to end, it tries once more: the last time may be a minute ago, and there may be room by now.
+                    is_last = self.rest(wait);
                     wait = (wait * 2).min(LONGEST_WAIT);
                     if self.before.is_some() {
                         outcome = self.open();
@@ -319,7 +325,10 @@ impl Writer {
         if self.store.is_some() {
             return Ok(());
         }
+        // Noted beforehand, since one that is broken may not open.
+        self.file = store::file_at(&self.shared.path);
         let store = Store::open(&self.shared.path)?;
+        self.file = Some(store.file());
         self.read = None;
         self.turn();
         if let Some(to) = self.before.take() {
@@ -476,6 +485,20 @@ impl Writer {
         }
     }
 
+    /// Says what waits still, at the end.
+    fn say_what_is_lost(&self, why: &str) {
+        let mut lost = Totals::default();
+        for (_, totals) in self.shared.lock().sums.iter() {
+            lost.add(totals);
+        }
+        if lost.requests > 0 {
+            tracing::warn!(
+                requests = lost.requests, cost = %lost.cost, why,
+                "the ledger cannot be written at the end either: what was spent last is not kept"
+            );
+        }
+    }
+
     /// A ledger that cannot be written may be readable: then budgets go on from it.
     fn tell_what_can_be_read(&mut self) {
         let Some(to) = self.before.take() else {
@@ -495,15 +518,24 @@ impl Writer {
         }
     }
 
+    /// Puts a broken database aside, unless another daemon has: the new one that has its name now stays.
     fn put_aside(&mut self, error: &StoreError) -> io::Result<()> {
         let path = self.shared.path.display();
-        let aside = store::put_aside(&self.shared.path)?;
+        let is_there = store::file_at(&self.shared.path) == self.file;
+        let aside = is_there.then(|| store::put_aside(&self.shared.path));
+        let aside = aside.transpose()?;
         self.aside += 1;
         self.known.clear();
-        tracing::error!(
-            %path, %error, aside = %aside.display(),
-            "the ledger is broken: it was put aside, and a new one begins"
-        );
+        match aside {
+            Some(aside) => tracing::error!(
+                %path, %error, aside = %aside.display(),
+                "the ledger is broken: it was put aside, and a new one begins"
+            ),
+            None => tracing::warn!(
+                %path, %error,
+                "the ledger was broken, and somebody else has put it aside: the one that is there now goes on"
+            ),
+        }
         Ok(())
     }
 }

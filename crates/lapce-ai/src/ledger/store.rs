@@ -2,10 +2,10 @@
 //! transaction, so that they agree whenever the daemon is killed.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -79,10 +79,14 @@ impl StoreError {
     }
 }
 
+/// Which file it is, whatever its name: its device, and its number there.
+pub(super) type FileId = (u64, u64);
+
 /// The open database.
 #[derive(Debug)]
 pub(crate) struct Store {
     connection: Connection,
+    file: FileId,
 }
 
 /// By what the ledger is summed up.
@@ -138,7 +142,8 @@ impl Store {
             .mode(0o600)
             .open(path)
             .map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
             return Err(failed(io::Error::other("it is no regular file")));
         }
         drop(file);
@@ -158,19 +163,20 @@ impl Store {
         if version == 0 {
             connection.execute_batch(TABLES)?;
         }
-        Ok(Self { connection })
+        let file = id(&metadata);
+        Ok(Self { connection, file })
     }
 
     /// Opens it to look at it, also where nothing may be written; `None`: there is none.
     pub(crate) fn look(path: &Path) -> Result<Option<Self>, StoreError> {
-        match fs::metadata(path) {
+        let file = match fs::metadata(path) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => {
                 let path = path.to_owned();
                 return Err(StoreError::File { path, source });
             }
-            Ok(_) => {}
-        }
+            Ok(metadata) => id(&metadata),
+        };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let looked = Connection::open_with_flags(path, flags).and_then(Self::readable);
         let (connection, version) = match looked {
@@ -183,7 +189,7 @@ impl Store {
             looked => looked?,
         };
         match version {
-            VERSION => Ok(Some(Self { connection })),
+            VERSION => Ok(Some(Self { connection, file })),
             // The daemon is just making it.
             0 => Ok(None),
             other => Err(StoreError::Version(other)),
@@ -261,9 +267,14 @@ impl Store {
             }
         }
         transaction.commit()?;
-        // The next batch may be hours away.
-        self.connection.execute_batch("PRAGMA shrink_memory")?;
+        // The next batch may be hours away. This one is in the database even where that fails, and must not be written again.
+        let _ = self.connection.execute_batch("PRAGMA shrink_memory");
         Ok(())
+    }
+
+    /// The file that was opened.
+    pub(super) fn file(&self) -> FileId {
+        self.file
     }
 
     /// Forgets requests that are older than `age`. Their sums stay.
@@ -395,6 +406,15 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
+}
+
+fn id(metadata: &Metadata) -> FileId {
+    (metadata.dev(), metadata.ino())
+}
+
+/// The file that has this name now, if one has.
+pub(super) fn file_at(path: &Path) -> Option<FileId> {
+    fs::metadata(path).ok().as_ref().map(id)
 }
 
 /// Renames a broken database, with its other files, to a name that says so.

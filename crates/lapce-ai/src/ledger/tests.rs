@@ -171,6 +171,38 @@ fn a_database_that_breaks_under_way_loses_nothing_that_is_in_memory() {
 }
 
 #[test]
+fn a_database_that_another_daemon_has_begun_anew_is_not_put_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spend.db");
+    drop(Store::open(&path).unwrap());
+    let [first, second] = [(); 2].map(|()| {
+        let (keeper, before) = ledger(&path);
+        spent(&before);
+        keeper
+    });
+    // All tables, under both of them.
+    let mut bytes = std::fs::read(&path).unwrap();
+    assert!(bytes.len() > 8192);
+    bytes[4096..].fill(0xA5);
+    std::fs::write(&path, &bytes).unwrap();
+    first.record(&entry("m", Some(7)));
+    until("it is put aside", || {
+        names(dir.path())
+            .iter()
+            .any(|name| name.contains(".corrupt-"))
+    });
+    until("it is written anew", || {
+        Store::look(&path).is_ok_and(|store| store.is_some()) && total(&path).requests == 1
+    });
+    second.record(&entry("m", Some(7)));
+    second.close();
+    assert_eq!(total(&path).requests, 2);
+    first.record(&entry("m", Some(7)));
+    first.close();
+    assert_eq!(total(&path).requests, 3);
+}
+
+#[test]
 fn what_cannot_be_written_is_counted_in_memory_and_written_when_it_can() {
     let dir = tempfile::tempdir().unwrap();
     // Where the file should be there is a directory, which root cannot write either.
@@ -268,6 +300,23 @@ fn a_full_disk_keeps_what_was_written_and_the_rest_waits() {
         .unwrap();
     store.write(&large.sums, &large.requests).unwrap();
     assert_eq!(total(&path).requests, 2005);
+}
+
+#[test]
+fn what_waits_at_the_end_is_written_if_it_can_be_by_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("spend.db");
+    drop(Store::open(&path).unwrap());
+    // Where SQLite's own file should be there is a link, which it does not follow even for root.
+    let blocked = dir.path().join("spend.db-shm");
+    std::os::unix::fs::symlink("nowhere", &blocked).unwrap();
+    let (keeper, _before) = ledger(&path);
+    keeper.record(&entry("m", Some(7)));
+    until("it is told", || keeper.status().1.is_some());
+    std::fs::remove_file(&blocked).unwrap();
+    // The next attempt would be a second away.
+    keeper.close();
+    assert_eq!(total(&path).requests, 1);
 }
 
 #[test]

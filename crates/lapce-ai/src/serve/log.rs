@@ -1,12 +1,13 @@
 //! The daemon's log. Keys and prompts never get into it: nothing logs a request's or an answer's text.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Mutex;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, OFlags, fstat};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
@@ -16,7 +17,10 @@ use crate::failure::Failure;
 pub(super) fn init(log: &Log) -> Result<(), Failure> {
     let json = matches!(log.format, LogFormat::Json);
     let writer = match &log.file {
-        None => BoxMakeWriter::new(Mutex::new(Lossy::new(Ready(io::stderr()), json))),
+        None => match open_standard_error() {
+            Some(file) => BoxMakeWriter::new(Mutex::new(Lossy::new(file, json))),
+            None => BoxMakeWriter::new(Mutex::new(Lossy::new(Ready(io::stderr()), json))),
+        },
         Some(path) => {
             let file = OpenOptions::new()
                 .append(true)
@@ -65,11 +69,27 @@ fn filter(log: &Log) -> Result<EnvFilter, Failure> {
     Ok(EnvFilter::new(format!("{others},lapce_ai={level}")))
 }
 
+/// Opens standard error anew, to write what can be written at once: whoever reads it, and has stopped to, must not hold the
+/// daemon up. The descriptor itself stays as it is, since others have it too. `None`: it is neither a pipe nor a terminal, or
+/// may not be opened, as one of another user.
+fn open_standard_error() -> Option<File> {
+    let stderr = io::stderr();
+    let kind = FileType::from_raw_mode(fstat(&stderr).ok()?.st_mode);
+    if kind != FileType::Fifo && !stderr.is_terminal() {
+        return None;
+    }
+    OpenOptions::new()
+        .write(true)
+        .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed())
+        .open("/proc/self/fd/2")
+        .ok()
+}
+
 /// What a pipe with any room takes without waiting (`PIPE_BUF`).
 const PIECE: usize = 4096;
 
-/// Writes what can be written at once: whoever reads the daemon's standard error, and has stopped to, must not hold it up. The
-/// descriptor itself stays as it is, since others have it too.
+/// The same for what is not opened anew: looks for room first. A write waits all the same where there is room for a part only, or
+/// somebody else takes it.
 struct Ready<W>(W);
 
 impl<W: Write + AsFd> Write for Ready<W> {

@@ -27,6 +27,7 @@ use tokio::task::JoinSet;
 use crate::cli::ServeArgs;
 use crate::config::{Config, Ipc};
 use crate::failure::Failure;
+use crate::ledger::Keeper;
 use handlers::App;
 use providers::Providers;
 use service::{Kept, Service};
@@ -106,7 +107,7 @@ fn start(
     let is_watched = !args.take_over && !args.if_needed && service.is_none();
     let stays = is_watched || std::process::id() == 1;
     let lineage = Arc::new(Lineage::new(args.take_over, stays));
-    let ended = serve(
+    let served = serve(
         &runtime,
         origin,
         service,
@@ -115,14 +116,19 @@ fn start(
         args,
         &lineage,
     );
-    let ended = ended.and_then(|()| {
-        let outlived = runtime.block_on(lineage.outlive());
-        outlived.map_err(|error| Failure::Failed(error.to_string()))
-    });
+    let outlived = match &served {
+        Ok(_) => runtime.block_on(lineage.outlive()),
+        Err(_) => Ok(()),
+    };
     runtime.shutdown_timeout(RUNTIME_GRACE);
-    ended
+    // An answer that is cut is counted when its task is dropped, and the last of them are with the runtime.
+    if let Some(ledger) = served? {
+        ledger.close();
+    }
+    outlived.map_err(|error| Failure::Failed(error.to_string()))
 }
 
+/// Serves until it is told to stop. The ledger, if one is kept, is to be closed when nothing runs any more.
 fn serve(
     runtime: &Runtime,
     origin: Origin<'_>,
@@ -131,7 +137,7 @@ fn serve(
     config: Config,
     args: &ServeArgs,
     lineage: &Arc<Lineage>,
-) -> Result<(), Failure> {
+) -> Result<Option<Arc<Keeper>>, Failure> {
     let begun = Instant::now();
     let signals = {
         let _context = runtime.enter();
@@ -192,11 +198,8 @@ fn serve(
     runtime.spawn(signals.stop(handle, service, Arc::clone(lineage), drain));
     running.join();
     drop(probes);
-    if let Some(ledger) = ledger {
-        ledger.close();
-    }
     tracing::info!("stopped");
-    Ok(())
+    Ok(ledger)
 }
 
 /// Lets clients in: at once, or as soon as the daemon before this one is out of the way.

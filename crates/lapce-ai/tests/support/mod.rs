@@ -248,10 +248,14 @@ pub struct Log {
 
 impl Log {
     pub fn of(child: &mut Child) -> Self {
-        let from = BufReader::new(child.stderr.take().unwrap());
+        Self::read(child.stderr.take().unwrap())
+    }
+
+    /// The same from wherever it leads.
+    pub fn read(from: impl Read + Send + 'static) -> Self {
         let (to, lines) = mpsc::channel();
         thread::spawn(move || {
-            for line in from.lines().map_while(Result::ok) {
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
                 if to.send(line).is_err() {
                     return;
                 }
