@@ -39,7 +39,8 @@ impl Unpacker {
         self.0.is_none()
     }
 
-    /// Gives what is in `chunk` to `take`, in pieces. It says whether it wants more.
+    /// Gives what is in `chunk` to `take`, in pieces. It says whether it wants more. Returns how many bytes of `chunk` that
+    /// were: the next call goes on behind them.
     ///
     /// # Errors
     ///
@@ -48,11 +49,12 @@ impl Unpacker {
         &mut self,
         chunk: &[u8],
         mut take: impl FnMut(&[u8]) -> bool,
-    ) -> Result<(), ProviderError> {
+    ) -> Result<usize, ProviderError> {
         let Some(decoder) = &mut self.0 else {
             take(chunk);
-            return Ok(());
+            return Ok(chunk.len());
         };
+        let mut taken = 0;
         for piece in chunk.chunks(PIECE) {
             // What has come is to be seen at once, so nothing may stay in the decoder's buffer.
             let written = decoder.write_all(piece).and_then(|()| decoder.flush());
@@ -62,13 +64,14 @@ impl Unpacker {
                 ))
             })?;
             let unpacked = decoder.get_mut();
+            taken += piece.len();
             let goes_on = take(unpacked);
             unpacked.clear();
             if !goes_on {
                 break;
             }
         }
-        Ok(())
+        Ok(taken)
     }
 }
 
@@ -112,7 +115,7 @@ mod tests {
         let bomb = encoder.finish().unwrap();
         let mut most = 0;
         let mut whole = 0;
-        unpacker("gzip")
+        let taken = unpacker("gzip")
             .unwrap()
             .push(&bomb, |bytes| {
                 most = most.max(bytes.len());
@@ -122,6 +125,7 @@ mod tests {
             .unwrap();
         assert!(most <= 2 << 20, "{most}");
         assert!((8 << 20..12 << 20).contains(&whole), "{whole}");
+        assert!(taken < bomb.len(), "{taken}: what comes behind is left");
     }
 
     #[test]

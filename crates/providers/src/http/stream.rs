@@ -25,6 +25,8 @@ const END_OF_BODY: Duration = Duration::from_millis(500);
 pub(super) struct HttpStream {
     /// `None` once it is at its end, or of no more use.
     body: Option<Incoming>,
+    /// What is left of the chunk that came last. It is decoded when the events before it are taken.
+    rest: Bytes,
     unpacker: Unpacker,
     decoding: Decoding,
     wait: Wait,
@@ -57,19 +59,12 @@ impl HttpStream {
         name: Arc<str>,
         wire: Arc<dyn Wire>,
     ) -> Self {
-        let wait = Wait {
-            phase: Phase::FirstToken,
-            limit: timeouts.first_token,
-            left: timeouts.first_token,
-            since: None,
-            timer: Box::pin(tokio::time::sleep(timeouts.first_token)),
-            armed: false,
-        };
         Self {
             body: Some(body),
+            rest: Bytes::new(),
             unpacker,
             decoding,
-            wait,
+            wait: Wait::new(timeouts.first_token),
             between_tokens: timeouts.between_tokens,
             proof: String::new(),
             name,
@@ -82,14 +77,7 @@ impl HttpStream {
             // Trailers say nothing that we want.
             Some(Ok(frame)) => {
                 if let Ok(chunk) = frame.into_data() {
-                    let decoding = &mut self.decoding;
-                    let pushed = self.unpacker.push(&chunk, |bytes| {
-                        decoding.push(bytes);
-                        !decoding.is_ended()
-                    });
-                    if let Err(error) = pushed {
-                        self.lost(error);
-                    }
+                    self.decode(&chunk);
                 }
             }
             Some(Err(error)) => {
@@ -100,6 +88,21 @@ impl HttpStream {
                 self.body = None;
                 self.decoding.finish();
             }
+        }
+    }
+
+    /// Decodes `chunk` until there is something to take. The rest of it waits: a packed chunk is up to a thousand times as
+    /// long as it looks, and only what is taken makes room for more.
+    fn decode(&mut self, chunk: &Bytes) {
+        let decoding = &mut self.decoding;
+        let taken = self.unpacker.push(chunk, |bytes| {
+            decoding.push(bytes);
+            !decoding.is_ready() && !decoding.is_ended()
+        });
+        match taken {
+            Ok(taken) if !self.decoding.is_ended() => self.rest = chunk.slice(taken..),
+            Ok(_) => {}
+            Err(error) => self.lost(error),
         }
     }
 
@@ -116,6 +119,11 @@ impl EventStream for HttpStream {
             if self.decoding.is_ready() {
                 self.wait.pause();
                 return Poll::Ready(());
+            }
+            if !self.rest.is_empty() {
+                let rest = std::mem::take(&mut self.rest);
+                self.decode(&rest);
+                continue;
             }
             let Some(body) = &mut self.body else {
                 return Poll::Ready(());
@@ -167,6 +175,18 @@ impl EventStream for HttpStream {
 }
 
 impl Wait {
+    /// For the first token, `limit` at most.
+    fn new(limit: Duration) -> Self {
+        Self {
+            phase: Phase::FirstToken,
+            limit,
+            left: limit,
+            since: None,
+            timer: Box::pin(tokio::time::sleep(limit)),
+            armed: false,
+        }
+    }
+
     /// The reader waits: the clock runs.
     fn run(&mut self) {
         if self.since.is_none() {
@@ -213,20 +233,18 @@ impl Wait {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
 
     use super::*;
+    use crate::profile::{Profile, Settings};
 
     #[tokio::test(start_paused = true)]
     async fn the_clock_runs_only_while_the_reader_waits() {
         let second = Duration::from_secs(1);
-        let mut wait = Wait {
-            phase: Phase::FirstToken,
-            limit: 3 * second,
-            left: 3 * second,
-            since: None,
-            timer: Box::pin(tokio::time::sleep(3 * second)),
-            armed: false,
-        };
+        let mut wait = Wait::new(3 * second);
         wait.run();
         // Two seconds of waiting, ended by something that is no token.
         assert!(
@@ -241,5 +259,47 @@ mod tests {
         let begun = Instant::now();
         poll_fn(|cx| wait.poll(cx)).await;
         assert_eq!(begun.elapsed().as_secs(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_packed_chunk_is_decoded_no_faster_than_its_events_are_taken() {
+        const EVENTS: usize = 50_000;
+        let event = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(event.repeat(EVENTS).as_bytes()).unwrap();
+        encoder.write_all(b"data: [DONE]\n\n").unwrap();
+        let chunk = Bytes::from(encoder.finish().unwrap());
+        let head = http::Response::builder()
+            .header("content-type", "text/event-stream")
+            .header("content-encoding", "gzip");
+        let head = head.body(()).unwrap().into_parts().0;
+        let openai = Profile::named("openai").unwrap();
+        let wire = openai.wire(&Settings::default()).unwrap();
+        let mut stream = HttpStream {
+            // The one chunk was all of it.
+            body: None,
+            rest: Bytes::new(),
+            unpacker: Unpacker::of(&head).unwrap(),
+            decoding: Decoding::new(wire.decoder(&head, 1 << 20).unwrap()),
+            wait: Wait::new(Duration::from_secs(1)),
+            between_tokens: Duration::from_secs(1),
+            proof: String::new(),
+            name: "tested".into(),
+            wire,
+        };
+        stream.frame(Some(Ok(Frame::data(chunk))));
+        let (mut texts, mut finished) = (0, false);
+        loop {
+            poll_fn(|cx| stream.poll_ready(cx)).await;
+            // A piece of the chunk has at most half of them.
+            let waiting = stream.decoding.waiting();
+            assert!(waiting < EVENTS / 2, "{waiting}");
+            let Some(event) = stream.take() else { break };
+            match event.unwrap() {
+                Event::Text(text) => texts += text.len(),
+                event => finished |= matches!(event, Event::Finish(_)),
+            }
+        }
+        assert_eq!((texts, finished), (EVENTS, true));
     }
 }

@@ -15,6 +15,10 @@ use crate::error::{ErrorKind, Phase, ProviderError};
 use crate::event::{Event, EventQueue};
 use crate::provider::{ChatStream, EventStream};
 
+/// The most memory that an answer takes which is gathered before anybody sees it, in bytes. Where the provider streams it
+/// all the same, the 128,000 tokens that models say at most are about 13 MB: an event each, of a hundred bytes.
+const MOST_GATHERED: usize = 32 << 20;
+
 /// When an answer must be complete, and what it is that ends then.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bound {
@@ -83,6 +87,7 @@ pub(super) async fn open(
                 Event::Start { .. } => {}
                 Event::Finish(_) => break,
                 _ if request.stream => break,
+                _ if queue.size() > MOST_GATHERED => return Err(too_long(member.name())),
                 _ => {}
             }
         }
@@ -131,6 +136,14 @@ pub(super) fn ended_early(name: &str) -> ProviderError {
         ErrorKind::StreamCut,
         "the answer ended without its end mark",
     );
+    error.provider = name.into();
+    error
+}
+
+/// Nobody asks for so much in one piece: it is an attack or a defect.
+fn too_long(name: &str) -> ProviderError {
+    let message = format!("the answer takes more than {MOST_GATHERED} bytes");
+    let mut error = ProviderError::new(ErrorKind::MalformedResponse, message);
     error.provider = name.into();
     error
 }

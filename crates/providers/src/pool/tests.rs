@@ -221,6 +221,36 @@ async fn what_has_begun_is_never_asked_again_but_a_whole_answer_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_whole_answer_is_gathered_up_to_a_bound() {
+    for (pieces, expected) in [
+        (130_000, None),
+        (400_000, Some(ErrorKind::MalformedResponse)),
+    ] {
+        let mut pool = pool();
+        let mut lines = vec![speaker::Line::Call; pieces];
+        lines.push(speaker::Line::Finish);
+        let speaker = speaker::Speaker::new([lines]);
+        let member = pool.add("p", vec![speaker.clone()], all(), None);
+        let route = plan([Target {
+            member,
+            model: "m".into(),
+            weight: 1,
+        }]);
+        let whole = ChatRequest {
+            stream: false,
+            ..request()
+        };
+        let answer = pool.chat(&route, whole, None).await;
+        let kind = answer.err().map(|failed| failed.error.kind);
+        assert_eq!(kind, expected, "{pieces}");
+        assert_eq!(
+            (speaker.asked(), speaker.held(), in_flight(&pool)),
+            (1, 0, 0)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_callers_own_fault_goes_nowhere_else() {
     let mut pool = pool();
     let bad = Scripted::new([Does::Fails(ErrorKind::InvalidRequest)]);
@@ -336,6 +366,43 @@ async fn an_unreachable_provider_is_known_to_be_so_for_every_model() {
         .await
         .unwrap_err();
     assert_eq!(failed.error.kind, ErrorKind::CircuitOpen);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_out_in_silence_does_not_show_that_the_way_is_clear() {
+    let mut pool = Pool::new(PoolConfig {
+        retries: RetryConfig {
+            attempts: 1,
+            ..RetryConfig::default()
+        },
+        ..PoolConfig::default()
+    });
+    let silent = ErrorKind::TimedOut(Phase::FirstToken);
+    let gone = Does::Fails(ErrorKind::ConnectionFailed);
+    let gone = std::iter::repeat_n(gone, 5);
+    let then = [Does::Fails(silent), Does::Hangs, Does::BreaksOffAtOnce];
+    let account: Arc<dyn Provider> = Scripted::new(gone.chain(then));
+    let member = pool.add("p", vec![account], all(), Some(3 * SECOND));
+    let route = plan([Target {
+        member: Arc::clone(&member),
+        model: "m".into(),
+        weight: 1,
+    }]);
+    for _ in 0..5 {
+        pool.chat(&route, request(), None).await.unwrap_err();
+    }
+    assert_eq!(member.status().way.0, BreakerState::Open);
+    sleep(6 * SECOND).await;
+    for (kind, way) in [
+        (silent, BreakerState::HalfOpen),
+        (ErrorKind::TimedOut(Phase::Whole), BreakerState::HalfOpen),
+        // Its head came.
+        (ErrorKind::StreamCut, BreakerState::Closed),
+    ] {
+        let failed = pool.chat(&route, request(), None).await.unwrap_err();
+        assert_eq!(failed.error.kind, kind);
+        assert_eq!(member.status().way.0, way, "{kind:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -71,6 +71,12 @@ impl Decoding {
         !self.events.is_empty() || self.error.is_some()
     }
 
+    /// How many events wait.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.events.len()
+    }
+
     /// Whether nothing more will come than what is ready.
     pub fn is_ended(&self) -> bool {
         self.ended

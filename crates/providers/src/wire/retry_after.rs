@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 
 /// Reads `retry-after-ms` (milliseconds; OpenAI and Azure), else `Retry-After` as seconds or as an HTTP date
-/// ([RFC 9110, 10.2.3](https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3)). A date in the past is no wait at all.
+/// ([RFC 9110, 10.2.3](https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3)). No wait at all, as until a date in the past,
+/// is as if it were not there: whoever sends it does not know how long it takes.
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| {
         headers
@@ -21,14 +22,15 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
         return Duration::try_from_secs_f64(seconds).ok();
     }
     let date = httpdate::parse_http_date(value).ok()?;
-    Some(date.duration_since(now).unwrap_or_default())
+    let wait = date.duration_since(now).ok()?;
+    (!wait.is_zero()).then_some(wait)
 }
 
 /// Some servers send fractions of a second, which the standard does not know.
 fn number(text: &str) -> Option<f64> {
     text.parse()
         .ok()
-        .filter(|number: &f64| number.is_finite() && *number >= 0.0)
+        .filter(|number: &f64| number.is_finite() && *number > 0.0)
 }
 
 #[cfg(test)]
@@ -67,10 +69,6 @@ mod tests {
             Some(Duration::from_secs(30))
         );
         assert_eq!(
-            wait(&[("retry-after", "Wed, 21 Oct 2020 07:28:30 GMT")]),
-            Some(Duration::ZERO)
-        );
-        assert_eq!(
             wait(&[("retry-after", "20"), ("retry-after-ms", "1234")]),
             Some(Duration::from_millis(1234))
         );
@@ -78,6 +76,17 @@ mod tests {
             wait(&[("retry-after", "3"), ("retry-after-ms", "soon")]),
             Some(Duration::from_secs(3))
         );
+        assert_eq!(
+            wait(&[("retry-after", "3"), ("retry-after-ms", "0")]),
+            Some(Duration::from_secs(3))
+        );
+        let (now, past) = (
+            "Wed, 21 Oct 2026 07:28:00 GMT",
+            "Wed, 21 Oct 2020 07:28:30 GMT",
+        );
+        for nothing in ["0", "0.0", now, past] {
+            assert_eq!(wait(&[("retry-after", nothing)]), None, "{nothing}");
+        }
         for nonsense in ["", "-1", "NaN", "inf", "1e300", "tomorrow"] {
             assert_eq!(wait(&[("retry-after", nonsense)]), None, "{nonsense}");
         }

@@ -181,10 +181,9 @@ impl Breaker {
         match &mut self.state {
             State::Closed { .. } => {
                 self.window.add_failure(now, counted);
-                if asked.is_some() {
-                    self.trip(now, asked);
-                } else {
-                    self.trip_if_bad(now);
+                match asked {
+                    Some(asked) => self.rest(now, asked),
+                    None => self.trip_if_bad(now),
                 }
             }
             State::HalfOpen { .. } => self.trip(now, asked),
@@ -235,13 +234,25 @@ impl Breaker {
         }
     }
 
-    fn trip(&mut self, now: Instant, asked: Option<Duration>) {
-        // Who did well for long enough begins from the start.
+    /// Opens it while it is closed for as long as the other side asks. That is no trip: it said itself how long it takes.
+    fn rest(&mut self, now: Instant, asked: Duration) {
+        self.forgive(now);
+        self.enter(State::Open {
+            until: now + asked.min(LONGEST_ASKED),
+        });
+    }
+
+    /// Who did well for long enough begins from the start.
+    fn forgive(&mut self, now: Instant) {
         if let State::Closed { since } = self.state
             && now >= since + self.config.max_open
         {
             self.trips = 0;
         }
+    }
+
+    fn trip(&mut self, now: Instant, asked: Option<Duration>) {
+        self.forgive(now);
         let own = self.config.open.saturating_mul(1 << self.trips.min(16));
         let own = own.min(self.config.max_open);
         self.trips = self.trips.saturating_add(1);

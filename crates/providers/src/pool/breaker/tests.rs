@@ -140,6 +140,38 @@ fn retry_after_opens_it_at_once_and_extends_it() {
 }
 
 #[test]
+fn retry_after_is_kept_to_exactly_and_counts_as_no_trip() {
+    let asked = SECOND / 10;
+    let mut now = Instant::now();
+    let mut breaker = Breaker::new(config(), now);
+    let rests = |breaker: &mut Breaker, now: &mut Instant| {
+        let ticket = breaker.admit(*now).unwrap();
+        breaker.failure(&ticket, *now, Some(asked));
+        assert_eq!(breaker.state(*now).1, Some(*now + asked));
+        *now += asked;
+        let probe = breaker.admit(*now).unwrap();
+        breaker.success(&probe, *now, false);
+        assert_eq!(breaker.state(*now).0, BreakerState::Closed);
+    };
+    (0..3).for_each(|_| rests(&mut breaker, &mut now));
+    (0..4).for_each(|_| fail(&mut breaker, now));
+    assert_eq!(breaker.state(now).1, Some(now + SECOND), "the first trip");
+    now += SECOND;
+    let probe = breaker.admit(now).unwrap();
+    breaker.success(&probe, now, false);
+    // It does not hide either that all was well for a good while.
+    now += 9 * SECOND;
+    rests(&mut breaker, &mut now);
+    (0..4).for_each(|_| fail(&mut breaker, now));
+    assert_eq!(breaker.state(now).1, Some(now + SECOND), "begun anew");
+    // A probe that fails is a trip, whatever it asks for.
+    now += SECOND;
+    let probe = breaker.admit(now).unwrap();
+    breaker.failure(&probe, now, Some(asked));
+    assert_eq!(breaker.state(now).1, Some(now + 2 * SECOND));
+}
+
+#[test]
 fn what_was_asked_before_it_opened_is_no_probe() {
     let now = Instant::now();
     let mut breaker = Breaker::new(config(), now);

@@ -93,7 +93,15 @@ impl Tickets {
         }
     }
 
-    fn failed(&self, state: &mut State, model: &str, now: Instant, error: &ProviderError) {
+    /// `heard`: the head of an answer came.
+    fn failed(
+        &self,
+        state: &mut State,
+        model: &str,
+        now: Instant,
+        error: &ProviderError,
+        heard: bool,
+    ) {
         match Blame::of(error.kind) {
             Blame::Way => {
                 state.way.failure(&self.way, now, None);
@@ -103,8 +111,17 @@ impl Tickets {
                 }
             }
             Blame::Model => {
-                // Something answered, however badly: the way is clear.
-                state.way.success(&self.way, now, false);
+                // Something answered, however badly: the way is clear. Where time ran out in silence nobody knows.
+                let in_silence = !heard
+                    && matches!(
+                        error.kind,
+                        ErrorKind::TimedOut(Phase::FirstToken | Phase::Whole)
+                    );
+                if in_silence {
+                    state.way.ignore(&self.way);
+                } else {
+                    state.way.success(&self.way, now, false);
+                }
                 if let (Some(ticket), Some(breaker)) = (&self.of_model, state.models.get_mut(model))
                 {
                     breaker.failure(ticket, now, error.retry_after);
@@ -270,7 +287,7 @@ impl Call {
                 .refused(self.key, &self.model, now, error.kind, error.retry_after);
         }
         match self.tickets.take() {
-            Some(tickets) => tickets.failed(state, &self.model, now, error),
+            Some(tickets) => tickets.failed(state, &self.model, now, error, self.heard),
             // An answer that takes too long as a whole may have been read too slowly.
             None if error.kind == ErrorKind::TimedOut(Phase::Whole) => {}
             None if matches!(blame, Blame::Model | Blame::Way) => {

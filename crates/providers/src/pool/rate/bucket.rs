@@ -9,6 +9,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const MINUTE: f64 = 60.0;
+/// For so many minutes at most what an answer is counted for puts a bucket into debt. An honest one seldom costs so much more
+/// than its limit allows, and a provider that says nonsense must not shut its users out until the daemon starts anew.
+const MOST_OWED: f64 = 10.0;
 
 /// So much in a minute, filled bit by bit. What was not used is saved up for a minute.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +43,14 @@ impl Bucket {
     pub(super) fn take(&mut self, cost: f64, now: Instant) {
         self.left = (self.left(now) - cost).min(self.most);
         self.at = self.at.max(now);
+    }
+
+    /// What was `taken` was an estimate: it cost `actual`. An estimate may make any debt, since all of it is given back here;
+    /// what was counted makes a debt up to a bound.
+    pub(super) fn correct(&mut self, taken: f64, actual: f64, now: Instant) {
+        let without = self.left(now) + taken;
+        self.take(actual - taken, now);
+        self.left = self.left.max(without.min(-MOST_OWED * self.most));
     }
 
     pub(super) fn left(&self, now: Instant) -> f64 {
@@ -104,6 +115,28 @@ mod tests {
             (bucket.left(now) - 600.0).abs() < 1e-6,
             "never more than full"
         );
+    }
+
+    #[test]
+    fn an_absurd_count_is_waited_for_minutes_and_not_for_ever() {
+        let now = Instant::now();
+        let mut bucket = Bucket::new(600, now);
+        for _ in 0..3 {
+            bucket.take(500.0, now);
+            bucket.correct(500.0, 1e19, now);
+        }
+        assert_eq!(bucket.free_at(600.0, now), Some(now + 11 * 60 * SECOND));
+        // An estimate that is too large is given back to the last token.
+        let mut bucket = Bucket::new(600, now);
+        bucket.take(100_000.0, now);
+        bucket.correct(100_000.0, 50.0, now);
+        assert!((bucket.left(now) - 550.0).abs() < 1e-6);
+        // So is another's, which does not hide what the first one cost.
+        bucket.take(500.0, now);
+        bucket.take(500.0, now);
+        bucket.correct(500.0, 1e19, now);
+        bucket.correct(500.0, 0.0, now);
+        assert!((bucket.left(now) + 5500.0).abs() < 1e-6);
     }
 
     #[test]

@@ -81,8 +81,14 @@ pub(in crate::pool) struct Bill {
 
 impl Bill {
     pub(in crate::pool) fn add(&self, cost: Cost) {
-        self.input.fetch_add(cost.input, Ordering::Relaxed);
-        self.output.fetch_add(cost.output, Ordering::Relaxed);
+        // The numbers are a provider's: their sum may not fit.
+        let add = |to: &AtomicU64, tokens: u64| {
+            to.update(Ordering::Relaxed, Ordering::Relaxed, |sum| {
+                sum.saturating_add(tokens)
+            });
+        };
+        add(&self.input, cost.input);
+        add(&self.output, cost.output);
     }
 }
 
@@ -132,6 +138,24 @@ mod tests {
         assert!(clients.charge(1, cost, now).is_err(), "one is under way");
         drop(other);
         assert!(clients.charge(1, cost, now).is_ok());
+    }
+
+    #[test]
+    fn absurd_counts_of_one_request_do_not_add_up_to_nothing() {
+        let now = Instant::now();
+        let usual = Rate {
+            requests_per_minute: None,
+            tokens_per_minute: Some(1000),
+        };
+        let clients = Clients::new(usual, Vec::new());
+        let input = |input| Cost { input, output: 0 };
+        let bill = clients.charge(1, input(100), now).unwrap().unwrap();
+        bill.add(input(u64::MAX));
+        bill.add(input(1));
+        drop(bill);
+        let until = clients.charge(1, input(100), now).unwrap_err().until;
+        let minute = Duration::from_secs(60);
+        assert!((now + 10 * minute..now + 11 * minute).contains(&until.unwrap()));
     }
 
     #[test]

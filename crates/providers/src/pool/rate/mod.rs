@@ -173,7 +173,7 @@ impl Meter {
     /// It cost `actual` tokens rather than what was taken.
     pub(super) fn correct(&mut self, taken: Cost, actual: Cost, now: Instant) {
         if let Some(tokens) = &mut self.tokens {
-            tokens.take(float(actual.tokens()) - float(taken.tokens()), now);
+            tokens.correct(float(taken.tokens()), float(actual.tokens()), now);
         }
     }
 
