@@ -106,11 +106,11 @@ impl Reply<'_> {
     #[inline]
     pub fn send(mut self, bytes: &[u8]) {
         self.answered = true;
-        if let Some(body) = too_large(bytes.len(), self.shared) {
-            self.fail_with(body);
+        if self.send_now(bytes) {
             return;
         }
-        if self.send_now(bytes) {
+        if let Some(body) = too_large(bytes.len(), self.shared) {
+            self.fail_with(body);
             return;
         }
         // Requests that wait for memory go first.
@@ -190,7 +190,6 @@ impl Drop for Reply<'_> {
 }
 
 /// Why an item cannot be sent that is longer than a message may be: its client would take it for a fault, and hang up.
-#[inline]
 fn too_large(bytes: usize, shared: &Shared) -> Option<ErrorBody> {
     let most = shared.options.limits.max_message_size;
     (bytes as u64 > most).then(|| {

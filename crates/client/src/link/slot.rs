@@ -15,6 +15,9 @@ use super::{End, Link, Outcome};
 /// Longest memory that a free slot keeps in each of its buffers, until the link is quiet.
 const KEPT: usize = 1 << 20;
 
+/// What is not worth a look at the clock whenever somebody sleeps: a free slot keeps so much in each of its buffers for good.
+const SMALL: usize = 16 << 10;
+
 /// Most that is set aside for an item on the daemon's word that it will come: addresses, which cost no memory before the
 /// bytes are there. What grows step by step is copied at each.
 const AHEAD: u64 = 16 << 20;
@@ -126,7 +129,7 @@ impl Slot {
     }
 }
 
-/// Whether free slots keep memory.
+/// Whether free slots keep memory that is worth giving back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kept {
     Nothing,
@@ -143,6 +146,9 @@ impl Tx {
     pub(super) fn recycle(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
         slot.reset();
+        if slot.bytes.capacity().max(slot.body.capacity()) > SMALL {
+            self.kept = Kept::Lately;
+        }
         if slot.bytes.capacity() > KEPT {
             let long = std::mem::take(&mut slot.bytes);
             if long.capacity() > self.spare.capacity() {
@@ -150,7 +156,6 @@ impl Tx {
             }
         }
         self.free.push(index);
-        self.kept = Kept::Lately;
     }
 
     /// Gives back the memory that is kept for other streams, if none has ended since this was last called: a link that is in use needs

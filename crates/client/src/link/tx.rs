@@ -26,7 +26,7 @@ pub(crate) struct Tx {
     pub(super) free: Vec<u32>,
     /// Empty memory for a long answer. Goes back when the link is quiet.
     pub(super) spare: Vec<u8>,
-    /// Whether free slots keep memory.
+    /// Whether free slots keep memory that is worth giving back.
     pub(super) kept: Kept,
     /// The slot of each live stream, by the stream's [place](ClientState::place).
     places: Vec<u32>,

@@ -225,9 +225,11 @@ impl Reactor {
                 self.grant();
                 if std::mem::take(&mut progress) {
                     // One that talks now and then must not keep those who ring waiting for many spins.
-                    waited += spin.waited();
-                    if waited > self.spin {
-                        return false;
+                    if !spin.waited().is_zero() {
+                        waited += spin.waited();
+                        if waited > self.spin {
+                            return false;
+                        }
                     }
                     // What was served may bring the next at once: the spin begins anew.
                     spin = Spin::new(patience);
