@@ -128,12 +128,18 @@ impl Tx {
         self.call_next(wakes);
     }
 
-    /// Has the first in line woken, whose turn it may be.
+    /// Has the first in line woken, if there is a line: it may be his turn.
+    #[inline]
     pub(super) fn call_next(&mut self, wakes: &mut Vec<Waker>) {
         self.undeferred = false;
-        if let Some((_, waker)) = self.queue.front() {
-            wakes.push(waker.clone());
+        if !self.queue.is_empty() {
+            self.call_first(wakes);
         }
+    }
+
+    #[cold]
+    fn call_first(&self, wakes: &mut Vec<Waker>) {
+        wakes.extend(self.queue.front().map(|(_, waker)| waker.clone()));
     }
 
     /// Opens a stream and writes its OPEN, or defers that.

@@ -10,7 +10,7 @@ use super::Reactor;
 use super::retire::Succession;
 
 /// How often the reactor looks at the clock while something may stall or expire.
-pub(super) const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(100);
 /// The same while it drains.
 const DRAIN_TICK: Duration = Duration::from_millis(5);
 /// After so long without traffic a connection gives back what memory it can.
@@ -34,8 +34,8 @@ impl Reactor {
         } else {
             None
         };
-        let (heap, door) = (self.heap.next_look, self.door.rests_until());
-        [tick, self.next_idle_look, self.next_trim, heap, door, exit]
+        let heap = self.heap.next_look;
+        [tick, self.next_idle_look, self.next_trim, heap, exit]
             .into_iter()
             .flatten()
             .min()
@@ -51,7 +51,7 @@ impl Reactor {
     /// steady traffic does not put it off.
     fn tick_at(&mut self, now: Instant) -> Option<Instant> {
         let busy =
-            !self.door.is_empty() || !self.shared.line.is_empty() || !self.watched.is_empty();
+            self.door.wants_a_tick() || !self.shared.line.is_empty() || !self.watched.is_empty();
         self.next_tick = busy.then(|| self.next_tick.unwrap_or(now + TICK));
         self.next_tick
     }
@@ -60,13 +60,13 @@ impl Reactor {
     pub(super) fn tick(&mut self) {
         let now = Instant::now();
         self.tick_at(now);
-        self.door.wake(now);
         if self.may_leave_idle() {
             self.shared.stop_if_idle(now);
         }
         if self.next_tick.is_some_and(|at| at <= now) {
             self.next_tick = None;
             self.expire_handshakes(now);
+            self.door.try_again();
             self.expire_waiting(now);
             let mut watched = std::mem::take(&mut self.watched_before);
             std::mem::swap(&mut watched, &mut self.watched);
@@ -78,7 +78,7 @@ impl Reactor {
                 match connection.check_stalls(now, &self.shared) {
                     Ok(()) => {
                         // It sleeps without a bell for its data: whether it may be read again is seen here.
-                        if std::mem::take(&mut connection.paused) {
+                        if connection.paused {
                             self.heat(index);
                         }
                         self.note_watched(index);
@@ -150,16 +150,12 @@ impl Reactor {
         }
     }
 
-    /// A connection goes to sleep. Sees to it that it is looked at when it may be quiet, if there is a reason.
+    /// Sees to it that a connection which went to sleep is looked at when it may be quiet, if there is a reason.
     pub(super) fn note_cooled(&mut self, index: u32) {
-        let Some(connection) = self.connections.get(index) else {
-            return;
-        };
-        if let Err(error) = connection.settle_to_sleep(&self.epoll) {
-            self.close(index, &error);
-            return;
-        }
-        if !connection.quieting && connection.may_trim() {
+        if let Some(connection) = self.connections.get(index)
+            && !connection.quieting
+            && connection.may_trim()
+        {
             connection.quieting = true;
             let at = connection.last_activity + QUIET;
             self.quieting.push(index);

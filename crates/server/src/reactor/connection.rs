@@ -194,15 +194,23 @@ impl Connection {
     }
 
     /// Prepares for sleep; false: there is something to do.
-    pub(super) fn go_to_sleep(&mut self, shared: &Shared) -> Result<bool, TransportError> {
+    pub(super) fn go_to_sleep(
+        &mut self,
+        shared: &Shared,
+        epoll: &impl std::os::fd::AsFd,
+    ) -> Result<bool, TransportError> {
         self.reader.take_bell()?;
         self.last_activity = Instant::now();
-        self.paused = self.watched && {
+        let paused = self.watched && {
             let mut tx = self.session.lock();
             // Asks for a bell if there is no room for what waits.
             tx.pump()?;
             is_over(&tx, shared) && tx.blocked_since.is_some()
         };
+        if paused != self.paused {
+            self.paused = paused;
+            self.watch_socket(self.interest.contains(epoll::EventFlags::OUT), epoll)?;
+        }
         // A client that is not read because it does not read is woken for by its room, and by the next tick, not by
         // its data.
         Ok(self.paused || self.reader.prepare_to_sleep()?)
@@ -248,20 +256,6 @@ impl Connection {
         let wants = tx.writer.wants_writable();
         drop(tx);
         self.watch_socket(wants, epoll)
-    }
-
-    /// Before it sleeps: has its socket wake it for what it can do then.
-    #[inline]
-    pub(super) fn settle_to_sleep(
-        &mut self,
-        epoll: &impl std::os::fd::AsFd,
-    ) -> Result<(), TransportError> {
-        // A bell is heard in any case.
-        if self.session.peer.shared_memory {
-            return Ok(());
-        }
-        let writable = self.interest.contains(epoll::EventFlags::OUT);
-        self.watch_socket(writable, epoll)
     }
 
     fn watch_socket(

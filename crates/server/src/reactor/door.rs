@@ -11,7 +11,6 @@ use lapce_ai_transport::{Handshake, Listener, Progress, ServerTerms};
 use rustix::event::epoll;
 use rustix::io::{self, Errno};
 
-use super::clock::TICK;
 use super::seldom::Seldom;
 use super::{LISTENER, Reactor};
 use crate::mailbox::{Newcomer, Past};
@@ -38,8 +37,8 @@ pub(crate) struct Door {
     spare: Option<File>,
     /// Whether the epoll tells of newcomers.
     watched: bool,
-    /// Nobody could be taken, for a reason that takes time to pass: until when nobody is.
-    rests: Option<Instant>,
+    /// Nobody could be taken, for a reason that takes time to pass: nobody is until the next tick.
+    rests: bool,
     /// Refusals are told of seldom: anybody who can connect can cause them.
     refusals: Seldom,
     /// And so are failures of the system, which come again and again.
@@ -70,7 +69,7 @@ impl Door {
             next_handshake: 0,
             spare: File::open("/dev/null").ok(),
             watched: false,
-            rests: None,
+            rests: false,
             refusals: Seldom::default(),
             failures: Seldom::default(),
         }
@@ -83,7 +82,7 @@ impl Door {
         let Some(listener) = &self.listener else {
             return Ok(());
         };
-        let watch = self.open && !self.is_full() && self.rests.is_none();
+        let watch = self.open && !self.is_full() && !self.rests;
         if watch == self.watched {
             return Ok(());
         }
@@ -97,16 +96,9 @@ impl Door {
         Ok(())
     }
 
-    /// When it is tried again to take newcomers, if that failed.
-    pub(super) fn rests_until(&self) -> Option<Instant> {
-        self.rests
-    }
-
-    /// Ends that rest once it is over.
-    pub(super) fn wake(&mut self, now: Instant) {
-        if self.rests.is_some_and(|until| until <= now) {
-            self.rests = None;
-        }
+    /// Where newcomers could not be taken, it is tried again.
+    pub(super) fn try_again(&mut self) {
+        self.rests = false;
     }
 
     /// The listener, unless another daemon has it.
@@ -123,8 +115,9 @@ impl Door {
         self.listener
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.handshakes.is_empty()
+    /// Whether there is something to be done by and by.
+    pub(super) fn wants_a_tick(&self) -> bool {
+        !self.handshakes.is_empty() || self.rests
     }
 
     fn is_full(&self) -> bool {
@@ -152,9 +145,8 @@ impl Reactor {
                         continue;
                     }
                     // Those who wait in the backlog would wake the reactor again and again.
-                    let now = Instant::now();
-                    self.door.rests = Some(now + TICK);
-                    if let Some(others) = self.door.failures.turn(now) {
+                    self.door.rests = true;
+                    if let Some(others) = self.door.failures.turn(Instant::now()) {
                         tracing::warn!(%error, others_since_the_last_line = others, "accept failed");
                     }
                     return;
@@ -283,11 +275,10 @@ impl Reactor {
     /// Watches the listener, or stops watching it, as the door has it.
     pub(super) fn mind_the_door(&mut self) {
         if let Err(errno) = self.door.watch(&self.epoll) {
-            let now = Instant::now();
-            if let Some(others) = self.door.failures.turn(now) {
+            self.door.rests = true;
+            if let Some(others) = self.door.failures.turn(Instant::now()) {
                 tracing::error!(%errno, others_since_the_last_line = others, "cannot watch the listener");
             }
-            self.door.rests = Some(now + TICK);
         }
     }
 

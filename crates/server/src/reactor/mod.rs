@@ -62,8 +62,6 @@ pub(crate) struct Reactor {
     connections: Connections,
     /// Connections that are polled without a system call.
     hot: Schedule,
-    /// Somebody was admitted since hot connections were last served.
-    has_newcomers: bool,
     /// Indices of connections where something may stall, each once: those that are [listed](Connection::listed).
     watched: Vec<u32>,
     /// Empty; takes turns with it.
@@ -159,7 +157,6 @@ impl Reactor {
             door,
             connections: Connections::default(),
             hot: Schedule::default(),
-            has_newcomers: false,
             watched: Vec::new(),
             watched_before: Vec::new(),
             quieting: Vec::new(),
@@ -208,14 +205,9 @@ impl Reactor {
     }
 
     /// Serves hot connections in turn until none has had anything for the spin time (true), or until sockets are due for
-    /// a look (false); the next call goes on where this one stopped. Right after newcomers it does not spin.
+    /// a look (false); the next call goes on where this one stopped.
     fn serve_hot(&mut self) -> bool {
-        // Newcomers need the processors, and what they do before their first request takes longer than a spin.
-        let patience = match std::mem::take(&mut self.has_newcomers) {
-            true => Duration::ZERO,
-            false => self.spin,
-        };
-        let mut spin = Spin::new(patience);
+        let mut spin = Spin::new(self.spin);
         let mut batches = 0;
         let mut waited = Duration::ZERO;
         let mut progress = false;
@@ -232,7 +224,7 @@ impl Reactor {
                         }
                     }
                     // What was served may bring the next at once: the spin begins anew.
-                    spin = Spin::new(patience);
+                    spin = Spin::new(self.spin);
                 } else if !spin.turn() {
                     return true;
                 }
@@ -288,7 +280,9 @@ impl Reactor {
             return Ok(Served::Something(bytes, connection.class));
         }
         connection.idle_turns += 1;
-        if connection.idle_turns >= COOL_AFTER && connection.go_to_sleep(&self.shared)? {
+        if connection.idle_turns >= COOL_AFTER
+            && connection.go_to_sleep(&self.shared, &self.epoll)?
+        {
             connection.hot = false;
             return Ok(Served::Cooled);
         }
@@ -299,12 +293,12 @@ impl Reactor {
     fn cool_down(&mut self) {
         let mut cooled = std::mem::take(&mut self.cooled);
         let mut broken = Vec::new();
-        let (connections, shared) = (&mut self.connections, &self.shared);
+        let (connections, shared, epoll) = (&mut self.connections, &self.shared, &self.epoll);
         self.hot.retain(|index| {
             let Some(connection) = connections.get(index) else {
                 return false;
             };
-            match connection.go_to_sleep(shared) {
+            match connection.go_to_sleep(shared, epoll) {
                 Ok(false) => return true,
                 Ok(true) => {
                     connection.hot = false;
@@ -458,7 +452,6 @@ impl Reactor {
             connection.segment,
         )));
         self.note_idle_deadline();
-        self.has_newcomers = true;
         self.heat(index);
         if let Some(until) = self.draining {
             // It shook hands with a reactor that had not heard of the stop.
