@@ -346,7 +346,7 @@ fn poll_stream<T>(
             return taken;
         }
     }
-    let taken = take(&mut link.tx(), Some(cx.waker()));
+    let taken = link.look(|tx, _| take(tx, Some(cx.waker())));
     link.tell_driver(more);
     taken
 }

@@ -285,9 +285,7 @@ impl Link {
         {
             self.write_failed(&mut tx, error, &mut wakes);
         }
-        if tx.undeferred {
-            tx.call_next(&mut wakes);
-        }
+        tx.call_next(&mut wakes);
         drop(tx);
         wake_all(&mut wakes);
         found
@@ -301,9 +299,7 @@ impl Link {
         {
             self.write_failed(tx, error, wakes);
         }
-        if tx.undeferred {
-            tx.call_next(wakes);
-        }
+        tx.call_next(wakes);
     }
 
     pub(crate) fn leave_queue(&self, ticket: &mut Option<u64>) {
@@ -380,9 +376,7 @@ impl Link {
         } else if tx.writer.wants_writable() {
             wakes.extend(tx.driver.clone());
         }
-        if tx.undeferred {
-            tx.call_next(&mut wakes);
-        }
+        tx.call_next(&mut wakes);
         drop(tx);
         wake_all(&mut wakes);
     }

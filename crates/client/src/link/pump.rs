@@ -69,9 +69,7 @@ impl Link {
         // Who pumps so may go away without another look.
         self.leave_blocked(&mut tx, &mut rx.wakes);
         let then = then(&mut tx);
-        if tx.undeferred {
-            tx.call_next(&mut rx.wakes);
-        }
+        tx.call_next(&mut rx.wakes);
         drop(tx);
         if !rx.wakes.is_empty() {
             wake_all(&mut rx.wakes);
@@ -92,9 +90,7 @@ impl Link {
         let led = self.lead.lead(rx, |rx, tx| {
             frames = self.take_in(tx, rx, lent);
             let then = then(tx);
-            if tx.undeferred {
-                tx.call_next(&mut rx.wakes);
-            }
+            tx.call_next(&mut rx.wakes);
             then
         });
         led.map_err(|rx| (frames, rx))
@@ -141,9 +137,8 @@ impl Link {
         });
         match pumped {
             Err(end) => self.fail(tx, end, wakes),
-            // Without a frame too, what stood before the first in line may have found room.
-            Ok(()) if frames > 0 || tx.undeferred => {
-                tx.call_next(wakes);
+            Ok(()) if frames > 0 => {
+                tx.next_may_go = true;
                 self.note_phase(tx, wakes);
             }
             Ok(()) => {}
@@ -188,13 +183,11 @@ impl Link {
     /// Writes what is blocked, or asks for a bell when it finds room.
     #[inline]
     fn leave_blocked(&self, tx: &mut Tx, wakes: &mut Vec<Waker>) {
-        if tx.blocked.is_some() && tx.end.is_none() {
-            if let Err(error) = tx.write_on() {
-                self.write_failed(tx, error, wakes);
-            }
-            if tx.undeferred {
-                tx.call_next(wakes);
-            }
+        if tx.blocked.is_some()
+            && tx.end.is_none()
+            && let Err(error) = tx.write_on()
+        {
+            self.write_failed(tx, error, wakes);
         }
     }
 
@@ -239,6 +232,7 @@ impl Link {
         {
             self.write_failed(&mut tx, error, &mut wakes);
         }
+        tx.next_may_go = true;
         tx.call_next(&mut wakes);
         let done = tx.end.is_some() || !tx.writer.wants_writable();
         drop(tx);

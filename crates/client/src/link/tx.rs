@@ -34,8 +34,8 @@ pub(crate) struct Tx {
     pub(super) uploads: VecDeque<u32>,
     /// The one request whose OPEN found no room in the ring. No other is begun before it is out: ids rise.
     pub(super) deferred: Option<u32>,
-    /// It has gone out, and the first of those who wait has not been told that it may be his turn.
-    pub(super) undeferred: bool,
+    /// There may be room for the first of those who wait, who has not been told.
+    pub(super) next_may_go: bool,
     /// Who waits to begin a request, in order. Only the first may.
     pub(super) queue: VecDeque<(u64, Waker)>,
     next_ticket: u64,
@@ -93,7 +93,7 @@ impl Tx {
             places: Vec::new(),
             uploads: VecDeque::new(),
             deferred: None,
-            undeferred: false,
+            next_may_go: false,
             queue: VecDeque::new(),
             next_ticket: 0,
             followers: Followers::default(),
@@ -125,21 +125,19 @@ impl Tx {
         let ticket = ticket.take();
         self.queue.retain(|(other, _)| Some(*other) != ticket);
         // The next in line may find room too.
+        self.next_may_go = true;
         self.call_next(wakes);
     }
 
-    /// Has the first in line woken, if there is a line: it may be his turn.
+    /// Has the first in line woken, if it may be his turn. To be asked before the lock is let go of by whoever may have written or
+    /// read something under it.
     #[inline]
     pub(super) fn call_next(&mut self, wakes: &mut Vec<Waker>) {
-        self.undeferred = false;
-        if !self.queue.is_empty() {
-            self.call_first(wakes);
+        if std::mem::take(&mut self.next_may_go)
+            && let Some((_, waker)) = self.queue.front()
+        {
+            wakes.push(waker.clone());
         }
-    }
-
-    #[cold]
-    fn call_first(&self, wakes: &mut Vec<Waker>) {
-        wakes.extend(self.queue.front().map(|(_, waker)| waker.clone()));
     }
 
     /// Opens a stream and writes its OPEN, or defers that.
@@ -349,7 +347,7 @@ impl Tx {
                 return Ok(Some(OPEN_PREFIX_LEN + body));
             }
             self.deferred = None;
-            self.undeferred = true;
+            self.next_may_go = true;
             if slot.abandoned {
                 self.state.cancel(slot.id);
                 return self.write_some(lent);

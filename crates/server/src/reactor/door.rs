@@ -96,6 +96,15 @@ impl Door {
         Ok(())
     }
 
+    /// The system does not let newcomers be taken: that is tried again on the next tick.
+    #[cold]
+    fn rest(&mut self, what: &str, error: impl std::fmt::Display) {
+        self.rests = true;
+        if let Some(others) = self.failures.turn(Instant::now()) {
+            tracing::warn!(what, %error, others_since_the_last_line = others, "failed at the door");
+        }
+    }
+
     /// Where newcomers could not be taken, it is tried again.
     pub(super) fn try_again(&mut self) {
         self.rests = false;
@@ -145,10 +154,7 @@ impl Reactor {
                         continue;
                     }
                     // Those who wait in the backlog would wake the reactor again and again.
-                    self.door.rests = true;
-                    if let Some(others) = self.door.failures.turn(Instant::now()) {
-                        tracing::warn!(%error, others_since_the_last_line = others, "accept failed");
-                    }
+                    self.door.rest("accept", error);
                     return;
                 }
             };
@@ -275,10 +281,7 @@ impl Reactor {
     /// Watches the listener, or stops watching it, as the door has it.
     pub(super) fn mind_the_door(&mut self) {
         if let Err(errno) = self.door.watch(&self.epoll) {
-            self.door.rests = true;
-            if let Some(others) = self.door.failures.turn(Instant::now()) {
-                tracing::error!(%errno, others_since_the_last_line = others, "cannot watch the listener");
-            }
+            self.door.rest("watching the listener", errno);
         }
     }
 
