@@ -9,15 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
-
-/// How long a daemon that has made its socket has to listen on it before its clients are told all the same. It touches the socket
-/// then, some 50 µs later: whoever was told before found that nobody listens, and had to be told twice.
-const UNTIL_IT_LISTENS: Duration = Duration::from_millis(2);
 
 /// All that this process watches.
 static WATCHES: Mutex<Watches> = Mutex::new(Watches {
@@ -234,10 +228,6 @@ impl Watches {
 fn tell(inotify: &Arc<OwnedFd>) {
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut events = Reader::new(inotify, &mut buffer);
-    // Their socket was made a moment ago, and they have not been told.
-    let mut made: Vec<Arc<Place>> = Vec::new();
-    // When they are told all the same: so long after the first of them was made, however much is made beside.
-    let mut until = Instant::now();
     loop {
         let places = match events.next() {
             Ok(event) => {
@@ -251,19 +241,6 @@ fn tell(inotify: &Arc<OwnedFd>) {
                 } else if !what.contains(ReadFlags::QUEUE_OVERFLOW) {
                     let name = name.map(std::ffi::CStr::to_bytes);
                     places.retain(|place| Some(place.name.as_bytes()) == name);
-                }
-                if made.is_empty() {
-                    until = Instant::now() + UNTIL_IT_LISTENS;
-                }
-                made.retain(|one| !places.iter().any(|other| Arc::ptr_eq(one, other)));
-                places.append(&mut made);
-                if what.contains(ReadFlags::CREATE)
-                    && !places.is_empty()
-                    && Instant::now() < until
-                    && (!events.is_buffer_empty() || more_comes(inotify, until))
-                {
-                    made = places;
-                    continue;
                 }
                 places
             }
@@ -292,17 +269,6 @@ fn tell(inotify: &Arc<OwnedFd>) {
     }
 }
 
-/// Whether another event comes by then.
-fn more_comes(inotify: &OwnedFd, until: Instant) -> bool {
-    let left = until.saturating_duration_since(Instant::now());
-    let patience = Timespec::try_from(left).ok();
-    let ready = poll(
-        &mut [PollFd::new(inotify, PollFlags::IN)],
-        patience.as_ref(),
-    );
-    ready.is_ok_and(|ready| ready > 0)
-}
-
 fn wake(places: &[Arc<Place>]) {
     for place in places {
         place.changes.fetch_add(1, Ordering::AcqRel);
@@ -317,6 +283,7 @@ mod tests {
     use std::fs;
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::task::Wake;
+    use std::time::Duration;
 
     use super::*;
 

@@ -121,13 +121,12 @@ impl Listener {
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(|errno| failed("make a socket for")(errno.into()))?;
         bind(&socket, &address).map_err(|errno| failed("bind")(errno.into()))?;
-        listen(&socket, BACKLOG).map_err(|errno| failed("listen on")(errno.into()))?;
         if dir.is_open_to_others() {
-            // To connect is to write. Nobody else can change names in the directory, so it is still the same socket. Clients that
-            // watch it hear of this, and shall find somebody listening; others that are earlier are refused, as if nobody did.
+            // To connect is to write. Nobody else can change names in the directory, so it is still the same socket.
             let everybody = Permissions::from_mode(0o666);
             fs::set_permissions(path, everybody).map_err(failed("open to others"))?;
         }
+        listen(&socket, BACKLOG).map_err(|errno| failed("listen on")(errno.into()))?;
         // Clients that watch the directory heard of the name before anybody listened: now they hear of it again. Those who
         // do not, because this failed, look for themselves.
         let now = Timestamps {
