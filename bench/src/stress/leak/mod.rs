@@ -411,7 +411,7 @@ fn judged(load: &Load, started: Held, warm: Cycle, cycles: &[Cycle], seconds: f6
     }
 }
 
-/// What every cycle left, in the order of time: a leak is a slope, and what fragments leave is a step.
+/// What every cycle left, in the order of time: a leak is a slope, and what the heap's fragments leave comes and goes.
 fn one_by_one(cycles: &[Cycle], over: &dyn Fn(Held) -> f64) -> String {
     let found: Vec<String> = (cycles.iter())
         .map(|cycle| format!("{:>5}:{:<5.0}", cycle.connections, over(cycle.after)))
